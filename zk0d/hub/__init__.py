@@ -1,0 +1,1 @@
+"""zk0-hub: the broker (registry, rounds, admission, aggregation, ledger). Never imports torch."""

@@ -1,0 +1,104 @@
+"""The channel between a supervisor (zk0d, zk0-hub) and a worker process: the worker's end and the job file.
+
+One JSON object per line over an inherited socket pair; stdout and stderr stay free for whatever libraries print.
+Not for bulk data, which goes through files named in the job. docs/architecture.md, "Workers", lists the events.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from zk0d.errors import WorkerError, Zk0Error
+
+FD_VARIABLE = "ZK0_WORKER_FD"
+MAX_LINE = 64 * 1024
+_PR_SET_PDEATHSIG = 1
+
+Message = dict[str, Any]
+
+
+class WorkerChannel:
+    """The worker's end. `emit` sends an event; `commands` receives what the supervisor says.
+
+    Without a supervisor (a person runs the module by hand) events are printed on stdout as JSON lines and the only
+    command is the `stop` that SIGINT or SIGTERM makes. When the supervisor dies the channel delivers `{"cmd": "orphaned"}`.
+    """
+
+    def __init__(self) -> None:
+        fd = os.environ.pop(FD_VARIABLE, "")
+        self._sock = socket.socket(fileno=int(fd)) if fd else None
+        self._lock = threading.Lock()
+        self.commands: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        if self._sock is not None:
+            # A stopped (frozen) worker would never see its supervisor's end: let the kernel thaw it then.
+            ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
+            threading.Thread(target=self._read, name="worker-channel", daemon=True).start()
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.commands.put({"cmd": "stop", "signal": signal.Signals(number).name})
+
+    def _read(self) -> None:
+        assert self._sock is not None
+        with self._sock.makefile("rb") as lines:
+            try:
+                while line := lines.readline(MAX_LINE):
+                    self.commands.put(json.loads(line))
+            except (OSError, ValueError):
+                pass  # a broken channel is a lost supervisor
+        self.commands.put({"cmd": "orphaned"})
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Send one event. Raises nothing when the supervisor is gone: `orphaned` follows as a command."""
+        line = json.dumps({"event": event, **fields}, ensure_ascii=False).encode() + b"\n"
+        with self._lock:
+            if self._sock is None:
+                sys.stdout.buffer.write(line)
+                sys.stdout.flush()
+                return
+            try:
+                self._sock.sendall(line)
+            except OSError:
+                pass
+
+    def poll(self, timeout_s: float = 0.0) -> Message | None:
+        """The next command, waiting up to `timeout_s` seconds; None if there is none."""
+        try:
+            return self.commands.get(timeout=timeout_s) if timeout_s > 0 else self.commands.get_nowait()
+        except queue.Empty:
+            return None
+
+
+def run_worker(main: Callable[[Message, WorkerChannel], Message]) -> int:
+    """Run `main(job, channel)` with the job file named in argv[1]; report its result or its error; give the exit status.
+
+    Emits `done` with `result`, or `error` with `code`, `message` and `hint`. Exit status 0, the error's own, or 1.
+    """
+    channel = WorkerChannel()
+    try:
+        if len(sys.argv) != 2:
+            raise WorkerError(f"usage: python -m {main.__module__} JOB.json", "give the path of one job file")
+        job = json.loads(Path(sys.argv[1]).read_text())
+        result = main(job, channel)
+    except Zk0Error as error:
+        channel.emit("error", code=error.code, message=error.message, hint=error.hint)
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        channel.emit("error", code="crash", message=f"{type(error).__name__}: {error}"[:2000], hint="see the worker's log")
+        return 1
+    channel.emit("done", result=result)
+    return 0
