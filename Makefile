@@ -1,0 +1,45 @@
+# zk0d: `make demo` shows the whole system on this machine, `make test` checks it. Both set up all that they need.
+SHELL := /bin/bash
+PY := .venv/bin/python
+POLICY ?= smolvla
+DEMO_OUT ?= demo-out
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help demo test lint bench lock setup setup-core clean
+help:
+	@echo "make demo [POLICY=smolvla|act] [DEMO_OUT=DIR]   a hub and three operators with virtual arms, end to end"
+	@echo "make test [ARGS='-k link']                      all tests"
+	@echo "make lint                                       ruff and mypy --strict"
+	@echo "make bench, make bench-NAME                     benchmarks, small or one at full size"
+	@echo "make setup-core                                 only what zk0d, zk0-hub and zk0ctl need (seconds)"
+	@echo "make lock                                       resolve packaging/lock anew"
+
+setup:
+	@packaging/setup.sh full
+setup-core:
+	@packaging/setup.sh core
+
+demo: setup
+	@$(PY) -m zk0d.demo --policy $(POLICY) --out "$(DEMO_OUT)"
+
+test: setup
+	@$(PY) -m pytest $(ARGS)
+
+lint: setup
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check --quiet . && $(PY) -m mypy
+
+bench: setup
+	@for f in bench/*.py; do $(PY) $$f --small || exit 1; done
+bench-%: setup
+	@$(PY) bench/$*.py
+
+# pyproject.toml is the only place where dependencies are named; the locks hold exact versions and hashes, and no index address.
+COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-emit-index-url --no-header --no-annotate
+lock: setup-core
+	@echo "uv>=0.9" | $(COMPILE) - -o packaging/lock/uv.txt
+	@$(COMPILE) pyproject.toml --extra ml --extra virtual --extra dev -o packaging/lock/full.txt
+	@$(COMPILE) pyproject.toml -c packaging/lock/full.txt -o packaging/lock/core.txt
+	@echo "systemd-python>=235" | $(COMPILE) - -o packaging/lock/systemd.txt
+
+clean:
+	rm -rf .venv .setup.log demo-out bench/results .pytest_cache .mypy_cache .ruff_cache build
