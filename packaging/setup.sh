@@ -55,7 +55,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     if command -v apt-get >/dev/null && "${as_root[@]}" true 2>/dev/null; then
         say "installing system packages: ${missing[*]}"
         { "${as_root[@]}" apt-get update -qq && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"; } \
-            >.setup.log 2>&1 || say "apt-get did not manage (see .setup.log); going on"
+            >.setup.log 2>&1 || say "apt-get did not manage; going on"
     else
         say "these system packages are missing and may not be installed from here:"
         say "    sudo apt-get install ${missing[*]}"
@@ -72,13 +72,13 @@ if ! "$venv/bin/python" -c "import sys; sys.exit(sys.version.split()[0] != '$("$
 fi
 rm -f "$venv/zk0-stamp"
 if ! "$venv/bin/uv" --version >/dev/null 2>&1; then
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r "$lock/uv.txt"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --only-binary=:all: -r "$lock/bootstrap.txt"
 fi
 say "installing $(grep -c '^[a-z0-9].*==' "$lock/$profile.txt") Python packages ($profile)$([ "$profile" = full ] && echo ', about 6 GB: some minutes')"
 export VIRTUAL_ENV="$PWD/$venv"
-"$venv/bin/uv" pip sync --quiet --allow-empty-requirements --require-hashes --compile-bytecode "$lock/$profile.txt" "$lock/uv.txt"
+"$venv/bin/uv" pip sync --quiet --allow-empty-requirements --require-hashes --compile-bytecode "$lock/$profile.txt" "$lock/bootstrap.txt"
 if pkg-config --exists libsystemd 2>/dev/null; then
-    "$venv/bin/uv" pip install --quiet --require-hashes --no-build-isolation-package systemd-python -r "$lock/systemd.txt" \
+    "$venv/bin/uv" pip install --quiet --require-hashes --no-build-isolation -r "$lock/systemd.txt" \
         || say "systemd-python did not build; the daemon uses its own small notification instead and says so"
 fi
 "$venv/bin/uv" pip install --quiet --no-deps --no-build-isolation --config-setting editable_mode=compat -e .
