@@ -1,0 +1,214 @@
+"""The supervisor's end of a worker process, for asyncio programs (zk0d, zk0-hub): start, talk, freeze, stop, kill.
+
+The worker's end is zk0d/worker.py. Not for deciding when a worker runs: that is the arbiter's and the rounds' business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+import zk0d
+from zk0d.durable import write_json
+from zk0d.errors import WorkerError
+from zk0d.worker import FD_VARIABLE, MAX_LINE, Message
+
+log = structlog.get_logger("supervise")
+
+OnEvent = Callable[[Message], None]
+_DRAIN_S = 2.0
+"""How long to read on for last events after the worker's exit."""
+
+
+class Worker:
+    """One worker process in its own session. Made by `Worker.start`; ends with `wait`, `stop` or `kill`.
+
+    `result` is what the worker reported with `done`; `failure` what it reported with `error` (code, message, hint).
+    """
+
+    def __init__(self, module: str, process: asyncio.subprocess.Process, log_path: Path, on_event: OnEvent | None):
+        self.module = module
+        self.log_path = log_path
+        self.frozen = False
+        self.last: Message = {}
+        """The latest event."""
+        self.result: Message | None = None
+        self.failure: Message | None = None
+        self._process = process
+        self._on_event = on_event
+        self._writer: asyncio.StreamWriter | None = None
+        self._broken = ""
+        self._ended: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        python: str,
+        module: str,
+        job: Message,
+        work_dir: Path,
+        log_path: Path,
+        on_event: OnEvent | None = None,
+        env: dict[str, str] | None = None,
+    ) -> Worker:
+        """Write `work_dir`/job.json and run `python -m module job.json`, output appended to `log_path`.
+
+        `on_event` is called in the event loop with every event, `done` and `error` included. `env` adds to the
+        environment. Raises WorkerError when the process cannot be started at all.
+        """
+        work_dir.mkdir(parents=True, exist_ok=True)
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        job_path = work_dir / "job.json"
+        write_json(job_path, job, mode=0o600)
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        try:
+            with log_path.open("ab") as output:
+                process = await asyncio.create_subprocess_exec(
+                    python, "-P", "-m", module, str(job_path.resolve()),
+                    stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output, cwd=work_dir,
+                    env=_environment(theirs.fileno(), env), pass_fds=(theirs.fileno(),), start_new_session=True,
+                )  # fmt: skip
+        except OSError as error:
+            ours.close()
+            raise WorkerError(
+                f"{module} cannot be started with {python}: {error.strerror or error}",
+                "set [runtime] python to an interpreter that has the training packages",
+            ) from error
+        finally:
+            theirs.close()
+        worker = cls(module, process, log_path, on_event)
+        reader, worker._writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE)
+        worker._ended = asyncio.create_task(worker._run(reader), name=f"worker {module}")
+        return worker
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process.returncode is None
+
+    @property
+    def returncode(self) -> int | None:
+        """Exit status, negative signal number, or None while it runs."""
+        return self._process.returncode
+
+    async def _run(self, reader: asyncio.StreamReader) -> None:
+        reading = asyncio.create_task(self._read(reader))
+        try:
+            await self._process.wait()
+            self._signal(signal.SIGKILL)  # whatever it left in its group, which also holds our socket open
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(reading, _DRAIN_S)
+        finally:
+            reading.cancel()
+            if self._writer is not None:
+                self._writer.close()
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while line := await reader.readline():
+                self._take(json.loads(line))
+        except OSError:
+            pass  # its end of the channel is gone; the exit status says why
+        except (ValueError, KeyError, TypeError) as error:
+            self._broken = f"sent something that is not an event: {error}"
+            self._signal(signal.SIGKILL)
+
+    def _take(self, event: Message) -> None:
+        kind = event["event"]
+        self.last = event
+        if kind == "done":
+            self.result = dict(event["result"])
+        elif kind == "error":
+            self.failure = event
+        if self._on_event is not None:
+            try:
+                self._on_event(event)
+            except Exception:
+                log.exception("an event handler failed", module=self.module, event_kind=kind)
+
+    def send(self, cmd: str, **fields: Any) -> None:
+        """Send a command (`stop`, `yield`, `next`, …). Does nothing when the worker has ended."""
+        if self._writer is not None and self.running and not self._writer.is_closing():
+            self._writer.write(json.dumps({"cmd": cmd, **fields}).encode() + b"\n")
+
+    async def wait(self) -> Message:
+        """Wait for the end → the worker's result. Raises WorkerError with its own error, or saying how it died."""
+        await self.ended()
+        if self.result is not None and not self._broken:
+            return self.result
+        raise self.error()
+
+    async def ended(self) -> None:
+        """Wait for the end, however it ends."""
+        assert self._ended is not None
+        await asyncio.shield(self._ended)
+
+    def error(self) -> WorkerError:
+        """Why there is no result, for a worker that has ended."""
+        if self.failure is not None:
+            return WorkerError(
+                f"{self.module}: {self.failure.get('message', 'failed')}", str(self.failure.get("hint", ""))
+            )
+        code = self.returncode
+        if self._broken:
+            how = self._broken
+        elif code is not None and code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        else:
+            how = f"ended with status {code} and no result"
+        return WorkerError(f"{self.module} {how}", f"its output is in {self.log_path}")
+
+    def freeze(self) -> None:
+        """Stop the whole process group at once (SIGSTOP); nothing is lost."""
+        self.frozen = self._signal(signal.SIGSTOP) or self.frozen
+
+    def thaw(self) -> None:
+        """Let a frozen worker go on (SIGCONT)."""
+        self._signal(signal.SIGCONT)
+        self.frozen = False
+
+    async def stop(self, grace_s: float = 5.0, cmd: str = "stop") -> None:
+        """Ask it to end (`stop` or `yield`), thaw it if it is frozen, kill it after `grace_s` seconds."""
+        self.send(cmd)
+        self.thaw()
+        try:
+            await asyncio.wait_for(self.ended(), grace_s)
+        except TimeoutError:
+            log.warning("worker did not stop in time and is killed", module=self.module, pid=self.pid, grace_s=grace_s)
+            await self.kill()
+
+    async def kill(self) -> None:
+        """SIGKILL the process group and wait for its end."""
+        self._signal(signal.SIGKILL)
+        await self.ended()
+
+    def _signal(self, number: signal.Signals) -> bool:
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+def _environment(fd: int, extra: dict[str, str] | None) -> dict[str, str]:
+    """The worker finds the same zk0d as ours, wherever that is installed, and the descriptor of its channel."""
+    home = str(Path(zk0d.__file__).resolve().parent.parent)
+    paths = [home, *(p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != home)]
+    value = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", **(extra or {})}
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"):
+        value.pop(name, None)  # systemd's words are for the supervisor alone
+    value[FD_VARIABLE] = str(fd)
+    return value
