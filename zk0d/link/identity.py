@@ -1,0 +1,349 @@
+"""Who is who: the hub's certificate authority, node keys and certificates, signatures, fingerprints for people.
+
+All keys are Ed25519 (RFC 8032, RFC 8410). Not for TLS settings (tls.py) nor for deciding who may join (the hub's registry).
+Fingerprints are `sha256:<64 hex>`: of the DER certificate for certificates, of the SubjectPublicKeyInfo for keys.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from zk0d.durable import write_bytes
+from zk0d.errors import ConfigError, ProtocolError
+from zk0d.link.words import WORDS
+
+HUB_NAME = "hub.zk0"
+"""The one name in every hub's server certificate: addresses may change, the pinned authority says which hub it is."""
+NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+_DAY = dt.timedelta(days=1)
+_SKEW = dt.timedelta(hours=1)  # a node's clock may be behind the hub's
+
+
+def check_node_id(node_id: str) -> str:
+    """`node_id` itself; ConfigError unless it is 1–64 of letters, digits, `.`, `_`, `-`."""
+    if not NODE_ID.match(node_id):
+        raise ConfigError(
+            f"{node_id[:80]!r} cannot be a node id", "use 1 to 64 letters, digits, dots, dashes, underscores"
+        )
+    return node_id
+
+
+def fingerprint(certificate: bytes | x509.Certificate) -> str:
+    """`sha256:<hex>` of a certificate given as PEM, DER or object."""
+    cert = certificate if isinstance(certificate, x509.Certificate) else load_certificate(certificate)
+    return "sha256:" + hashlib.sha256(cert.public_bytes(Encoding.DER)).hexdigest()
+
+
+def key_fingerprint(public_key: Ed25519PublicKey) -> str:
+    """`sha256:<hex>` of a public key's SubjectPublicKeyInfo."""
+    return (
+        "sha256:" + hashlib.sha256(public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+    )
+
+
+def csr_fingerprint(csr_der: bytes) -> str:
+    """Key fingerprint of a certificate request whose self-signature is good; ProtocolError otherwise."""
+    return key_fingerprint(_csr_key(csr_der))
+
+
+def phrase(fingerprint: str) -> str:
+    """Five short words (40 bits) that two people can compare over the phone; the same fingerprint, the same words."""
+    digest = hashlib.sha256(b"zk0 phrase v1\0" + fingerprint.encode()).digest()
+    return " ".join(WORDS[b] for b in digest[:5])
+
+
+def verify(public_key_pem_or_cert: bytes, data: bytes, signature: bytes) -> None:
+    """Check an Ed25519 signature by a PEM public key or PEM/DER certificate; ProtocolError if it is not good."""
+    try:
+        if b"PUBLIC KEY" in public_key_pem_or_cert:
+            key = load_pem_public_key(public_key_pem_or_cert)
+        else:
+            key = load_certificate(public_key_pem_or_cert).public_key()
+        if not isinstance(key, Ed25519PublicKey):
+            raise ProtocolError(f"a signature by a {type(key).__name__}, only Ed25519 is accepted")
+        key.verify(signature, data)
+    except InvalidSignature:
+        raise ProtocolError("the signature does not fit the data and the key") from None
+    except ValueError as error:
+        raise ProtocolError(f"the signer's key cannot be read: {error}") from None
+
+
+def load_certificate(data: bytes) -> x509.Certificate:
+    """A certificate from PEM or DER; ValueError if it is neither."""
+    if data.lstrip().startswith(b"-----BEGIN"):
+        return x509.load_pem_x509_certificate(data)
+    return x509.load_der_x509_certificate(data)
+
+
+@dataclass(frozen=True)
+class ServerIdentity:
+    """The hub's TLS certificate and key, as files (what `ssl` wants)."""
+
+    certificate: Path
+    key: Path
+
+    @classmethod
+    def load(cls, directory: Path) -> ServerIdentity:
+        """From `server.pem` and `server.key`; ConfigError when one is missing."""
+        found = cls(directory / "server.pem", directory / "server.key")
+        for path in (found.certificate, found.key):
+            if not path.is_file():
+                raise ConfigError(f"{path} is missing", "make it with Authority.issue_server (zk0-hub init)")
+        return found
+
+
+class Authority:
+    """The hub's certificate authority: `ca.key` (0600) and `ca.pem` in a folder of its own."""
+
+    def __init__(self, directory: Path, key: Ed25519PrivateKey, certificate: x509.Certificate) -> None:
+        self.directory = directory
+        self._key = key
+        self.certificate = certificate
+
+    @classmethod
+    def create(cls, directory: Path, name: str = "zk0 hub", days: int = 7300) -> Authority:
+        """A new authority; ConfigError if the folder already has one (it is never replaced: every node pins it)."""
+        if (directory / "ca.key").exists():
+            raise ConfigError(
+                f"{directory} already holds an authority", "load it; replacing it would lock every node out"
+            )
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        key = Ed25519PrivateKey.generate()
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} authority")])
+        builder = (
+            _builder(subject, subject, key.public_key(), days)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_usage(cert_sign=True), critical=True)
+        )
+        certificate = builder.sign(key, None)
+        _write_key(directory / "ca.key", key)
+        write_bytes(directory / "ca.pem", certificate.public_bytes(Encoding.PEM))
+        return cls(directory, key, certificate)
+
+    @classmethod
+    def load(cls, directory: Path) -> Authority:
+        """From `ca.key` and `ca.pem`; ConfigError when they are missing or unreadable."""
+        key = _read_key(directory / "ca.key")
+        return cls(directory, key, _read_certificate(directory / "ca.pem"))
+
+    @property
+    def pem(self) -> bytes:
+        """The authority's certificate, PEM."""
+        return self.certificate.public_bytes(Encoding.PEM)
+
+    @property
+    def fingerprint(self) -> str:
+        """What an operator is given out of band to know the hub by."""
+        return fingerprint(self.certificate)
+
+    def issue_node(self, csr_der: bytes, node_id: str, days: int = 825) -> bytes:
+        """A client certificate (PEM) with CN = node id for the key in the request; ProtocolError if the request is bad."""
+        check_node_id(node_id)
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, node_id)])
+        return self._issue(subject, _csr_key(csr_der), ExtendedKeyUsageOID.CLIENT_AUTH, days, []).public_bytes(
+            Encoding.PEM
+        )
+
+    def issue_server(self, directory: Path, names: tuple[str, ...] = (), days: int = 1825) -> ServerIdentity:
+        """A new server key and certificate in `directory`, for `hub.zk0` and further DNS `names`."""
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        key = Ed25519PrivateKey.generate()
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HUB_NAME)])
+        wanted = list(dict.fromkeys((HUB_NAME, *names)))
+        certificate = self._issue(subject, key.public_key(), ExtendedKeyUsageOID.SERVER_AUTH, days, wanted)
+        _write_key(directory / "server.key", key)
+        write_bytes(directory / "server.pem", certificate.public_bytes(Encoding.PEM))
+        return ServerIdentity(directory / "server.pem", directory / "server.key")
+
+    def _issue(
+        self, subject: x509.Name, key: Ed25519PublicKey, usage: x509.ObjectIdentifier, days: int, names: list[str]
+    ) -> x509.Certificate:
+        builder = (
+            _builder(subject, self.certificate.subject, key, days)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(cert_sign=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+        )
+        if names:
+            builder = builder.add_extension(
+                x509.SubjectAlternativeName([x509.DNSName(n) for n in names]), critical=False
+            )
+        return builder.sign(self._key, None)
+
+
+class NodeIdentity:
+    """A node's key and, once enrolled, its certificate and the hub's authority, in a folder of their own (0700)."""
+
+    def __init__(self, directory: Path, key: Ed25519PrivateKey) -> None:
+        self.directory = directory
+        self._key = key
+
+    @classmethod
+    def create(cls, directory: Path) -> NodeIdentity:
+        """A new key; ConfigError if there is one already (it is the node's identity, never silently replaced)."""
+        if (directory / "node.key").exists():
+            raise ConfigError(
+                f"{directory / 'node.key'} already exists", "load it, or move it away to become a new node"
+            )
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        key = Ed25519PrivateKey.generate()
+        _write_key(directory / "node.key", key)
+        return cls(directory, key)
+
+    @classmethod
+    def load(cls, directory: Path) -> NodeIdentity:
+        """From `node.key`; ConfigError when it is missing or others can read it."""
+        return cls(directory, _read_key(directory / "node.key"))
+
+    @property
+    def key_path(self) -> Path:
+        return self.directory / "node.key"
+
+    @property
+    def certificate_path(self) -> Path:
+        return self.directory / "node.pem"
+
+    @property
+    def ca_path(self) -> Path:
+        return self.directory / "ca.pem"
+
+    @property
+    def enrolled(self) -> bool:
+        """Whether a certificate and an authority are installed."""
+        return self.certificate_path.is_file() and self.ca_path.is_file()
+
+    @property
+    def node_id(self) -> str:
+        """The certificate's CN; ConfigError before enrolment."""
+        return common_name(_read_certificate(self.certificate_path))
+
+    @property
+    def certificate(self) -> bytes:
+        """The node's certificate, PEM."""
+        return self.certificate_path.read_bytes()
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the node's key: the same before and after enrolment; `phrase` of it is what people compare."""
+        return key_fingerprint(self._key.public_key())
+
+    def csr(self) -> bytes:
+        """A certificate request (DER, RFC 2986). Its subject says nothing: the hub chooses the node id."""
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "zk0 node")])
+        return (
+            x509.CertificateSigningRequestBuilder().subject_name(name).sign(self._key, None).public_bytes(Encoding.DER)
+        )
+
+    def install(self, cert_pem: bytes, ca_pem: bytes, node_id: str) -> None:
+        """Keep what enrolment gave. ProtocolError unless it is for our key, for `node_id`, and signed by that authority."""
+        try:
+            cert, ca = load_certificate(cert_pem), load_certificate(ca_pem)
+            cert.verify_directly_issued_by(ca)
+        except (ValueError, TypeError, InvalidSignature) as error:
+            raise ProtocolError(f"the certificate from the hub is not good: {error}") from None
+        if cert.public_key() != self._key.public_key():
+            raise ProtocolError("the certificate from the hub is for another key")
+        if common_name(cert) != node_id:
+            raise ProtocolError(f"the certificate from the hub names {common_name(cert)!r}, not {node_id!r}")
+        write_bytes(self.ca_path, ca.public_bytes(Encoding.PEM))
+        write_bytes(self.certificate_path, cert.public_bytes(Encoding.PEM))
+
+    def sign(self, data: bytes) -> bytes:
+        """Ed25519 signature, 64 bytes. Callers prefix `data` with what kind of statement it is."""
+        return self._key.sign(data)
+
+
+def common_name(certificate: x509.Certificate) -> str:
+    """The one CN of a certificate's subject; ProtocolError if there is none or several."""
+    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    if len(names) != 1:
+        raise ProtocolError(f"a certificate with {len(names)} common names")
+    return str(names[0].value)
+
+
+def _csr_key(csr_der: bytes) -> Ed25519PublicKey:
+    try:
+        csr = x509.load_der_x509_csr(csr_der)
+        key = csr.public_key()
+        good = csr.is_signature_valid
+    except (ValueError, TypeError) as error:
+        raise ProtocolError(f"the certificate request cannot be read: {error}") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise ProtocolError("the certificate request is not for an Ed25519 key")
+    if not good:
+        raise ProtocolError("the certificate request is not signed by its own key")
+    return key
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, key: Ed25519PublicKey, days: int) -> x509.CertificateBuilder:
+    now = dt.datetime.now(dt.UTC)
+    # A negative `days` makes an expired certificate (for tests); it still needs a start before its end.
+    start = min(now, now + days * _DAY) - _SKEW
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(now + days * _DAY)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _usage(*, cert_sign: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not cert_sign, key_cert_sign=cert_sign, crl_sign=cert_sign, content_commitment=False,
+        key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
+
+
+def _write_key(path: Path, key: Ed25519PrivateKey) -> None:
+    write_bytes(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600)
+
+
+def _read_key(path: Path) -> Ed25519PrivateKey:
+    try:
+        data = path.read_bytes()
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {os.strerror(error.errno or 0)}", "it is made by init (hub) or enroll (node)"
+        ) from None
+    if mode & 0o077:
+        raise ConfigError(f"{path} can be read by others (mode {mode & 0o777:o})", f"chmod 600 {path}")
+    try:
+        key = load_pem_private_key(data, None)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is not a private key: {error}") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(f"{path} is not an Ed25519 key")
+    return key
+
+
+def _read_certificate(path: Path) -> x509.Certificate:
+    try:
+        return load_certificate(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: {os.strerror(error.errno or 0)}", "enrol first") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not a certificate: {error}") from None
