@@ -42,7 +42,7 @@ def encode_bfloat16(values: Float32) -> Uint16:
     NaN stays NaN (quiet, sign kept), infinities stay; a finite value beyond bfloat16's largest becomes infinite
     (IEEE 754).
     """
-    source = np.ascontiguousarray(values, dtype=np.float32)
+    source = np.asarray(values, dtype=np.float32, order="C")
     out = np.empty(source.shape, dtype=np.uint16)
     bits, flat = source.reshape(-1).view(np.uint32), out.reshape(-1)
     for start in range(0, bits.size, BLOCK):
@@ -59,7 +59,7 @@ def encode_bfloat16(values: Float32) -> Uint16:
 
 def decode_bfloat16(bits: Uint16) -> Float32:
     """bfloat16 bit patterns (uint16, any shape) → float32, exact."""
-    source = np.ascontiguousarray(bits, dtype=np.uint16)
+    source = np.asarray(bits, dtype=np.uint16, order="C")
     wide = source.astype(np.uint32)
     np.left_shift(wide, np.uint32(16), out=wide)
     return wide.view(np.float32)
