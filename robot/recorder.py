@@ -1,0 +1,280 @@
+"""The recorder worker: teleoperate, and make each take an episode that survives whatever happens next.
+
+`python -m robot.recorder JOB.json`; job, events and commands are in docs/architecture.md, "Workers".
+Not for what a take is on disk (episodes.py, dataset.py) nor for opening devices (arms.py).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robot.config import RobotTable
+from zk0d.errors import ConfigError, DatasetError
+from zk0d.worker import Message, WorkerChannel, run_worker
+
+PROGRESS_EVERY_S = 0.5
+DISK_CHECK_EVERY_S = 5.0
+MIN_FREE_BYTES = 256 << 20
+KEEP_WHEN_CUT_S = 1.0
+
+
+_WHOLE = {"episodes": (1, 100_000), "fps": (5, 120), "max_takes": (0, 1_000_000), "seed": (0, 2**31)}
+
+
+@dataclass(frozen=True)
+class RecorderJob:
+    """The job file. Times in seconds. `pace` "fast" does not wait for the clock: only where the bench steps its own."""
+
+    dataset: Path
+    task: str
+    robot: RobotTable
+    episodes: int = 1
+    episode_s: float = 20.0
+    reset_s: float = 0.0
+    fps: int = 30
+    keep: str = "all"
+    max_takes: int = 0
+    seed: int = 0
+    auto: bool = True
+    pace: str = ""
+
+    @staticmethod
+    def parse(job: Mapping[str, Any]) -> RecorderJob:
+        """Raises ConfigError naming the key, the value and what is accepted."""
+
+        def refuse(key: str, accepted: str) -> ConfigError:
+            return ConfigError(f"recorder job: {key} = {job.get(key)!r} cannot be used", f"use {accepted}")
+
+        values = {k: v for k, v in job.items() if k in RecorderJob.__dataclass_fields__ and v is not None}
+        if not isinstance(job.get("dataset"), str) or not Path(job["dataset"]).is_absolute():
+            raise refuse("dataset", "the absolute path of a folder")
+        if not isinstance(job.get("task"), str) or not job["task"].strip():
+            raise refuse("task", "a sentence that says what is done")
+        for key, (low, high) in _WHOLE.items():
+            value = values.get(key, low)
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise refuse(key, f"a whole number from {low} to {high}")
+        for key, low_s in (("episode_s", 0.2), ("reset_s", 0.0)):
+            value = values.get(key, low_s)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low_s <= value <= 86_400:
+                raise refuse(key, f"seconds, {low_s} or more")
+        if values.get("keep", "all") not in ("all", "success"):
+            raise refuse("keep", '"all" or "success"')
+        if values.get("pace", "") not in ("", "real", "fast"):
+            raise refuse("pace", '"real" or "fast"')
+        values["dataset"] = Path(job["dataset"])
+        values["robot"] = RobotTable.parse(job.get("robot", {}))
+        return RecorderJob(**values)
+
+
+class Recorder:
+    """One job. Takes are recorded on the calling thread; the one before is verified and saved beside it."""
+
+    def __init__(self, job: RecorderJob, channel: WorkerChannel, bench: Any, dataset: Any) -> None:
+        self.job = job
+        self._channel = channel
+        self._bench = bench
+        self._dataset = dataset
+        self._fast = (job.pace or ("fast" if bench.stepped else "real")) == "fast"
+        if self._fast and not bench.stepped:
+            raise ConfigError('recorder job: pace = "fast" needs a bench that steps its own time', 'use pace = "real"')
+        self._saver = ThreadPoolExecutor(1, thread_name_prefix="save")
+        self._saving: list[tuple[int, bool | None, Future[Any]]] = []
+        self._first = len(dataset.records)
+        self._take = 0
+        self._saved = 0
+        self._frames = 0
+        self._discarded = 0
+        self._finish = False  # no further take
+        self._cut = False  # end the take in progress as well
+        self._max_takes = job.max_takes or (4 * job.episodes + 10 if job.keep == "success" else 0)
+
+    def run(self) -> Message:
+        """Record until the job is done or a command ends it; everything saved is durable when this returns."""
+        try:
+            while not self._finish and self._wanted():
+                self._take += 1
+                self._one_take()
+                self._collect(wait=self._all_taken())
+                if self.job.reset_s > 0 and not self._finish and self._wanted():
+                    self._reset()
+        finally:
+            self._collect(wait=True)
+            self._saver.shutdown()
+        return {
+            "episodes": self._saved,
+            "takes": self._take,
+            "discarded": self._discarded,
+            "frames": self._frames,
+            "dataset": str(self.job.dataset),
+        }
+
+    def _all_taken(self) -> bool:
+        return self._saved + len(self._saving) >= self.job.episodes
+
+    def _next_episode(self) -> int:
+        return self._first + self._saved + len(self._saving)
+
+    def _wanted(self) -> bool:
+        return not self._all_taken() and (not self._max_takes or self._take < self._max_takes)
+
+    def _one_take(self) -> None:
+        job, bench = self.job, self._bench
+        if self._dataset.free_bytes() < MIN_FREE_BYTES:
+            raise DatasetError(
+                f"the disk of {job.dataset} has less than {MIN_FREE_BYTES >> 20} MiB left", "free some space first"
+            )
+        self._channel.emit("take", take=self._take, episode=self._next_episode())
+        seed = job.seed * 100_003 + self._take - 1
+        bench.begin_take(seed)
+        take = self._dataset.new_take()
+        try:
+            outcome = self._loop(take)
+        except BaseException:
+            take.discard()
+            self._drop("a device failed or the take could not be written")
+            raise
+        success = bench.success()
+        too_short = take.frames < 2 or (self._cut and (bench.virtual or take.frames < KEEP_WHEN_CUT_S * job.fps))
+        if outcome == "discard" or too_short:
+            take.discard()
+            self._drop("discarded" if outcome == "discard" else "cut short")
+        elif job.keep == "success" and success is False:
+            take.discard()
+            self._drop("no success")
+        else:
+            pace = "fast" if self._fast else "real"
+            facts = {"take": self._take, "seed": seed, "success": success, "ended_by": outcome, "pace": pace}
+            self._saving.append((self._take, success, self._saver.submit(self._dataset.save, take, job.task, facts)))
+
+    def _loop(self, take: Any) -> str:
+        """The control loop of one take, LeRobot's order: observe, read the leader, send, keep. Gives what ended it."""
+        job, bench = self.job, self._bench
+        period = 1.0 / job.fps
+        limit = max(2, round(job.episode_s * job.fps)) if job.auto else sys.maxsize
+        begin = anchor = time.perf_counter()
+        next_progress, next_disk, steps = begin + PROGRESS_EVERY_S, begin + DISK_CHECK_EVERY_S, 0
+        while True:
+            now = time.perf_counter()
+            at = take.frames * period if self._fast else now
+            state, images = bench.observe()
+            sent = bench.command(bench.leader_pose())
+            take.add(at, state, sent, images)
+            steps += 1
+            if take.frames >= limit:
+                return "time"
+            if job.auto and bench.leader_done():
+                return "leader"
+            if now >= next_progress:
+                next_progress = now + PROGRESS_EVERY_S
+                self._progress(take, now - begin)
+                self._collect(wait=False)
+            if now >= next_disk:
+                next_disk = now + DISK_CHECK_EVERY_S
+                if self._dataset.free_bytes() < MIN_FREE_BYTES:
+                    self._finish = True
+                    return "disk"
+            wait = 0.0
+            if not self._fast:
+                wait = anchor + steps * period - time.perf_counter()
+                if wait < -period:  # fell behind by more than a period: go on from here instead of hurrying after it
+                    anchor, steps, wait = time.perf_counter(), 0, 0.0
+            if (end := self._commands(wait)) is not None:
+                return end
+
+    def _commands(self, wait_s: float) -> str | None:
+        """Sleep until the next period, reacting at once to what the supervisor says. Gives what ends the take."""
+        deadline = time.perf_counter() + wait_s
+        while True:
+            message = self._channel.poll(max(0.0, deadline - time.perf_counter()))
+            if message is None:
+                return None
+            match message.get("cmd"):
+                case "next" | "discard" as end:
+                    return str(end)
+                case "finish":
+                    self._finish = True
+                case "stop":
+                    self._finish = self._cut = True
+                    return "stop"
+                case "orphaned":
+                    self._finish = True
+                    if not self._bench.virtual:
+                        self._cut = True
+                        return "orphaned"
+
+    def _reset(self) -> None:
+        """Teleoperate without recording while the person puts things back; `next` ends it early."""
+        bench, period = self._bench, 1.0 / self.job.fps
+        end = time.perf_counter() + self.job.reset_s
+        while time.perf_counter() < end and not self._finish:
+            began = time.perf_counter()
+            bench.command(bench.leader_pose())
+            if self._commands(max(0.0, period - (time.perf_counter() - began))) is not None:
+                return
+
+    def _progress(self, take: Any, seconds: float) -> None:
+        self._channel.emit(
+            "progress",
+            episode=self._next_episode(),
+            frames=take.frames,
+            seconds=round(seconds, 2),
+            hz=round(take.frames / seconds, 1) if seconds > 0 else 0.0,
+        )
+
+    def _drop(self, reason: str) -> None:
+        self._discarded += 1
+        self._channel.emit("discarded", take=self._take, reason=reason)
+
+    def _collect(self, wait: bool) -> None:
+        """Report what the saver has finished. A take that does not verify is discarded; a full disk ends the job."""
+        while self._saving and (wait or self._saving[0][2].done()):
+            take, success, future = self._saving.pop(0)
+            try:
+                record = future.result()
+            except DatasetError as error:
+                self._discarded += 1
+                self._channel.emit("discarded", take=take, reason=error.message)
+                continue
+            except OSError as error:
+                self._discarded += 1
+                raise DatasetError(
+                    f"take {take} could not be saved: {error}", "see whether the disk is full"
+                ) from error
+            self._saved += 1
+            self._frames += record.length
+            self._channel.emit(
+                "saved",
+                episode=record.position.episode_index,
+                frames=record.length,
+                success=success,
+                take=take,
+                quality=record.quality,
+            )
+
+
+def main(job: Message, channel: WorkerChannel) -> Message:
+    """Open everything, record, close everything. Raises RobotError, DatasetError or ConfigError."""
+    wanted = RecorderJob.parse(job)
+    # After the job is known to be right: these take seconds.
+    from robot.arms import open_bench
+    from robot.dataset import RecordedDataset
+    from robot.episodes import RecordingSpec
+
+    with open_bench(wanted.robot, fps=wanted.fps, seed=wanted.seed) as bench:
+        spec = RecordingSpec(wanted.fps, bench.joints, bench.cameras, bench.robot_type, wanted.robot.units)
+        with RecordedDataset(wanted.dataset, spec) as dataset:
+            if not bench.virtual:
+                bench.move_to(bench.leader_pose(), seconds=1.5)
+            channel.emit("ready", ports=bench.ports, cameras=list(bench.cameras), recovered=dataset.recovery.to_json())
+            return Recorder(wanted, channel, bench, dataset).run()
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(main))

@@ -1,0 +1,52 @@
+"""The [robot] table: what is accepted, and that a refusal names the key, the value and what would do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from robot.config import RobotTable
+from zk0d.errors import ConfigError
+
+REAL: dict[str, Any] = {
+    "follower": "/dev/ttyACM0",
+    "leader": "/dev/ttyACM1",
+    "cameras": {"front": {"source": "/dev/video0", "height": 480, "width": 640}},
+}
+
+
+def test_a_complete_table_is_read() -> None:
+    table = RobotTable.parse({"type": "so100", "units": "range", **REAL})
+    assert (table.type, table.units, table.virtual) == ("so100", "range", False)
+    assert (table.cameras["front"].height, table.cameras["front"].width) == (480, 640)
+
+
+def test_a_virtual_bench_needs_no_camera_source() -> None:
+    table = RobotTable.parse({"follower": "virtual:Touch", "cameras": {"wrist": {"height": 64, "width": 64}}})
+    assert table.virtual and table.leader == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"type": "so102"}, ["type", "so102", "so101"]),
+        ({"units": "radians"}, ["units", "radians", "degrees"]),
+        ({"follower": ""}, ["follower", "/dev/ttyACM0"]),
+        ({"leader": "/dev/ttyACM0"}, ["leader", "/dev/ttyACM0"]),
+        ({"leader": "expert"}, ["leader", "expert", "virtual"]),
+        ({"folower": "x"}, ["folower", "follower"]),
+        ({"max_relative_target": 0}, ["max_relative_target", "above zero"]),
+        ({"calibration_dir": "/nowhere"}, ["calibration_dir", "/nowhere"]),
+        ({"cameras": {"front": {"height": 480, "width": 640}}}, ["front", "source"]),
+        ({"cameras": {"front": {"source": "0", "height": 481}}}, ["cameras.front", "height", "481", "even"]),
+        ({"cameras": {"Front!": {"source": "0"}}}, ["Front!", "lower-case"]),
+        ({"cameras": {"front": {"source": "0", "rotation": 45}}}, ["rotation", "45", "270"]),
+        ({"cameras": {"front": {"source": "0", "zoom": 2}}}, ["zoom", "source"]),
+    ],
+)
+def test_a_refusal_names_key_value_and_what_is_accepted(change: dict[str, Any], named: list[str]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        RobotTable.parse({**REAL, **change})
+    for word in named:
+        assert word in str(refused.value)
