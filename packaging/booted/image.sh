@@ -10,7 +10,7 @@ base="minbase plus systemd, dbus, polkit, udev: what any Ubuntu or Debian deskto
 include=systemd,systemd-sysv,dbus,polkitd,udev,libpam-systemd,procps,kmod
 needs=$(sed -n '/^Package:/,$p' ../deb/debian/control | grep -oE 'python3(-[a-z0-9]+)*' | sort -u | grep -v '^python3-all')
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/zk0-booted
-key=$(printf '%s\n' "$suite" "$base" "$include" "$needs" 1 | sha256sum | cut -c1-12)
+key=$(printf '%s\n' "$suite" "$base" "$include" "$needs" 2 | sha256sum | cut -c1-12)
 image=$cache/debian-$suite-$key
 if [ -e "$image/.zk0-ready" ]; then echo "$image"; exit 0; fi
 
@@ -37,7 +37,6 @@ script=/usr/share/debootstrap/scripts/$suite
     chroot "$image" apt-get install -y --download-only $needs
     echo booted >"$image/etc/hostname"
     : >"$image/etc/machine-id"
-    rm -f "$image/etc/apt/sources.list"     # from here on there is no network to it
 } >"$cache/image.log" 2>&1 9>&- || { tail -n 20 "$cache/image.log" >&2; die "the image could not be made; see $cache/image.log"; }
 touch "$image/.zk0-ready"
 echo "$image"
