@@ -91,7 +91,7 @@ class FrameParser:
 
 
 class FeetechBus:
-    """A chain of servos. `sense()` is called before present values are read, `moved()` after goals were sync-written."""
+    """A chain of servos. `sense()` is called before present values are read, `moved()` after a sync write of goals."""
 
     def __init__(self, servos: Sequence[Servo]) -> None:
         self.servos = list(servos)

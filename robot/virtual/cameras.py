@@ -86,10 +86,16 @@ class VirtualCamera(Camera):  # type: ignore[misc]
         self._station = None
 
 
+_VIEWS = {
+    "wrist": ("wrist", "hand", "gripper"),
+    "top": ("top", "overhead", "above"),
+    "front": ("front", "side", "scene", "base"),
+}
+
+
 def view_of(name: str) -> str:
     """Which view a camera of this name shows. Raises RobotError for names that say nothing."""
-    lowered = name.lower()
-    for view, words in (("wrist", ("wrist", "hand", "gripper")), ("top", ("top", "overhead", "up")), ("front", ("front", "side", "scene"))):
-        if any(word in lowered for word in words):
+    for view, words in _VIEWS.items():
+        if any(word in name.lower() for word in words):
             return view
     raise RobotError(f"virtual camera {name!r}: which view is it?", "have front, top or wrist in its name")

@@ -1,13 +1,12 @@
 """Scripted experts: what a person's hand on the leader would do to solve a task, as joint angles per control period.
 
-They see the simulator's ground truth and move nothing but the leader; the follower follows over the bus like a real one.
+They see the simulator's ground truth and move nothing but the leader; the follower follows over the bus, as a real one.
 Not for replaying recordings (replay.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,8 @@ Script = Generator[Vector | None, None, None]
 """Joint angles (6,) rad per control period; None while thinking, so that no step takes long."""
 
 GRASP_TOOL = np.array([0.0085, 0.0, -0.0925])
-"""Between the jaws, gripper frame (m): a 25 mm cube here has 4 mm to the fixed jaw, and the tips clear the table by 2 mm."""
+"""Between the jaws, gripper frame (m): a 25 mm cube has 4 mm to the fixed jaw, the tips 2 mm to the table."""
+UP = np.array([0.0, 0.0, 1.0])
 OPEN, CLOSED = 0.95, -0.12
 SPEED = 1.1
 """Mean joint speed of a glide (rad/s); its peak is 1.9 times that."""
@@ -46,7 +46,7 @@ class Expert:
             "LookAt": self._look_at,
         }
         if scene.spec.task not in scripts:
-            raise RobotError(f"no scripted expert for task {scene.spec.task!r}", f"there is one for {', '.join(scripts)}")
+            raise RobotError(f"no scripted expert for {scene.spec.task!r}", f"there is one for {', '.join(scripts)}")
         self._script = scripts[scene.spec.task]()
         # Thinking takes longer than the bus may stay silent. The first thoughts are over before the take begins.
         self._ahead: Vector | None = None
@@ -129,7 +129,8 @@ class Expert:
                 reach = self._seeded(GRASP_TOOL, position, rotation, azimuth, roll)
                 yield None
                 # The hover above must be reachable too: a plan that only reaches the cube cannot be approached.
-                hover = self.solver.solve(reach.angles, GRASP_TOOL, position + rotation[:, 2] * 0.05, rotation, steps=40)
+                above = position + rotation[:, 2] * 0.05
+                hover = self.solver.solve(reach.angles, GRASP_TOOL, above, rotation, steps=40)
                 cost = 100 * (reach.position_error + hover.position_error) + reach.tilt_error + penalty
                 if best is None or cost < best[0]:
                     best = (cost, reach, rotation)
@@ -161,7 +162,7 @@ class Expert:
         goal = position + jitter
         height = float(self.rng.uniform(0.055, 0.075))
         hover = self.solver.solve(reach.angles, GRASP_TOOL, goal + back * height, rotation).angles
-        away = self.solver.solve(hover, GRASP_TOOL, goal + back * height + [0, 0, 0.03], rotation).angles
+        away = self.solver.solve(hover, GRASP_TOOL, goal + back * height + 0.03 * UP, rotation).angles
         yield from self._glide(np.append(away, OPEN))
         yield from self._glide(np.append(hover, OPEN), least=0.25)
         path = [goal + back * height * s for s in (0.75, 0.5, 0.25, 0.0)]
@@ -169,7 +170,7 @@ class Expert:
         yield from self._thread(knots, least=0.7)
         yield from self._hold(0.1)
         yield from self._squeeze()
-        rise = [goal + np.array([0.0, 0.0, lift * s]) for s in (0.25, 0.5, 0.75, 1.0)]
+        rise = [goal + lift * s * UP for s in (0.25, 0.5, 0.75, 1.0)]
         knots = yield from self._line(self.at[:ARM], GRASP_TOOL, rise, rotation, CLOSED)
         yield from self._thread(knots, least=0.9)
 
@@ -212,9 +213,9 @@ class Expert:
     def _place(self, target: Vector, height: float) -> Script:
         carried = np.array([target[0], target[1], height + 0.004])
         reach, rotation = yield from self._plan(carried, float(np.arctan2(*(carried - PAN_AXIS)[1::-1])) + np.pi / 2)
-        above = self.solver.solve(reach.angles, GRASP_TOOL, carried + [0, 0, 0.06], rotation).angles
+        above = self.solver.solve(reach.angles, GRASP_TOOL, carried + 0.06 * UP, rotation).angles
         yield from self._glide(np.append(above, CLOSED), least=0.8)
-        down = [carried + np.array([0.0, 0.0, 0.06 * s]) for s in (0.66, 0.33, 0.0)]
+        down = [carried + 0.06 * s * UP for s in (0.66, 0.33, 0.0)]
         knots = yield from self._line(above, GRASP_TOOL, down, rotation, CLOSED)
         yield from self._thread(knots, least=0.7)
         opened = self.at.copy()
@@ -237,9 +238,9 @@ class Expert:
             yield None
             if reach.good:
                 break
-        hover = self.solver.solve(reach.angles, tool, position + [0, 0, 0.07], rotation).angles
+        hover = self.solver.solve(reach.angles, tool, position + 0.07 * UP, rotation).angles
         yield from self._glide(np.append(hover, gripper), least=1.0)
-        path = [position + np.array([0.0, 0.0, 0.07 * s]) for s in (0.66, 0.33, 0.0)]
+        path = [position + 0.07 * s * UP for s in (0.66, 0.33, 0.0)]
         knots = yield from self._line(hover, tool, path, rotation, gripper)
         yield from self._thread(knots, least=0.9)
         yield from self._until_success(1.0, linger=0.5)
@@ -257,12 +258,20 @@ class Expert:
         yield from self._until_success(1.0, linger=0.6)
 
     def _look_at(self) -> Script:
-        target: Any = self.scene.env._gaze_target_pos()
+        target = self.scene.env._gaze_target_pos()
+        out = target - PAN_AXIS
+        best: tuple[float, Vector] | None = None
+        for lift, elbow, wrist in ((-0.9, 0.9, 0.9), (-1.2, 1.0, 1.5), (-0.5, 0.0, 1.5), (-1.5, 0.5, 1.6)):
+            start = np.array([-np.arctan2(out[1], out[0]), lift, elbow, wrist, 0.0])
+            angles, miss = self.solver.gaze(start, target)
+            yield None
+            low = max(0.0, 0.05 - float(self.solver.point(angles, GRASP_TOOL)[2]))  # the tips must clear the table
+            cost = miss + 20 * low + 0.02 * float(np.abs(angles - self.at[:ARM]).max())
+            if best is None or cost < best[0]:
+                best = (cost, angles)
+        assert best is not None
         yield from self._hold(float(self.rng.uniform(0.1, 0.4)))
-        raised = self.at.copy()
-        raised[1] += 0.4  # off the rest, so that the camera sees the table
-        yield from self._glide(raised, least=0.8)
-        yield from self._glide(np.append(self.solver.gaze(self.at, target), self.at[5]), least=1.2)
+        yield from self._glide(np.append(best[1], self.at[5]), least=1.6)
         yield from self._until_success(1.0, linger=0.6)
 
 

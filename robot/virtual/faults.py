@@ -43,7 +43,12 @@ class LineFaults:
 
     def power_cycle(self) -> None:
         """Take the servos' supply away for a moment."""
-        self._call(lambda: [s.power_cycle() for s in self._line.bus.servos] and None)
+
+        def cycle() -> None:
+            for servo in self._line.bus.servos:
+                servo.power_cycle()
+
+        self._call(cycle)
 
     def overload(self, joint: str) -> None:
         """The servo trips: error bit in every reply, no torque until torque is switched on again."""

@@ -103,10 +103,10 @@ class ArmSolver:
         turn = self._kinematics.orientation_error(have, want)
         return Reach(angles, float(np.linalg.norm(point - goal)), float(np.linalg.norm(turn)))
 
-    def gaze(self, start: Vector, target: Vector, steps: int = 60) -> Vector:
-        """Turn pan and wrist so that the wrist camera looks at `target` (world, m). Gives (5,) rad."""
+    def gaze(self, start: Vector, target: Vector, steps: int = 60) -> tuple[Vector, float]:
+        """Turn the arm so that the wrist camera looks at `target` (world, m). Gives (5,) rad and the miss in rad."""
         env, data = self._env, self._data
-        joints = np.array([0, 1, 3])
+        joints = np.array([0, 1, 2, 3])
         angles = np.clip(start[:ARM], self._low, self._high)
 
         def miss(q: Vector) -> Vector:
@@ -114,11 +114,12 @@ class ArmSolver:
             self._mujoco.mj_camlight(env.model, data)
             camera = env._wrist_cam_id
             ray = data.cam_xmat[camera].reshape(3, 3).T @ (target - data.cam_xpos[camera])
-            ray /= np.linalg.norm(ray)
-            return ray - np.array([0.0, 0.0, -1.0])
+            return np.asarray(ray / np.linalg.norm(ray) - np.array([0.0, 0.0, -1.0]))
 
         for _ in range(steps):
             here = miss(angles)
+            if np.linalg.norm(here) < 0.02:
+                break
             jac = np.empty((3, len(joints)))
             for column, joint in enumerate(joints):
                 moved = angles.copy()
@@ -127,4 +128,4 @@ class ArmSolver:
             delta = -np.linalg.solve(jac.T @ jac + 0.01 * np.eye(len(joints)), jac.T @ here)
             angles[joints] += np.clip(delta, -0.1, 0.1)
             angles = np.clip(angles, self._low, self._high)
-        return angles
+        return angles, float(np.linalg.norm(miss(angles)))

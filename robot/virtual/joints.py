@@ -20,7 +20,14 @@ if TYPE_CHECKING:
 
 JOINTS: Final = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 LIMITS_RAD: Final = np.array(
-    [[-1.91986, 1.91986], [-1.74533, 1.74533], [-1.69, 1.69], [-1.65806, 1.65806], [-2.74384, 2.74384], [-0.17453, 1.74533]]
+    [
+        [-1.91986, 1.91986],
+        [-1.74533, 1.74533],
+        [-1.69, 1.69],
+        [-1.65806, 1.65806],
+        [-2.74384, 2.74384],
+        [-0.17453, 1.74533],
+    ]
 )
 """Joint ranges of the SO-101 model in so101-nexus (rad)."""
 STEPS_PER_RAD: Final = 4095 / (2 * math.pi)
@@ -35,7 +42,7 @@ Calibration = dict[str, dict[str, int]]
 
 
 def factory_calibration(side: str) -> Calibration:
-    """The calibration that a virtual arm is delivered with: full joint ranges, and offsets as different as real ones."""
+    """What a virtual arm is delivered with: full joint ranges, and offsets as different as real ones."""
     out: Calibration = {}
     for index, joint in enumerate(JOINTS):
         half = math.floor((LIMITS_RAD[index, 1] - LIMITS_RAD[index, 0]) / 2 * STEPS_PER_RAD)
@@ -56,7 +63,8 @@ def load_calibration(path: Path) -> Calibration:
     try:
         data: Any = json.loads(path.read_text())
     except (OSError, ValueError) as exc:
-        raise RobotError(f"calibration {path} cannot be read: {exc}", "give a folder with follower.json and leader.json") from exc
+        hint = "give a folder with follower.json and leader.json"
+        raise RobotError(f"calibration {path} cannot be read: {exc}", hint) from exc
     fields = ("id", "drive_mode", "homing_offset", "range_min", "range_max")
     if not isinstance(data, dict) or set(data) != set(JOINTS):
         raise RobotError(f"calibration {path} does not have the joints of an SO-101", f"expected {', '.join(JOINTS)}")
@@ -64,7 +72,7 @@ def load_calibration(path: Path) -> Calibration:
         if not isinstance(values, dict) or not all(isinstance(values.get(f), int) for f in fields):
             raise RobotError(f"calibration {path}: {joint} needs whole numbers for {', '.join(fields)}")
         if not 0 <= values["range_min"] < values["range_max"] <= 4095 or abs(values["homing_offset"]) > 2047:
-            raise RobotError(f"calibration {path}: the range of {joint} is outside 0..4095 or empty", "calibrate this arm again")
+            raise RobotError(f"calibration {path}: {joint} is empty or outside 0..4095", "calibrate this arm again")
     return {joint: {f: int(data[joint][f]) for f in fields} for joint in JOINTS}
 
 

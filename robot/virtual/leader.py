@@ -1,4 +1,4 @@
-"""What moves the virtual leader: a scripted expert, a recording, or nothing. One set of encoder steps per control period.
+"""What moves the virtual leader: a scripted expert, a recording, or nothing. Encoder steps per control period.
 
 Not for the follower, which only physics moves.
 """
@@ -22,7 +22,10 @@ class LeaderScript(Protocol):
     """`first` is shown until the first control period has passed, then what next() gives."""
 
     first: Steps
-    done: bool
+
+    @property
+    def done(self) -> bool:
+        """There is no more to show."""
 
     def next(self) -> Steps:
         """Encoder steps (6,) for the next control period; the last ones again when there is no more."""
@@ -62,9 +65,9 @@ class Replayed:
     """A recorded teleoperation."""
 
     def __init__(self, recording: Recording, episode: int, joints: JointMap) -> None:
-        self._steps = joints.steps_from_range(recording.values(episode))
+        self._steps: Steps = joints.steps_from_range(recording.values(episode))
         self._row = 0
-        self.first = self._steps[0]
+        self.first: Steps = self._steps[0]
         self.done = False
 
     def next(self) -> Steps:
@@ -72,5 +75,5 @@ class Replayed:
         self._row += 1
         if self._row >= len(self._steps):
             self.done = True
-            return self._steps[-1]
-        return self._steps[self._row]
+        row: Steps = self._steps[min(self._row, len(self._steps) - 1)]
+        return row

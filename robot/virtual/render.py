@@ -85,9 +85,7 @@ class Painter:
     def draw(self, data: Any, camera: Any, height: int, width: int) -> NDArray[np.uint8]:
         """One frame (height, width, 3) uint8 of the state in `data`."""
         m = self._mujoco
-        m.mjv_updateScene(
-            self._model, data, self._option, None, camera, m.mjtCatBit.mjCAT_ALL.value, self._scene
-        )
+        m.mjv_updateScene(self._model, data, self._option, None, camera, m.mjtCatBit.mjCAT_ALL.value, self._scene)
         pixels = np.empty((height, width, 3), dtype=np.uint8)
         viewport = m.MjrRect(0, 0, width, height)
         m.mjr_render(viewport, self._scene, self._context)

@@ -23,7 +23,8 @@ _KEYS = ("leader", "seed", "fps", "clock", "arm", "cameras")
 class StationSpec:
     """One bench: a task, a leader, cameras and a clock.
 
-    `leader` is "expert", "replay:FILE[#EPISODE]" or "rest" (an expert on a free bench rests). `cameras` maps a name to (height, width) in pixels.
+    `leader` is "expert", "replay:FILE[#EPISODE]" or "rest" (an expert on a free bench rests). `cameras` maps a name to
+    (height, width) in pixels.
     `clock` "step": simulated time advances one control period (1/fps) per sync write of the follower's goals;
     "wall": it follows the wall clock.
     """

@@ -94,9 +94,9 @@ class VirtualStation:
         return str(self._do(lambda: self._bench.scene.task_text))
 
     def write_calibration(self, folder: Path, follower_id: str, leader_id: str) -> None:
-        """Write LeRobot calibration files FOLDER/FOLLOWER_ID.json and FOLDER/LEADER_ID.json (for `calibration_dir`)."""
+        """Write LeRobot calibration files FOLDER/FOLLOWER_ID.json and FOLDER/LEADER_ID.json."""
         if follower_id == leader_id:
-            raise RobotError(f"leader and follower cannot both be called {leader_id!r} in one folder", "give them two ids")
+            raise RobotError(f"leader and follower are both called {leader_id!r} in {folder}", "give them two ids")
         folder.mkdir(parents=True, exist_ok=True)
         for name, arm in ((follower_id, self._follower), (leader_id, self._leader)):
             (folder / f"{name}.json").write_text(json.dumps(arm.calibration, indent=4))
@@ -122,6 +122,10 @@ class VirtualStation:
     def success(self) -> bool | None:
         """Whether the simulator's success flag came up since begin_take. None on a free bench."""
         return bool(self._do(lambda: self._bench.scene.succeeded)) if self.spec.task else None
+
+    def succeeding(self) -> bool | None:
+        """Whether the simulator's success flag is up at this moment. None on a free bench."""
+        return bool(self._do(lambda: self._bench.scene.succeeding)) if self.spec.task else None
 
     def leader_done(self) -> bool:
         """Whether the script or the recording has no more to show. A leader at rest is never done."""
