@@ -1,0 +1,95 @@
+"""Judging an update's bytes before they may count, in the order that lets nothing unverified be parsed or used.
+
+Size and SHA-256 (the transfer checks it chunk by chunk and whole), the node's signature, header, names, shapes, dtypes,
+finite values, norm. What is refused goes to quarantine with the reason. Not for who may offer (rounds.py).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from zk0d.durable import sha256_file, write_json
+from zk0d.errors import PayloadError
+from zk0d.hub.receipts import Statement, check_signature
+from zk0d.model.blobs import hex_of
+from zk0d.model.codec import is_finite, sum_of_squares
+from zk0d.model.payload import Payload
+from zk0d.model.spec import ModelSpec
+
+HEADER_PER_TENSOR = 1024
+"""Bytes of header per tensor that a payload may have beyond its data, plus 64 KiB."""
+QUARANTINED = 20
+"""Refused payloads kept for a look; older ones go."""
+
+
+class CancelledError(Exception):
+    """The hub is stopping; nothing was decided."""
+
+
+def size_limit(spec: ModelSpec) -> int:
+    """Bytes the largest acceptable payload file of this spec can have."""
+    return spec.payload_bytes + _header_limit(spec)
+
+
+def _header_limit(spec: ModelSpec) -> int:
+    return 65536 + HEADER_PER_TENSOR * len(spec.exchange)
+
+
+def inspect(
+    path: Path,
+    statement: Statement,
+    certificate: bytes,
+    spec: ModelSpec,
+    max_norm: float,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> float:
+    """Judge the payload at `path` → its Euclidean norm. Raises PayloadError or ProtocolError with the reason.
+
+    `max_norm` 0: any norm. `cancelled` is asked between tensors; CancelledError then.
+    """
+    size = path.stat().st_size
+    if size != statement.size or size > size_limit(spec):
+        raise PayloadError(f"the payload has {size} bytes, the statement says {statement.size}")
+    if sha256_file(path) != hex_of(statement.payload):
+        raise PayloadError(f"the payload's SHA-256 is not {statement.payload}")
+    check_signature(statement, certificate)
+    total = 0.0
+    with Payload.open(path, max_header=_header_limit(spec)) as payload:
+        payload.check_against(spec)
+        for name in payload.names:
+            if cancelled():
+                raise CancelledError
+            values = payload.tensor(name)
+            if not is_finite(values):
+                raise PayloadError(f"tensor {name!r} holds a NaN or an infinity")
+            total += sum_of_squares(values)
+    norm = math.sqrt(total)
+    if max_norm > 0 and norm > max_norm:
+        raise PayloadError(f"the update's norm {norm:.4g} is above this federation's limit {max_norm:.4g}")
+    return norm
+
+
+def quarantine(directory: Path, path: Path, statement: Statement, reason: str) -> None:
+    """Keep a refused payload and why it was refused, for a maintainer to look at; bounded to the newest few."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    name = hex_of(statement.digest)
+    kept = directory / f"{name}.payload"
+    if path.exists():
+        kept.unlink(missing_ok=True)
+        try:
+            os.link(path, kept)
+        except OSError:
+            shutil.copyfile(path, kept)
+    write_json(
+        directory / f"{name}.json",
+        {"update": statement.digest, "node": statement.node, "federation": statement.federation,
+         "payload": statement.payload, "reason": reason},
+    )  # fmt: skip
+    records = sorted(directory.glob("*.json"), key=lambda p: p.stat().st_mtime)
+    for old in records[:-QUARANTINED]:
+        old.with_suffix(".payload").unlink(missing_ok=True)
+        old.unlink(missing_ok=True)

@@ -1,0 +1,211 @@
+"""The hub's settings: hub.toml and a federation's TOML, one declaration per setting.
+
+A declaration gives key, type, default, what is allowed and a help text; parsing, errors and the reference page use it.
+Not for what the model table means beyond its shape: `zk0d.train.initial` judges that.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zk0d.errors import ConfigError
+
+FEDERATION_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What values a setting takes: a test and the words for it."""
+
+    words: str
+    test: Callable[[Any], bool]
+
+
+def at_least(low: float) -> Allowed:
+    return Allowed(f"a number of at least {low:g}", lambda v: v >= low)
+
+
+def above(low: float) -> Allowed:
+    return Allowed(f"a number above {low:g}", lambda v: v > low)
+
+
+def one_of(*values: str) -> Allowed:
+    return Allowed(" or ".join(f'"{v}"' for v in values), lambda v: v in values)
+
+
+ANY = Allowed("any", lambda v: True)
+ADDRESS = Allowed("HOST:PORT", lambda v: parse_address(v) is not None)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One key of a TOML file. `default` None: it must be given."""
+
+    key: str
+    kind: type
+    default: Any
+    allowed: Allowed
+    help: str
+
+
+HUB: tuple[Setting, ...] = (
+    Setting("hub.name", str, "zk0 hub", ANY, "what operators see the hub as"),
+    Setting("hub.listen", str, "0.0.0.0:7730", ADDRESS, "where the hub listens for nodes"),
+    Setting("hub.advertise", str, "", Allowed("HOST:PORT or empty", lambda v: v == "" or parse_address(v) is not None),
+            "the address written into invitations; empty: the listening one"),
+    Setting("hub.log_level", str, "info", one_of("debug", "info", "warning", "error"), "how much the log says"),
+    Setting("runtime.python", str, sys.executable, ANY, "the interpreter that has the training packages, for workers"),
+    Setting("runtime.device", str, "auto", ANY, "where versions are evaluated: auto, cpu, cuda, cuda:1 …"),
+    Setting("runtime.attempts", int, 3, at_least(1), "how often an evaluation that fails is tried"),
+    Setting("runtime.evaluation_timeout_s", float, 3600.0, above(0), "an evaluation that takes longer is ended"),
+)  # fmt: skip
+
+FEDERATION: tuple[Setting, ...] = (
+    Setting("model.policy", str, None, one_of("smolvla", "act"), "LeRobot policy type"),
+    Setting("model.preset", str, "tiny", ANY, "size of the policy"),
+    Setting("model.fps", int, 30, at_least(1), "frames per second that all datasets have"),
+    Setting("model.units", str, "degrees", one_of("degrees", "range"), "LeRobot's motor normalisation"),
+    Setting("model.dtype", str, "bfloat16", one_of("bfloat16", "float32"), "how tensors travel"),
+    Setting("model.seed", int, 0, at_least(0), "seed of version 0"),
+    Setting("training.local_steps", int, 100, at_least(1), "optimiser steps per update"),
+    Setting("training.batch_size", int, 8, at_least(1), "samples per step"),
+    Setting("training.lr", float, 1e-4, at_least(0), "learning rate on the nodes"),
+    Setting("training.mu", float, 0.01, at_least(0), "FedProx's pull towards the version (arXiv:1812.06127)"),
+    Setting("rounds.min_nodes", int, 3, at_least(1), "nodes that must have joined before version 0 is published"),
+    Setting("rounds.target", int, 3, at_least(1), "updates of distinct nodes that make a merge"),
+    Setting("rounds.quorum", int, 2, at_least(1), "updates that are enough once the deadline has passed"),
+    Setting("rounds.deadline_s", float, 600.0, above(0), "seconds from a merge's first update to its deadline"),
+    Setting("rounds.versions", int, 0, at_least(0), "merges until the federation is finished; 0: no end"),
+    Setting("rounds.max_staleness", int, 4, at_least(0), "versions an update's base may be behind"),
+    Setting("admission.max_norm", float, 0.0, at_least(0), "largest Euclidean norm of an update; 0: any"),
+    Setting("evaluation.datasets", list, [], Allowed('a list of "local:/path"', lambda v: _paths(v)),
+            "held-out LeRobot datasets that versions are judged on"),
+    Setting("evaluation.max_samples", int, 512, at_least(1), "samples per dataset and evaluation"),
+    Setting("evaluation.seed", int, 0, at_least(0), "seed of the evaluation's choice and noise"),
+)  # fmt: skip
+
+_FREE = {"model.cameras", "model.config"}
+"""Tables whose keys are the maintainer's own; the worker that makes version 0 judges them."""
+
+
+def _paths(value: list[Any]) -> bool:
+    return all(isinstance(v, str) and v.startswith("local:/") for v in value)
+
+
+def parse_address(text: str) -> tuple[str, int] | None:
+    """`HOST:PORT` or `[IPv6]:PORT` → host and port; None if it is neither."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        return None
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        return None
+    return host, int(port)
+
+
+class Config:
+    """Checked settings: `config["rounds.target"]`; `config.table("model")` is a table as a worker's job wants it."""
+
+    def __init__(self, values: dict[str, Any], free: dict[str, dict[str, Any]]) -> None:
+        self._values = values
+        self._free = free
+
+    def __getitem__(self, key: str) -> Any:
+        return self._values[key]
+
+    def table(self, name: str) -> dict[str, Any]:
+        own = {k.removeprefix(f"{name}."): v for k, v in self._values.items() if k.startswith(f"{name}.")}
+        nested = {k.removeprefix(f"{name}."): v for k, v in self._free.items() if k.startswith(f"{name}.")}
+        return {**own, **nested}
+
+
+def parse(text: str, settings: Sequence[Setting], where: str) -> Config:
+    """Read TOML `text` against `settings`. Raises ConfigError naming `where`, key, value and what is accepted."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{where}: not TOML: {error}") from error
+    known = {s.key: s for s in settings}
+    tables = {s.key.split(".")[0] for s in settings}
+    values: dict[str, Any] = {}
+    free: dict[str, dict[str, Any]] = {}
+    for table, content in raw.items():
+        if table not in tables or not isinstance(content, dict):
+            raise ConfigError(f"{where}: [{table}] is not a table here", f"known: {', '.join(sorted(tables))}")
+        for name, value in content.items():
+            key = f"{table}.{name}"
+            if key in _FREE and isinstance(value, dict):
+                free[key] = value
+            elif key in known:
+                values[key] = _check(known[key], value, where)
+            else:
+                names = ", ".join(sorted(k for k in (*known, *_FREE) if k.startswith(f"{table}.")))
+                raise ConfigError(f"{where}: {key} is not a setting", f"known: {names}")
+    for setting in settings:
+        if setting.key not in values:
+            if setting.default is None:
+                raise ConfigError(f"{where}: {setting.key} is missing", f"accepted: {setting.allowed.words}")
+            values[setting.key] = setting.default
+    return Config(values, free)
+
+
+def _check(setting: Setting, value: Any, where: str) -> Any:
+    if setting.kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not setting.kind or not setting.allowed.test(value):
+        raise ConfigError(
+            f"{where}: {setting.key} = {value!r} is not accepted ({setting.help})",
+            f"accepted: {setting.allowed.words}, of type {setting.kind.__name__}",
+        )
+    return value
+
+
+def load_hub(directory: Path) -> Config:
+    """`directory`/hub.toml. Raises ConfigError, also when `zk0-hub init` has not been run."""
+    path = directory / "hub.toml"
+    try:
+        text = path.read_text()
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is missing", f"run zk0-hub --dir {directory} init") from error
+    return parse(text, HUB, str(path))
+
+
+def parse_federation(text: str, where: str) -> Config:
+    """A federation's TOML, with what must hold between its settings. Raises ConfigError."""
+    config = parse(text, FEDERATION, where)
+    target, quorum = config["rounds.target"], config["rounds.quorum"]
+    if quorum > target:
+        raise ConfigError(
+            f"{where}: rounds.quorum = {quorum} is above rounds.target = {target}", "accepted: at most it"
+        )
+    for name, size in config.table("model").get("cameras", {}).items():
+        if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n <= 4096 for n in size)):
+            raise ConfigError(f"{where}: model.cameras.{name} = {size!r}", "accepted: [height, width] in pixels")
+    return config
+
+
+def check_name(name: str) -> str:
+    """A federation's name, which is also a folder's. Raises ConfigError."""
+    if not FEDERATION_NAME.match(name):
+        raise ConfigError(f"{name!r} cannot be a federation's name", "accepted: a-z, 0-9, - and _, at most 63")
+    return name
+
+
+def reference(settings: Sequence[Setting]) -> str:
+    """The settings as a Markdown table, for the reference page."""
+    lines = ["| setting | type | default | accepted | what it is |", "|---|---|---|---|---|"]
+    for s in settings:
+        default = (
+            "(must be given)"
+            if s.default is None
+            else f"`{'the one running' if s.key == 'runtime.python' else s.default!r}`"
+        )
+        lines.append(f"| `{s.key}` | {s.kind.__name__} | {default} | {s.allowed.words} | {s.help} |")
+    return "\n".join(lines) + "\n"

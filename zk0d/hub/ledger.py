@@ -1,0 +1,356 @@
+"""What the hub knows of federations: members, versions, tasks, updates, merges, receipts. Queries over store.py.
+
+Each method that changes something is one transaction; what must happen together is in one method. The rules are in
+rounds.py, the bytes in the blob store.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from typing import Any
+
+from zk0d.durable import canonical_json
+from zk0d.errors import UsageError
+from zk0d.hub.aggregate import Merged
+from zk0d.hub.receipts import ReceiptKey, Statement, task_id
+from zk0d.hub.rounds import Given, Merge, Phase, Share, Snapshot, advance
+from zk0d.hub.store import Row, Store
+
+
+class Ledger:
+    """The queries. `key` signs receipts inside the transaction that makes them true."""
+
+    def __init__(self, store: Store, key: ReceiptKey) -> None:
+        self._store = store
+        self._key = key
+
+    # -- federations -----------------------------------------------------------------------------------------------
+
+    def create(self, name: str, config: str, draft_spec: str, base: str, exchange: str, actor: str) -> None:
+        """A new federation that gathers; the three digests are blobs that are already durable."""
+        with self._store.write() as db:
+            db.execute(
+                "INSERT INTO federations (name, phase, config, draft_spec, base, exchange, created_at)"
+                " VALUES (?, 'gathering', ?, ?, ?, ?, ?)",
+                (name, config, draft_spec, base, exchange, self._store.now()),
+            )
+            self._store.audit(db, actor, "federation.create", name, draft_spec=draft_spec, base=base)
+
+    def federation(self, name: str) -> Row:
+        """Raises UsageError when there is none of this name."""
+        row = self._store.one("SELECT * FROM federations WHERE name = ?", name)
+        if row is None:
+            raise UsageError(f"there is no federation {name[:80]!r}", "`zk0-hub federation list` shows them")
+        return row
+
+    def federations(self) -> list[Row]:
+        return self._store.all("SELECT * FROM federations ORDER BY created_at, name")
+
+    def open(self, name: str, spec: str, version: str, made: Merged) -> None:
+        """Fix the spec and publish version 0."""
+        with self._store.write() as db:
+            self._advance(db, name, "open", "opened_at")
+            db.execute("UPDATE federations SET spec = ? WHERE name = ?", (spec, name))
+            self._version(db, name, 0, version, made, 0.0, 0, 0)
+            self._store.audit(db, "hub", "federation.open", name, spec=spec, version=version)
+
+    def finish(self, name: str, actor: str) -> None:
+        """No further tasks, updates or merges. Raises IllegalTransitionError unless it is open."""
+        with self._store.write() as db:
+            self._advance(db, name, "finished", "finished_at")
+            self._store.audit(db, actor, "federation.finish", name)
+
+    def _advance(self, db: sqlite3.Connection, name: str, to: Phase, column: str) -> None:
+        phase = advance(self.federation(name)["phase"], to)
+        db.execute(f"UPDATE federations SET phase = ?, {column} = ? WHERE name = ?", (phase, self._store.now(), name))
+
+    def snapshot(self, name: str) -> Snapshot:
+        """The federation as rounds.py looks at it."""
+        newest = self._store.one("SELECT max(number) AS n FROM versions WHERE federation = ?", name)
+        version = -1 if newest is None or newest["n"] is None else int(newest["n"])
+        receiving = self._store.all(
+            "SELECT node FROM updates WHERE federation = ? AND state = 'receiving' AND base_version = ?", name, version
+        )
+        tasks = self._store.all(
+            "SELECT node, max(version) AS version FROM tasks WHERE federation = ? AND answered = 0 GROUP BY node", name
+        )
+        return Snapshot(
+            phase=self.federation(name)["phase"],
+            version=version,
+            members=frozenset(r["node"] for r in self.members(name)),
+            buffer=tuple(
+                Given(r["digest"], r["node"], r["base_version"], r["samples"], r["decided_at"])
+                for r in self.updates(name, "admitted")
+            ),
+            receiving=frozenset(r["node"] for r in receiving),
+            tasks={r["node"]: r["version"] for r in tasks},
+            refusals=self._refusals(name),
+        )
+
+    def _refusals(self, name: str) -> dict[str, tuple[int, float]]:
+        rows = self._store.all(
+            "SELECT node, count(*) AS n, max(decided_at) AS last FROM updates u WHERE federation = ?"
+            " AND state = 'refused' AND decided_at > coalesce((SELECT max(decided_at) FROM updates o WHERE o.federation = u.federation"
+            " AND o.node = u.node AND o.state IN ('admitted','merged')), 0) GROUP BY node",
+            name,
+        )
+        return {r["node"]: (r["n"], r["last"]) for r in rows}
+
+    # -- members ---------------------------------------------------------------------------------------------------
+
+    def join(self, name: str, node: str, stats: dict[str, Any], datasets: list[dict[str, Any]]) -> bool:
+        """Add or renew a membership → whether it is new."""
+        with self._store.write() as db:
+            old = self._store.one("SELECT 1 FROM members WHERE federation = ? AND node = ?", name, node)
+            db.execute(
+                "INSERT INTO members (federation, node, stats, datasets, joined_at) VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT (federation, node) DO UPDATE SET stats = excluded.stats, datasets = excluded.datasets",
+                (name, node, json.dumps(stats), json.dumps(datasets), self._store.now()),
+            )
+            if old is None:
+                self._store.audit(db, node, "federation.join", name)
+        return old is None
+
+    def members(self, name: str) -> list[Row]:
+        return self._store.all("SELECT * FROM members WHERE federation = ? ORDER BY node", name)
+
+    # -- tasks -----------------------------------------------------------------------------------------------------
+
+    def task(self, name: str, node: str, version: Row, settings: dict[str, Any]) -> dict[str, Any]:
+        """The node's task of this version: the one it holds, or a new one with these settings."""
+        old = self._store.one(
+            "SELECT body FROM tasks WHERE federation = ? AND node = ? AND version = ? AND answered = 0",
+            name, node, version["number"],
+        )  # fmt: skip
+        if old is not None:
+            return dict(json.loads(old["body"]))
+        row = self._store.one(
+            "SELECT count(*) AS n FROM tasks WHERE federation = ? AND node = ? AND version = ?",
+            name, node, version["number"],
+        )  # fmt: skip
+        assert row is not None
+        ident, seed = task_id(name, node, version["number"], row["n"])
+        federation = self.federation(name)
+        body = {
+            "id": ident,
+            "federation": name,
+            "version": version["number"],
+            "version_digest": version["digest"],
+            "spec_digest": federation["spec"],
+            "base_digest": federation["base"],
+            "seed": seed,
+            **settings,
+        }
+        with self._store.write() as db:
+            db.execute(
+                "INSERT INTO tasks (task, federation, node, version, body, created_at) VALUES (?, ?, ?, ?, ?, ?)",
+                (ident, name, node, version["number"], json.dumps(body), self._store.now()),
+            )
+        return body
+
+    def task_row(self, task: str) -> Row | None:
+        return self._store.one("SELECT * FROM tasks WHERE task = ?", task)
+
+    # -- updates ---------------------------------------------------------------------------------------------------
+
+    def update(self, digest: str) -> Row | None:
+        return self._store.one("SELECT * FROM updates WHERE digest = ?", digest)
+
+    def update_of_task(self, task: str) -> Row | None:
+        return self._store.one("SELECT * FROM updates WHERE task = ?", task)
+
+    def updates(self, name: str, state: str) -> list[Row]:
+        return self._store.all(
+            "SELECT * FROM updates WHERE federation = ? AND state = ? ORDER BY node, digest", name, state
+        )
+
+    def receiving(self, node: str) -> list[Row]:
+        """What the node offered and the hub has not decided on, over all federations."""
+        return self._store.all("SELECT * FROM updates WHERE node = ? AND state = 'receiving' ORDER BY offered_at", node)
+
+    def payload_needed(self, payload: str) -> bool:
+        """Whether a payload's blob is still waited for or waits for its merge."""
+        return self._store.one(
+            "SELECT 1 FROM updates WHERE payload = ? AND state IN ('receiving','admitted')", payload
+        ) is not None  # fmt: skip
+
+    def offer(self, s: Statement) -> None:
+        """Note an offered update, once; its task is answered by it."""
+        with self._store.write() as db:
+            db.execute(
+                "INSERT INTO updates (digest, federation, task, node, base_version, payload, size, samples, statement,"
+                " signature, state, offered_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'receiving', ?)",
+                (s.digest, s.federation, s.task, s.node, s.base_version, s.payload, s.size, s.samples, s.raw,
+                 s.signature, self._store.now()),
+            )  # fmt: skip
+            db.execute("UPDATE tasks SET answered = 1 WHERE task = ?", (s.task,))
+            self._store.audit(db, s.node, "update.offer", s.digest, federation=s.federation, payload=s.payload)
+
+    def admit(self, digest: str, norm: float) -> tuple[bytes, bytes]:
+        """The update counts from now on → its receipt and signature."""
+        now = self._store.now()
+        with self._store.write() as db:
+            row = self._decide(db, digest, "admitted", "", now)
+            db.execute("UPDATE updates SET norm = ? WHERE digest = ?", (norm, digest))
+            return self._receipt(db, row, now)
+
+    def refuse(self, digest: str, reason: str) -> None:
+        """The update will never count."""
+        with self._store.write() as db:
+            self._decide(db, digest, "refused", reason, self._store.now())
+
+    def _decide(self, db: sqlite3.Connection, digest: str, state: str, reason: str, now: float) -> Row:
+        changed = db.execute(
+            "UPDATE updates SET state = ?, reason = ?, decided_at = ? WHERE digest = ? AND state = 'receiving'",
+            (state, reason, now, digest),
+        )
+        if changed.rowcount != 1:
+            raise AssertionError(f"update {digest} was decided before")
+        row = self.update(digest)
+        assert row is not None
+        self._store.audit(db, "hub", f"update.{state}", digest, node=row["node"], reason=reason)
+        return row
+
+    def _receipt(
+        self, db: sqlite3.Connection, row: Row, at: float, version: int | None = None, weight: float | None = None
+    ) -> tuple[bytes, bytes]:
+        receipt, signature = self._key.make(row, at, version, weight)
+        db.execute(
+            "INSERT INTO receipts (digest, receipt, signature, created_at) VALUES (?, ?, ?, ?)",
+            (row["digest"], receipt, signature, self._store.now()),
+        )
+        return receipt, signature
+
+    def receipt(self, digest: str) -> tuple[bytes, bytes] | None:
+        """The newest receipt of an update and its signature."""
+        row = self._store.one(
+            "SELECT receipt, signature FROM receipts WHERE digest = ? ORDER BY id DESC LIMIT 1", digest
+        )
+        return None if row is None else (bytes(row["receipt"]), bytes(row["signature"]))
+
+    # -- merges and versions ---------------------------------------------------------------------------------------
+
+    def begin_merge(self, name: str, merge: Merge) -> None:
+        """Fix which updates the version is made of, so that a merge begun again gives the same bytes."""
+        plan = [[s.update, s.node, s.staleness, s.weight] for s in merge.shares]
+        with self._store.write() as db:
+            db.execute(
+                "INSERT INTO merges (federation, version, plan, begun_at) VALUES (?, ?, ?, ?)",
+                (name, merge.version, json.dumps(plan), self._store.now()),
+            )
+            self._store.audit(db, "hub", "merge.begin", name, version=merge.version)
+
+    def unfinished_merge(self, name: str) -> Merge | None:
+        """The merge that was begun and whose version is not there yet."""
+        row = self._store.one(
+            "SELECT * FROM merges m WHERE federation = ? AND NOT EXISTS (SELECT 1 FROM versions v"
+            " WHERE v.federation = m.federation AND v.number = m.version)",
+            name,
+        )
+        return None if row is None else Merge(row["version"], tuple(Share(*s) for s in json.loads(row["plan"])))
+
+    def drop_merge(self, name: str, version: int, updates: Iterable[str], reason: str) -> None:
+        """Give a planned merge up and refuse the updates that made it impossible; the others stay for the next."""
+        now = self._store.now()
+        with self._store.write() as db:
+            db.execute("DELETE FROM merges WHERE federation = ? AND version = ?", (name, version))
+            for digest in updates:
+                db.execute(
+                    "UPDATE updates SET state = 'refused', reason = ?, decided_at = ? WHERE digest = ?",
+                    (reason, now, digest),
+                )
+                self._store.audit(db, "hub", "update.refused", digest, reason=reason)
+
+    def commit_merge(
+        self, name: str, merge: Merge, made: Merged, seconds: float, finish: bool
+    ) -> list[tuple[str, bytes, bytes]]:
+        """The version exists from now on and its updates are merged → (node, receipt, signature) for each."""
+        with self._store.write() as db:
+            receipts, samples = [], 0
+            for share in merge.shares:
+                db.execute(
+                    "UPDATE updates SET state = 'merged', new_version = ?, weight = ?"
+                    " WHERE digest = ? AND state = 'admitted'",
+                    (merge.version, share.weight, share.update),
+                )
+                row = self.update(share.update)
+                assert row is not None and row["new_version"] == merge.version
+                samples += row["samples"]
+                receipts.append((row["node"], *self._receipt(db, row, row["decided_at"], merge.version, share.weight)))
+            self._version(db, name, merge.version, made.published, made, seconds, len(merge.shares), samples)
+            self._store.audit(db, "hub", "version", name, version=merge.version, digest=made.published)
+            if finish:
+                self._advance(db, name, "finished", "finished_at")
+        return receipts
+
+    def _version(
+        self, db: sqlite3.Connection, name: str, number: int, digest: str, made: Merged, seconds: float, n: int, m: int
+    ) -> None:
+        db.execute(
+            "INSERT INTO versions (federation, number, digest, master, size, created_at, merge_s, updates, samples)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (name, number, digest, made.master, made.size, self._store.now(), seconds, n, m),
+        )
+
+    def version(self, name: str, number: int | None = None) -> Row | None:
+        """One version, or the newest."""
+        if number is None:
+            return self._store.one("SELECT * FROM versions WHERE federation = ? ORDER BY number DESC LIMIT 1", name)
+        return self._store.one("SELECT * FROM versions WHERE federation = ? AND number = ?", name, number)
+
+    def versions(self, name: str) -> list[Row]:
+        return self._store.all("SELECT * FROM versions WHERE federation = ? ORDER BY number", name)
+
+    def merged_into(self, name: str, number: int) -> list[Row]:
+        """The updates a version was made of, in node order."""
+        return self._store.all(
+            "SELECT * FROM updates WHERE federation = ? AND new_version = ? ORDER BY node", name, number
+        )
+
+    # -- evaluation and downloads ----------------------------------------------------------------------------------
+
+    def to_evaluate(self) -> Row | None:
+        """The oldest version of any federation that waits for its evaluation."""
+        return self._store.one(
+            "SELECT * FROM versions WHERE evaluation = 'waiting' ORDER BY created_at, number LIMIT 1"
+        )
+
+    def evaluated(self, name: str, number: int, loss: float | None, result: dict[str, Any]) -> None:
+        with self._store.write() as db:
+            db.execute(
+                "UPDATE versions SET evaluation = 'done', loss = ?, result = ?, attempts = attempts + 1"
+                " WHERE federation = ? AND number = ?",
+                (loss, canonical_json(result).decode(), name, number),
+            )
+            self._store.audit(db, "hub", "evaluation", name, version=number, loss=loss)
+
+    def evaluation_failed(self, name: str, number: int, reason: str, limit: int) -> bool:
+        """Count a failed attempt → whether that was the last one."""
+        with self._store.write() as db:
+            db.execute(
+                "UPDATE versions SET attempts = attempts + 1, result = ?,"
+                " evaluation = CASE WHEN attempts + 1 >= ? THEN 'failed' ELSE 'waiting' END"
+                " WHERE federation = ? AND number = ?",
+                (json.dumps({"error": reason}, ensure_ascii=False), limit, name, number),
+            )
+            self._store.audit(db, "hub", "evaluation.failed", name, version=number, reason=reason)
+        row = self.version(name, number)
+        return row is not None and row["evaluation"] == "failed"
+
+    def downloaded(self, node: str, digest: str, federation: str, size: int) -> None:
+        """Note that a node takes a blob; once per node and blob."""
+        with self._store.write() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO downloads (node, digest, federation, size, at) VALUES (?, ?, ?, ?, ?)",
+                (node, digest, federation, size, self._store.now()),
+            )
+
+    def bytes_down(self, name: str, after: float, until: float) -> int:
+        """Bytes of blobs that nodes took in a span of time."""
+        row = self._store.one(
+            "SELECT coalesce(sum(size), 0) AS n FROM downloads WHERE federation = ? AND at > ? AND at <= ?",
+            name, after, until,
+        )  # fmt: skip
+        return 0 if row is None else int(row["n"])

@@ -1,0 +1,151 @@
+"""What is signed between hub and node: the node's update statement is read here, the hub's receipt is made here.
+
+Both are canonical JSON under an Ed25519 signature with a purpose prefix (docs/architecture.md §6). A receipt means:
+durable on the hub and admitted. Not for storing them (ledger.py).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+from zk0d.durable import canonical_json, write_bytes
+from zk0d.errors import ConfigError, PayloadError, ProtocolError
+from zk0d.link.identity import verify
+from zk0d.model.blobs import digest_of, hex_of
+
+UPDATE_PREFIX = b"zk0 update v1\0"
+RECEIPT_PREFIX = b"zk0 receipt v1\0"
+MAX_STATEMENT = 4096
+MAX_SAMPLES = 10**9
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A node's word about its update. `digest` names the update everywhere."""
+
+    digest: str
+    federation: str
+    task: str
+    node: str
+    base_version: int
+    payload: str
+    size: int
+    samples: int
+    steps: int
+    loss_first: float
+    loss_last: float
+    raw: bytes
+    signature: bytes
+
+
+_TEXT = ("federation", "task", "node", "payload")
+_COUNT = ("base_version", "size", "samples", "steps")
+_LOSS = ("loss_first", "loss_last")
+
+
+def read_statement(raw: bytes, signature: bytes) -> Statement:
+    """Parse an update statement, strictly. Raises ProtocolError; the signature is not judged here."""
+    if len(raw) > MAX_STATEMENT:
+        raise ProtocolError(f"an update statement of {len(raw)} bytes, at most {MAX_STATEMENT}")
+    try:
+        value = json.loads(raw)
+        canonical = canonical_json(value)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"the update statement is not JSON: {str(error)[:100]}") from None
+    if canonical != raw or not isinstance(value, dict):
+        raise ProtocolError("the update statement is not canonical JSON")
+    if value.keys() != {*_TEXT, *_COUNT, *_LOSS}:
+        raise ProtocolError("the update statement has other fields than the protocol says")
+    if not all(isinstance(value[k], str) and len(value[k]) <= 128 for k in _TEXT):
+        raise ProtocolError("the update statement has a text that is none")
+    if not all(type(value[k]) is int and 0 <= value[k] < 1 << 53 for k in _COUNT):
+        raise ProtocolError("the update statement has a number that is no count")
+    if not all(type(value[k]) in (int, float) and math.isfinite(value[k]) for k in _LOSS):
+        raise ProtocolError("the update statement has a loss that is not finite")
+    if not 1 <= value["samples"] <= MAX_SAMPLES or value["steps"] < 1:
+        raise ProtocolError(f"an update of {value['samples']} samples and {value['steps']} steps")
+    try:
+        hex_of(value["payload"])
+    except PayloadError as error:
+        raise ProtocolError(error.message) from None
+    return Statement(digest_of(raw), **value, raw=raw, signature=signature)
+
+
+def check_signature(statement: Statement, certificate: bytes) -> None:
+    """ProtocolError unless the node's certificate signed the statement."""
+    verify(certificate, UPDATE_PREFIX + statement.raw, statement.signature)
+
+
+class ReceiptKey:
+    """The hub's receipt key: `receipt.key` (0600) in its keys folder. Nodes get `public` at enrolment."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+        self.public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+    @classmethod
+    def create(cls, directory: Path) -> ReceiptKey:
+        """A new key; ConfigError if there is one (nodes verify all receipts with it)."""
+        path = directory / "receipt.key"
+        if path.exists():
+            raise ConfigError(f"{path} already exists", "load it")
+        key = Ed25519PrivateKey.generate()
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_bytes(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600)
+        return cls(key)
+
+    @classmethod
+    def load(cls, directory: Path) -> ReceiptKey:
+        path = directory / "receipt.key"
+        try:
+            key = load_pem_private_key(path.read_bytes(), None)
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"{path} cannot be used: {error}", "it is made by zk0-hub init") from error
+        if not isinstance(key, Ed25519PrivateKey):
+            raise ConfigError(f"{path} is not an Ed25519 key")
+        return cls(key)
+
+    def make(
+        self, update: Any, admitted_at: float, new_version: int | None = None, weight: float | None = None
+    ) -> tuple[bytes, bytes]:
+        """Receipt and signature for an admitted update: a row of `updates` (or anything with those keys)."""
+        receipt = canonical_json(
+            {
+                "federation": update["federation"],
+                "node": update["node"],
+                "update": update["digest"],
+                "payload": update["payload"],
+                "base_version": update["base_version"],
+                "new_version": new_version,
+                "samples": update["samples"],
+                "weight": weight,
+                "admitted_at": timestamp(admitted_at),
+            }
+        )
+        return receipt, self._key.sign(RECEIPT_PREFIX + receipt)
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch as RFC 3339, UTC, whole seconds."""
+    return dt.datetime.fromtimestamp(int(seconds), dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def task_id(federation: str, node: str, version: int, attempt: int) -> tuple[str, int]:
+    """A task's name and the seed of its randomness, both fixed by what the task is."""
+    digest = hashlib.sha256(canonical_json([federation, node, version, attempt])).digest()
+    return f"task-{digest[:8].hex()}", int.from_bytes(digest[8:12], "big") >> 1

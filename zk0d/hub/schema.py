@@ -1,0 +1,84 @@
+"""The tables of the hub's database, version by version. Not for queries (registry.py, ledger.py)."""
+
+from __future__ import annotations
+
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE nodes (
+        node TEXT PRIMARY KEY, label TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('pending','approved','refused','revoked')),
+        key TEXT NOT NULL UNIQUE, csr BLOB NOT NULL, certificate BLOB, fingerprint TEXT,
+        address TEXT NOT NULL,
+        requested_at REAL NOT NULL, decided_at REAL, reason TEXT NOT NULL DEFAULT '', last_seen REAL
+    ) STRICT;
+    CREATE TABLE invitations (
+        secret_hash TEXT PRIMARY KEY, label TEXT NOT NULL, created_at REAL NOT NULL, expires_at REAL NOT NULL,
+        used_at REAL, used_by TEXT REFERENCES nodes
+    ) STRICT;
+    CREATE TABLE federations (
+        name TEXT PRIMARY KEY, phase TEXT NOT NULL CHECK (phase IN ('gathering','open','finished')),
+        config TEXT NOT NULL,
+        draft_spec TEXT NOT NULL, base TEXT NOT NULL, exchange TEXT NOT NULL, spec TEXT,
+        created_at REAL NOT NULL,
+        opened_at REAL, finished_at REAL
+    ) STRICT;
+    CREATE TABLE members (
+        federation TEXT NOT NULL REFERENCES federations, node TEXT NOT NULL REFERENCES nodes,
+        stats TEXT NOT NULL,
+        datasets TEXT NOT NULL, joined_at REAL NOT NULL, PRIMARY KEY (federation, node)
+    ) STRICT;
+    CREATE TABLE versions (
+        federation TEXT NOT NULL REFERENCES federations, number INTEGER NOT NULL, digest TEXT NOT NULL,
+        master TEXT NOT NULL,
+        size INTEGER NOT NULL, created_at REAL NOT NULL, merge_s REAL NOT NULL, updates INTEGER NOT NULL,
+        samples INTEGER NOT NULL,
+        evaluation TEXT NOT NULL DEFAULT 'waiting' CHECK (evaluation IN ('waiting','done','failed')),
+        attempts INTEGER NOT NULL DEFAULT 0, loss REAL, result TEXT NOT NULL DEFAULT '{}',
+        PRIMARY KEY (federation, number)
+    ) STRICT;
+    CREATE TABLE tasks (
+        task TEXT PRIMARY KEY, federation TEXT NOT NULL, node TEXT NOT NULL, version INTEGER NOT NULL,
+        body TEXT NOT NULL,
+        created_at REAL NOT NULL, answered INTEGER NOT NULL DEFAULT 0,
+        FOREIGN KEY (federation, node) REFERENCES members, FOREIGN KEY (federation, version)
+        REFERENCES versions
+    ) STRICT;
+    CREATE INDEX tasks_by_node ON tasks (federation, node);
+    CREATE TABLE updates (
+        digest TEXT PRIMARY KEY, federation TEXT NOT NULL, task TEXT NOT NULL UNIQUE REFERENCES tasks,
+        node TEXT NOT NULL,
+        base_version INTEGER NOT NULL, payload TEXT NOT NULL, size INTEGER NOT NULL, samples INTEGER NOT NULL,
+        statement BLOB NOT NULL, signature BLOB NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('receiving','admitted','merged','refused')),
+        reason TEXT NOT NULL DEFAULT '',
+        norm REAL, offered_at REAL NOT NULL, decided_at REAL, new_version INTEGER, weight REAL,
+        FOREIGN KEY (federation, node) REFERENCES members
+    ) STRICT;
+    CREATE INDEX updates_by_state ON updates (federation, state);
+    CREATE TABLE merges (
+        federation TEXT NOT NULL REFERENCES federations, version INTEGER NOT NULL, plan TEXT NOT NULL,
+        begun_at REAL NOT NULL,
+        PRIMARY KEY (federation, version)
+    ) STRICT;
+    CREATE TABLE receipts (
+        id INTEGER PRIMARY KEY, digest TEXT NOT NULL REFERENCES updates, receipt BLOB NOT NULL,
+        signature BLOB NOT NULL,
+        created_at REAL NOT NULL
+    ) STRICT;
+    CREATE INDEX receipts_by_update ON receipts (digest);
+    CREATE TABLE downloads (
+        node TEXT NOT NULL REFERENCES nodes, digest TEXT NOT NULL, federation TEXT NOT NULL,
+        size INTEGER NOT NULL, at REAL NOT NULL,
+        PRIMARY KEY (node, digest)
+    ) STRICT;
+    CREATE TABLE audit (
+        id INTEGER PRIMARY KEY, at REAL NOT NULL, actor TEXT NOT NULL, action TEXT NOT NULL,
+        subject TEXT NOT NULL, detail TEXT NOT NULL
+    ) STRICT;
+    CREATE TRIGGER audit_keeps BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
+    CREATE TRIGGER audit_stays BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is append-only'); END;
+    CREATE TRIGGER receipts_keep BEFORE UPDATE ON receipts BEGIN SELECT RAISE(ABORT, 'receipts are append-only'); END;
+    CREATE TRIGGER receipts_stay BEFORE DELETE ON receipts BEGIN SELECT RAISE(ABORT, 'receipts are append-only'); END;
+    """,
+)
+"""Each entry takes the schema one version forward. Never edit one that was released: append."""
