@@ -5,13 +5,33 @@ Not for who may join or what requests mean (the hub's registry and service). TLS
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import structlog
+import zmq
+import zmq.asyncio
+
+from zk0d.errors import ConfigError, LinkClosedError, LinkLostError, PayloadError
+from zk0d.link.download import download
+from zk0d.link.enroll import hello_frame, serve_enroll
 from zk0d.link.identity import Authority, ServerIdentity
-from zk0d.link.state import LinkLimits, NodeLinkInfo
-from zk0d.model.blobs import BlobStore
+from zk0d.link.messages import MAX_BULK, PUSHES
+from zk0d.link.peer import Peer
+from zk0d.link.state import LinkLimits, NodeLinkInfo, Progress
+from zk0d.link.terminator import Terminator
+from zk0d.link.tls import server_context
+from zk0d.link.transfer import Bucket
+from zk0d.model.blobs import BlobStore, hex_of
+
+log = structlog.get_logger("zk0d.link.hub")
+
+_ROOM_S = 0.002
+_UNKNOWN_S = 2.0
+"""For so long after a gate opened the ROUTER may not know the node yet."""
 
 
 class HubLink:
@@ -41,17 +61,65 @@ class HubLink:
         on_enroll(request) -> reply; request has `csr` and whatever the peer sent, and `address` (set here). RefusedError refuses.
         """
         self.port = port
-        raise NotImplementedError
+        self._host = host
+        self._blobs, self._limits = blobs, limits or LinkLimits()
+        self._on_request, self._may_fetch, self._on_enroll = on_request, may_fetch, on_enroll
+        self._run_dir = run_dir
+        self._peers: dict[str, Peer] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._bucket = Bucket(self._limits.max_upload)
+        self._enrolling: set[asyncio.Task[None]] = set()
+        self._receiver: asyncio.Task[None] | None = None
+        self._closed = False
+        self._terminator = Terminator(
+            context=server_context(authority.directory / "ca.pem", server_identity), router_path=run_dir / "router.sock",
+            enroll_hello=hello_frame(authority.pem), allowed=allowed, on_up=self._from_up, on_down=self._from_down,
+            on_enroll=self._from_enroll, limits=self._limits,
+        )  # fmt: skip
 
     async def start(self) -> None:
         """Listen; `port` is then the real one. ConfigError if the address cannot be had."""
+        self._loop = asyncio.get_running_loop()
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        self._run_dir.chmod(0o700)  # whoever reaches the ROUTER's socket has passed no gate
+        path = self._run_dir / "router.sock"
+        if len(bytes(path)) > 100:
+            raise ConfigError(f"{path} is too long for a unix socket (100 bytes)", "use a shorter hub directory")
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="zk0-link")
+        self._context = zmq.asyncio.Context(io_threads=1)
+        self._socket = _router(self._context)
+        self._socket.bind(f"ipc://{path}")
+        try:
+            self.port = self._terminator.start(self._host, self.port)
+        except BaseException:
+            await self.close()
+            raise
+        self._receiver = asyncio.create_task(self._receive(), name="zk0-hub-receive")
+        log.info("hub.listening", host=self._host, port=self.port)
 
     async def close(self) -> None:
         """End all links; leaves no thread, descriptor or file."""
+        if self._closed:
+            return
+        self._closed = True
+        tasks = [*self._enrolling, *([self._receiver] if self._receiver else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(peer.close() for peer in self._peers.values()))
+        await asyncio.to_thread(self._terminator.close)
+        if hasattr(self, "_socket"):
+            self._socket.close(linger=0)
+            self._context.term()
+            await asyncio.to_thread(self._pool.shutdown)
+            (self._run_dir / "router.sock").unlink(missing_ok=True)
 
     async def push(self, node_id: str, type: str, body: dict[str, Any]) -> bool:
         """Say something to a node, unanswered. False (and nothing raised) when it is not linked now."""
-        raise NotImplementedError
+        if type not in PUSHES:
+            raise ValueError(f"{type!r} is not a push type")
+        peer = self._peers.get(node_id)
+        return peer is not None and peer.say(type, body)
 
     async def fetch(self, node_id: str, digest: str, size_limit: int) -> Path:
         """Take a blob that the node shares into the store; resumes over reconnects and restarts, verified.
@@ -59,11 +127,114 @@ class HubLink:
         PayloadError (too large, wrong chunks; the node's link is then closed), RefusedError (the node does not share it),
         LinkLostError (no progress for `limits.stall_s`, node away or not; call again when it is back, what came is kept).
         """
-        raise NotImplementedError
+        if self._closed:
+            raise LinkClosedError("the hub's links are closed")
+        hex_of(digest)
+        async with self._locks.setdefault(digest, asyncio.Lock()):
+            try:
+                path = await download(self._peer(node_id), digest, min(size_limit, self._limits.max_blob))
+            except PayloadError as error:
+                log.warning("transfer.given_up", node=node_id, digest=digest, reason=error.message)
+                self.disconnect(node_id, f"it sent bad data: {error.message}")
+                raise
+        self._locks.pop(digest, None)
+        return path
 
     def disconnect(self, node_id: str, reason: str) -> None:
         """Close the node's live link, if any. It may come back unless `allowed` says no."""
+        self._terminator.disconnect(node_id, reason)
 
     def nodes(self) -> dict[str, NodeLinkInfo]:
         """The links that are open now."""
-        raise NotImplementedError
+        return self._terminator.links()
+
+    def transfers(self) -> dict[str, list[Progress]]:
+        """What is moving now, by node."""
+        return {name: list(peer.progress.values()) for name, peer in self._peers.items() if peer.progress}
+
+    def _peer(self, node_id: str) -> Peer:
+        """One per node id that ever passed the gate (or is waited for): bounded by who is enrolled. Outlives its links."""
+        if node_id not in self._peers:
+
+            async def transmit(frames: list[bytes]) -> None:
+                await self._transmit(node_id, frames)
+
+            self._peers[node_id] = Peer(
+                node_id, transmit=transmit, blobs=self._blobs, pool=self._pool, limits=self._limits, bucket=self._bucket,
+                may_take=lambda digest: self._may_fetch(node_id, digest),
+                on_request=lambda type, body: self._on_request(node_id, type, body),
+            )  # fmt: skip
+        return self._peers[node_id]
+
+    async def _transmit(self, node_id: str, frames: list[bytes]) -> None:
+        """Wait for room in this node's pipe only: one slow node must not hold the others."""
+        peer, pause, unknown_until = self._peers[node_id], _ROOM_S, self._loop.time() + _UNKNOWN_S
+        message = [node_id.encode(), *frames]
+        while peer.linked.is_set():
+            try:
+                await self._socket.send_multipart(message, flags=zmq.NOBLOCK)
+                return
+            except zmq.Again:
+                pass
+            except zmq.ZMQError as error:
+                if error.errno != zmq.EHOSTUNREACH or self._loop.time() > unknown_until:
+                    raise LinkLostError(f"{node_id} cannot be reached: {error.strerror}") from None
+            await asyncio.sleep(pause)
+            pause = min(0.02, pause * 1.5)
+        raise LinkLostError(f"the link of {node_id} went away")
+
+    async def _receive(self) -> None:
+        while True:
+            sender, *frames = await self._socket.recv_multipart(copy=False)
+            node_id = sender.bytes.decode(errors="replace")
+            peer = self._peer(node_id)
+            if not peer.linked.is_set() and node_id in self._terminator.links():
+                peer.up()  # the ROUTER was quicker than the terminator's word
+            peer.heard([f.buffer for f in frames])
+
+    # From the terminator's thread
+
+    def _soon(self, call: Callable[..., None], *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(call, *args)
+        except RuntimeError:
+            pass  # the loop is closed; nobody is left to tell
+
+    def _from_up(self, node_id: str) -> None:
+        self._soon(self._up, node_id)
+
+    def _from_down(self, node_id: str, reason: str) -> None:
+        self._soon(self._down, node_id)
+
+    def _from_enroll(self, token: int, request: bytes, address: str) -> None:
+        self._soon(self._enroll, token, request, address)
+
+    def _up(self, node_id: str) -> None:
+        if not self._closed:
+            self._peer(node_id).up()
+
+    def _down(self, node_id: str) -> None:
+        if node_id in self._peers:
+            self._peers[node_id].down()
+
+    def _enroll(self, token: int, request: bytes, address: str) -> None:
+        if self._closed:
+            return
+
+        async def answer() -> None:
+            self._terminator.answer(token, await serve_enroll(request, address, self._on_enroll))
+
+        task = asyncio.create_task(answer())
+        self._enrolling.add(task)
+        task.add_done_callback(self._enrolling.discard)
+
+
+def _router(context: zmq.asyncio.Context) -> zmq.asyncio.Socket:
+    socket = context.socket(zmq.ROUTER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an absent node is an error we handle, not silence
+    socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # safe behind the gate; makes a half-open link's node reachable again
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_BULK)
+    socket.setsockopt(zmq.SNDHWM, 2)
+    socket.setsockopt(zmq.RCVHWM, 16)
+    return socket

@@ -123,7 +123,7 @@ def encode(message: Message) -> list[bytes]:
     problem = _check(
         TYPES[message.type],
         message.body,
-        strict=message.type in REQUESTS or message.type in LINK and message.type != "reply",
+        strict=message.type in REQUESTS or (message.type in LINK and message.type != "reply"),
     )
     if problem:
         raise ProtocolError(f"a {message.type} message {problem}", "see zk0d/link/messages.py and docs/protocol.md")
@@ -171,7 +171,7 @@ def decode(frames: list[Any]) -> Message:
         raise MessageError("malformed", f"a {kind} message {'lacks its' if bulk is None else 'has a'} raw frame", ident)
     if bulk is not None and len(bulk) > MAX_BULK:
         raise MessageError("malformed", f"a raw frame of {len(bulk)} bytes, at most {MAX_BULK}", ident)
-    if kind in LINK and kind != "reply" or kind in REQUESTS:
+    if (kind in LINK and kind != "reply") or kind in REQUESTS:
         body = {k: v for k, v in body.items() if k in TYPES[kind]}
     return Message(kind, ident, body, re, bulk)
 

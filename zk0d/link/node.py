@@ -5,13 +5,31 @@ Not for what the answers mean (the daemon's uplink). TLS and sockets are in tunn
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import structlog
+import zmq
+import zmq.asyncio
+
+from zk0d.errors import LinkClosedError, LinkLostError
+from zk0d.link.download import download
 from zk0d.link.identity import NodeIdentity
-from zk0d.link.state import LinkLimits, LinkState
-from zk0d.model.blobs import BlobStore
+from zk0d.link.messages import MAX_BULK, REQUESTS
+from zk0d.link.peer import Peer
+from zk0d.link.state import LinkLimits, LinkState, Phase
+from zk0d.link.tls import link_context
+from zk0d.link.transfer import Bucket
+from zk0d.link.tunnel import Tunnel, TunnelEvent
+from zk0d.model.blobs import BlobStore, hex_of
+
+log = structlog.get_logger("zk0d.link.node")
+
+_FIRST_PING_S = 2.0
 
 
 class NodeLink:
@@ -30,27 +48,91 @@ class NodeLink:
         tap: Callable[[bytes], None] | None = None,
     ) -> None:
         """`on_push(type, body)` runs in the event loop. `tap` sees every byte string that goes into TLS (for tests)."""
-        self.state = LinkState()
+        self._identity = identity
+        self._where = f"{host}:{port}"
+        self._blobs = blobs
+        self._limits = limits or LinkLimits()
+        self._on_push = on_push
+        self._state = LinkState()
         self.on_state: list[Callable[[LinkState], None]] = []
-        raise NotImplementedError
+        """Called with the state after every change of phase or reason, in the event loop."""
+        self._bucket = Bucket(self._limits.max_upload)
+        self._shared: set[str] = set()
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._connected = asyncio.Event()
+        self._ping = asyncio.Event()
+        self._closed = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._tunnel = Tunnel(
+            host=host, port=port, context=lambda: link_context(identity), run_dir=run_dir,
+            on_event=self._from_tunnel, limits=self._limits, tap=tap,
+        )  # fmt: skip
 
     async def start(self) -> None:
-        """Begin connecting; returns at once."""
+        """Begin connecting; returns at once. ConfigError when the node has no certificate or run_dir cannot be used."""
+        node_id = self._identity.node_id
+        self._loop = asyncio.get_running_loop()
+        self._tunnel.start()
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="zk0-link")
+        self._context = zmq.asyncio.Context(io_threads=1)
+        self._socket = _dealer(self._context, node_id)
+        self._socket.connect(f"ipc://{self._tunnel.path}")
+        self._peer = Peer(
+            "hub", transmit=self._transmit, blobs=self._blobs, pool=self._pool, may_take=self._shared.__contains__,
+            limits=self._limits, bucket=self._bucket, on_push=self._on_push,
+        )  # fmt: skip
+        self._tasks = [
+            asyncio.create_task(self._receive(), name="zk0-link-receive"),
+            asyncio.create_task(self._beat(), name="zk0-link-beat"),
+        ]
 
     async def close(self) -> None:
         """End the link and everything that waits on it (LinkClosedError); leaves no thread, descriptor or file."""
+        if self._closed:
+            return
+        self._closed = True
+        started = bool(self._tasks)
+        if started:
+            await self._peer.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._tunnel.close)
+        if started:
+            self._socket.close(linger=0)
+            self._context.term()
+            await asyncio.to_thread(self._pool.shutdown)
+        self._connected.set()  # wakes wait_connected, which then sees that we are closed
+        self._change("closed", "closed by this node")
+
+    @property
+    def state(self) -> LinkState:
+        """A current snapshot."""
+        state = self._state
+        state.bytes_up, state.bytes_down = self._tunnel.counters
+        state.transfers = list(self._peer.progress.values()) if self._tasks else []
+        return state
 
     async def wait_connected(self, timeout: float) -> None:
         """Until the hub has answered on this link; LinkLostError with the current reason after `timeout` seconds."""
+        try:
+            await asyncio.wait_for(self._connected.wait(), timeout)
+        except TimeoutError:
+            raise LinkLostError(f"no link to the hub at {self._where}: {self._state.reason}") from None
+        if self._closed:
+            raise LinkClosedError("the link is closed")
 
     async def request(self, type: str, body: dict[str, Any], timeout: float = 30) -> dict[str, Any]:
         """Ask the hub and give its reply's body.
 
-        Sent again over a new link if the link breaks while waiting; the hub answers a repeated request from memory,
-        so a handler runs once per request (once more only if the hub itself restarted in between).
-        RefusedError (`.reason` is the hub's code) for an error reply, LinkLostError when no answer came in `timeout` seconds.
+        Sent again over a new link if the link breaks while waiting; the hub answers a repeated request from memory, so a
+        handler runs once per request (once more only if the hub itself restarted in between). RefusedError (`.reason` is the
+        hub's code) for an error reply, LinkLostError when no answer came in `timeout` seconds, LinkClosedError at close.
         """
-        raise NotImplementedError
+        if type not in REQUESTS:
+            raise ValueError(f"{type!r} is not a request type")
+        self._require_open()
+        return (await self._peer.ask(type, body, timeout)).body
 
     async def fetch(self, digest: str) -> Path:
         """The blob's path in the store, downloaded if need be: resumes over reconnects and restarts, verified.
@@ -58,16 +140,108 @@ class NodeLink:
         RefusedError when the hub has no such blob for us, PayloadError when what it sends is wrong, LinkLostError
         without progress for `limits.stall_s`, DiskFullError when it does not fit. What has come is kept in every case.
         """
-        raise NotImplementedError
+        self._require_open()
+        hex_of(digest)
+        async with self._locks.setdefault(digest, asyncio.Lock()):
+            path = await download(self._peer, digest, self._limits.max_blob)
+        self._locks.pop(digest, None)  # it is here now: whoever still waits on the old lock finds it at once
+        return path
 
     def share(self, digest: str) -> None:
         """Let the hub take this blob (which is in the store). Nothing else can be taken."""
+        hex_of(digest)
+        self._shared.add(digest)
 
     def unshare(self, digest: str) -> None:
         """Take that back."""
+        self._shared.discard(digest)
 
     def retry_now(self) -> None:
         """Do not wait for the next attempt (a person asked, or the network came back)."""
+        self._tunnel.retry()
 
     def set_max_upload(self, bytes_per_s: float | None) -> None:
-        """Change the upload limit; None: no limit."""
+        """Change the upload limit (bulk only; ciphertext is about 0.2% more); None: no limit."""
+        self._bucket.rate = bytes_per_s
+
+    def _require_open(self) -> None:
+        if self._closed or not self._tasks:
+            raise LinkClosedError("the link is closed" if self._closed else "the link was not started")
+
+    async def _transmit(self, frames: list[bytes]) -> None:
+        while self._peer.linked.is_set():
+            try:
+                await self._socket.send_multipart(frames, flags=zmq.NOBLOCK)
+                return
+            except zmq.Again:
+                await self._socket.poll(100, zmq.POLLOUT)  # type: ignore[call-arg]  # pyzmq's stub is the Poller's
+        raise LinkLostError("the link went away")
+
+    async def _receive(self) -> None:
+        while True:
+            frames = await self._socket.recv_multipart(copy=False)
+            message = self._peer.heard([f.buffer for f in frames])
+            if message is not None and not self._connected.is_set() and self._peer.linked.is_set():
+                self._tunnel.proven()
+                self._connected.set()
+                log.info("link.connected", hub=self._where)
+                self._change("connected", f"linked to the hub at {self._where}")
+
+    async def _beat(self) -> None:
+        """Ping: soon after a link stands until the hub answers, then now and then."""
+        while True:
+            await self._peer.linked.wait()
+            self._peer.say("ping", {})
+            self._ping.clear()
+            try:
+                await asyncio.wait_for(
+                    self._ping.wait(), self._limits.ping_s if self._connected.is_set() else _FIRST_PING_S
+                )
+            except TimeoutError:
+                pass
+
+    def _from_tunnel(self, event: TunnelEvent) -> None:
+        """In the tunnel's thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._tunnel_event, event)
+        except RuntimeError:
+            pass  # the loop is closed; nobody is left to tell
+
+    def _tunnel_event(self, event: TunnelEvent) -> None:
+        if self._closed:
+            return
+        if event.kind == "dialling":
+            if self._state.phase != "refused":  # stays what it is until the other end thinks otherwise
+                self._change("connecting", f"connecting to the hub at {self._where}")
+        elif event.kind == "up":
+            self._peer.up()
+            self._ping.set()
+        else:
+            self._peer.down()
+            self._connected.clear()
+            self._change("refused" if event.refused else "waiting", event.reason, event.next_attempt)
+
+    def _change(self, phase: Phase, reason: str, next_attempt: float | None = None) -> None:
+        state = self._state
+        if phase != state.phase:
+            state.since = time.time()
+        state.phase, state.reason, state.next_attempt = phase, reason, next_attempt
+        for told in list(self.on_state):
+            try:
+                told(self.state)
+            except Exception:
+                log.exception("link.state_handler_failed")
+
+
+def _dealer(context: zmq.asyncio.Context, node_id: str) -> zmq.asyncio.Socket:
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.ROUTING_ID, node_id.encode())
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a link that does not stand
+    socket.setsockopt(zmq.HANDSHAKE_IVL, 0)  # it waits in the tunnel's backlog for as long as the hub is away
+    socket.setsockopt(zmq.RECONNECT_IVL, 20)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
+    socket.setsockopt(zmq.SNDHWM, 2)  # a control message waits behind two chunks at most
+    socket.setsockopt(zmq.RCVHWM, 16)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_BULK)
+    return socket

@@ -1,0 +1,113 @@
+"""Fetch one blob from a peer: drives the Receiver with real messages, the store and the clock.
+
+Resumes over reconnects (the Peer lives on) and over restarts (the store's partial does). Not for who may fetch what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import structlog
+
+from zk0d.errors import LinkLostError, PayloadError, RefusedError
+from zk0d.link.peer import Peer
+from zk0d.link.state import Progress
+from zk0d.link.transfer import Receiver
+from zk0d.model.blobs import Manifest, Partial
+
+log = structlog.get_logger("zk0d.link.download")
+
+_BUSY_PAUSE_S = 0.2
+
+
+async def download(peer: Peer, digest: str, size_limit: int) -> Path:
+    """The blob's path once it is whole and verified. See NodeLink.fetch for what it raises."""
+    if peer.blobs.has(digest):
+        return peer.blobs.path(digest)
+    loop = asyncio.get_running_loop()
+    manifest = await _manifest(peer, digest)
+    if manifest.size > size_limit:
+        raise PayloadError(f"{digest} is {manifest.size} bytes, at most {size_limit} are accepted here")
+    partial = await loop.run_in_executor(peer.pool, peer.blobs.partial, digest, manifest)
+    try:
+        await _chunks(peer, manifest, partial)
+        return await loop.run_in_executor(peer.pool, partial.finish)
+    finally:
+        await asyncio.shield(loop.run_in_executor(peer.pool, partial.close))
+
+
+async def _manifest(peer: Peer, digest: str) -> Manifest:
+    end = time.monotonic() + peer.limits.stall_s
+    while True:
+        try:
+            answer = await peer.ask("manifest.get", {"digest": digest}, max(0.1, min(60.0, end - time.monotonic())))
+            break
+        except LinkLostError:
+            if time.monotonic() >= end:
+                raise
+        except RefusedError as error:
+            if error.reason != "busy" or time.monotonic() >= end:
+                raise
+            await asyncio.sleep(_BUSY_PAUSE_S)
+    body, bulk = answer.body, answer.bulk
+    if answer.type != "manifest" or bulk is None or body["digest"] != digest or len(bulk) % 32:
+        raise PayloadError(f"{peer.name} answered the question for the manifest of {digest} with something else")
+    raw = bytes(bulk)
+    return Manifest(digest, body["size"], body["chunk_size"], tuple(raw[i : i + 32] for i in range(0, len(raw), 32)))
+
+
+async def _chunks(peer: Peer, manifest: Manifest, partial: Partial) -> None:
+    """Until the partial is complete."""
+    loop, digest = asyncio.get_running_loop(), manifest.digest
+    receiver = Receiver(manifest, partial.have, peer.limits, time.monotonic())
+    progress = Progress(digest, "down", manifest.size, partial.done_bytes, skipped=partial.done_bytes)
+    # Bounded by the window: only chunks that were asked for are put in.
+    arrived: asyncio.Queue[tuple[int, bytes | memoryview | None, str]] = asyncio.Queue()
+
+    queued: set[int] = set()
+
+    def arrival(index: int, data: bytes | memoryview | None, code: str) -> None:
+        if receiver.expects(index) and index not in queued:
+            queued.add(index)
+            arrived.put_nowait((index, data, code))
+
+    def interrupted() -> None:
+        receiver.interrupted()
+        arrived.put_nowait((-1, None, "interrupted"))
+
+    peer.arrivals[digest] = arrival
+    peer.interruptions.append(interrupted)
+    peer.progress["down", digest] = progress
+    try:
+        while not receiver.done:
+            now = time.monotonic()
+            if now - receiver.progressed > peer.limits.stall_s:
+                raise LinkLostError(
+                    f"no chunk of {digest} came from {peer.name} for {peer.limits.stall_s:g} s", "what came is kept"
+                )
+            if peer.linked.is_set():
+                for index in receiver.asks(now):
+                    peer.ask_chunk(digest, index, manifest.chunk_size)
+            patience = min(1.0, receiver.next_look(now)) if peer.linked.is_set() else 1.0  # `up` interrupts too
+            try:
+                index, data, code = await asyncio.wait_for(arrived.get(), patience)
+            except TimeoutError:
+                continue
+            queued.discard(index)
+            if data is not None:
+                good = await loop.run_in_executor(peer.pool, partial.write, index, data)
+                if not good:
+                    log.warning("transfer.wrong_chunk", peer=peer.name, digest=digest, index=index)
+                receiver.arrived(index, good, time.monotonic())
+                progress.done += len(data) if good else 0
+            elif code == "busy":
+                receiver.unavailable(index)
+                await asyncio.sleep(_BUSY_PAUSE_S)
+            elif code != "interrupted":
+                raise RefusedError(f"{peer.name} does not give chunk {index} of {digest}", reason=code)
+    finally:
+        peer.arrivals.pop(digest, None)
+        peer.interruptions.remove(interrupted)
+        peer.progress.pop(("down", digest), None)

@@ -1,0 +1,342 @@
+"""One conversation: requests and their answers, pushes, pings, and the two queues that keep bulk behind control.
+
+The same at both ends, for one peer; survives that peer's reconnects. Not for sockets (node.py, hub.py transmit for it)
+nor for arriving blobs (download.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Executor
+from typing import Any
+
+import structlog
+
+from zk0d.errors import LinkClosedError, LinkLostError, RefusedError, Zk0Error
+from zk0d.link.messages import (
+    ANSWERS,
+    PUSHES,
+    REQUESTS,
+    Body,
+    Message,
+    MessageError,
+    decode,
+    encode,
+    new_id,
+)
+from zk0d.link.state import LinkLimits, Progress
+from zk0d.link.transfer import Bucket, FairQueue
+from zk0d.model.blobs import MAX_CHUNK, MIN_CHUNK, BlobStore
+
+log = structlog.get_logger("zk0d.link.peer")
+
+MAX_CONTROL = 1024
+MAX_PENDING = 256
+MAX_REMEMBERED = 256
+MAX_CHUNKS_WAITING = 64
+
+Transmit = Callable[[list[bytes]], Awaitable[None]]
+OnRequest = Callable[[str, Body], Awaitable[Body]]
+Arrival = Callable[[int, bytes | memoryview | None, str], None]
+"""(index, data or None, error code) of a chunk that was asked for."""
+
+
+class Peer:
+    """`transmit` sends frames or raises LinkLostError; it waits while there is no room."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        transmit: Transmit,
+        blobs: BlobStore,
+        pool: Executor,
+        may_take: Callable[[str], bool],
+        limits: LinkLimits,
+        bucket: Bucket,
+        on_request: OnRequest | None = None,
+        on_push: Callable[[str, Body], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.blobs, self.pool, self.limits = blobs, pool, limits
+        self.linked = asyncio.Event()
+        self.progress: dict[tuple[str, str], Progress] = {}
+        self.arrivals: dict[str, Arrival] = {}
+        self.interruptions: list[Callable[[], None]] = []
+        self._transmit, self._may_take, self._bucket = transmit, may_take, bucket
+        self._on_request, self._on_push = on_request, on_push
+        self._next_id = new_id()
+        self._pending: dict[int, tuple[asyncio.Future[Message], list[bytes]]] = {}
+        self._chunk_asks: OrderedDict[int, tuple[str, int]] = OrderedDict()
+        self._remembered: OrderedDict[int, list[bytes] | None] = OrderedDict()
+        self._control: deque[list[bytes]] = deque()
+        self._bulk = FairQueue(MAX_CHUNKS_WAITING)
+        self._served: dict[str, set[int]] = {}
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._sender = asyncio.create_task(self._send(), name=f"zk0-send-{name}")
+
+    # State of the link below
+
+    def up(self) -> None:
+        """A link stands: ask again whatever has had no answer."""
+        self._flush()
+        self.linked.set()
+        for _, frames in self._pending.values():
+            self._enqueue(frames)
+
+    def down(self) -> None:
+        """The link is gone; what waited to be sent on it is forgotten (askers ask again)."""
+        self.linked.clear()
+        self._flush()
+
+    def _flush(self) -> None:
+        self._control.clear()
+        self._bulk.clear()
+        self._chunk_asks.clear()
+        for interrupted in list(self.interruptions):
+            interrupted()
+
+    async def close(self) -> None:
+        """End: everything that waits gets LinkClosedError."""
+        self._closed = True
+        self.down()
+        for future, _ in self._pending.values():
+            if not future.done():
+                future.set_exception(LinkClosedError("the link is closing"))
+        for task in [self._sender, *self._tasks]:
+            task.cancel()
+        await asyncio.gather(self._sender, *self._tasks, return_exceptions=True)
+
+    # What we say
+
+    def _ident(self) -> int:
+        self._next_id = (self._next_id + 1) % (1 << 63)
+        return self._next_id
+
+    def say(self, type: str, body: Body, re: int | None = None) -> bool:
+        """Queue a control message that needs no answer. False when there is no link, or it cannot keep up."""
+        return self._enqueue(encode(Message(type, self._ident(), body, re)))
+
+    def _enqueue(self, frames: list[bytes]) -> bool:
+        if not self.linked.is_set():
+            return False
+        if len(self._control) >= MAX_CONTROL:
+            log.warning("link.queue_full", peer=self.name)
+            return False
+        self._control.append(frames)
+        self._wake.set()
+        return True
+
+    async def ask(self, type: str, body: Body, timeout: float) -> Message:
+        """Send a request and give the message that answers it; RefusedError, LinkLostError, LinkClosedError."""
+        if self._closed:
+            raise LinkClosedError("the link is closed")
+        if len(self._pending) >= MAX_PENDING:
+            raise LinkLostError(f"{MAX_PENDING} requests are waiting for {self.name}", "the peer is away or very slow")
+        ident = self._ident()
+        frames = encode(Message(type, ident, body))
+        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._pending[ident] = (future, frames)
+        try:
+            self._enqueue(frames)
+            answer = await asyncio.wait_for(future, timeout)
+        except TimeoutError:
+            raise LinkLostError(f"no answer to {type} from {self.name} within {timeout:g} s") from None
+        finally:
+            del self._pending[ident]
+        if answer.type == "error":
+            raise RefusedError(answer.body["message"], answer.body.get("hint") or "", reason=answer.body["code"])
+        return answer
+
+    def ask_chunk(self, digest: str, index: int, chunk_size: int) -> bool:
+        """Ask for one chunk; it arrives in `arrivals[digest]`."""
+        ident = self._ident()
+        self._chunk_asks[ident] = (digest, index)
+        while len(self._chunk_asks) > MAX_PENDING:
+            self._chunk_asks.popitem(last=False)
+        return self._enqueue(
+            encode(Message("chunk.get", ident, {"digest": digest, "index": index, "chunk_size": chunk_size}))
+        )
+
+    async def _send(self) -> None:
+        """The one sender: control first, then one chunk, then look again."""
+        while True:
+            await self.linked.wait()
+            self._wake.clear()
+            try:
+                if self._control:
+                    await self._transmit(self._control.popleft())
+                elif len(self._bulk):
+                    if delay := self._bucket.delay(time.monotonic()):
+                        await self._wait_wake(delay)
+                    else:
+                        await self._serve_chunk(*self._bulk.pop())
+                else:
+                    await self._wake.wait()
+            except LinkLostError:
+                await asyncio.sleep(0.01)  # `down` is on its way
+            except Exception:
+                log.exception("link.send_failed", peer=self.name)
+
+    async def _wait_wake(self, delay: float) -> None:
+        try:
+            await asyncio.wait_for(self._wake.wait(), delay)
+        except TimeoutError:
+            pass
+
+    async def _serve_chunk(self, digest: str, index: int, chunk_size: int, re: int) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            data = await loop.run_in_executor(self.pool, self.blobs.read_chunk, digest, index, chunk_size)
+        except (Zk0Error, OSError):
+            self._error("not_found", f"{digest} has no chunk {index} here", re)
+            return
+        self._bucket.spend(len(data))
+        await self._transmit(encode(Message("chunk", self._ident(), {"digest": digest, "index": index}, re, data)))
+        self._count_served(digest, index, len(data))
+
+    def _count_served(self, digest: str, index: int, size: int) -> None:
+        progress, served = self.progress.get(("up", digest)), self._served.setdefault(digest, set())
+        if progress is None or index in served:
+            return
+        served.add(index)
+        progress.done += size
+        if progress.done >= progress.size:
+            del self.progress["up", digest], self._served[digest]
+
+    def _error(self, code: str, message: str, re: int | None, hint: str = "") -> None:
+        self.say("error", {"code": code, "message": message[:1000], "hint": hint[:1000]}, re)
+
+    # What we hear
+
+    def heard(self, frames: list[Any]) -> Message | None:
+        """Take one message from the peer; None when it was not acceptable (the peer is told, and so is the log)."""
+        try:
+            message = decode(frames)
+        except MessageError as error:
+            log.warning("link.bad_message", peer=self.name, code=error.wire_code, reason=error.message)
+            self._error(error.wire_code, error.message, error.re)
+            return None
+        if message.type == "ping":
+            self.say("pong", {}, message.id)
+        elif message.type in ANSWERS:
+            self._answered(message)
+        elif message.type == "chunk":
+            self._chunk_came(message)
+        elif message.type == "chunk.get":
+            self._chunk_wanted(message)
+        elif message.type == "manifest.get":
+            self._start(message, self._serve_manifest(message))
+        elif message.type in REQUESTS and self._on_request is not None:
+            self._requested(message)
+        elif message.type in PUSHES and self._on_push is not None:
+            self._pushed(message)
+        else:
+            self._error("unknown_type", f"{message.type} is not for this end", message.id)
+        return message
+
+    def _answered(self, message: Message) -> None:
+        if message.re in self._pending:
+            future, _ = self._pending[message.re]
+            if not future.done():
+                future.set_result(message)
+        elif message.type == "error":
+            asked = self._chunk_asks.pop(message.re, None) if message.re is not None else None
+            if asked is not None and (arrival := self.arrivals.get(asked[0])):
+                arrival(asked[1], None, message.body["code"])
+            else:
+                log.warning(
+                    "link.error_from_peer", peer=self.name, code=message.body["code"], reason=message.body["message"]
+                )
+
+    def _chunk_came(self, message: Message) -> None:
+        if message.re is not None:
+            self._chunk_asks.pop(message.re, None)
+        arrival = self.arrivals.get(message.body["digest"])
+        if arrival is not None and message.bulk is not None:
+            arrival(message.body["index"], message.bulk, "")
+
+    def _chunk_wanted(self, message: Message) -> None:
+        digest, index, size = message.body["digest"], message.body["index"], message.body["chunk_size"]
+        if not self._can_take(digest) or index < 0 or not MIN_CHUNK <= size <= MAX_CHUNK:
+            self._error("not_found", f"no chunk {index} of {digest[:80]} for you here", message.id)
+        elif not self._bulk.add(digest, index, size, message.id):
+            self._error("busy", f"{MAX_CHUNKS_WAITING} chunks are waiting", message.id)
+        self._wake.set()
+
+    def _can_take(self, digest: str) -> bool:
+        try:
+            return self._may_take(digest) and self.blobs.has(digest)
+        except Zk0Error:
+            return False  # not even a digest
+
+    def _start(self, message: Message, work: Coroutine[Any, Any, None]) -> bool:
+        if len(self._tasks) >= self.limits.max_requests:
+            work.close()
+            self._error("busy", f"{self.limits.max_requests} requests are being answered", message.id)
+            return False
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    async def _serve_manifest(self, message: Message) -> None:
+        digest = message.body["digest"]
+        if not self._can_take(digest):
+            self._error("not_found", f"{digest[:80]} is not here, or not for you", message.id)
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            manifest = await loop.run_in_executor(self.pool, self.blobs.manifest, digest, self.limits.chunk_size)
+        except (Zk0Error, OSError) as error:
+            log.error("link.blob_damaged", digest=digest, reason=str(error))
+            self._error("not_found", f"{digest} cannot be served", message.id)
+            return
+        self.progress["up", digest] = Progress(digest, "up", manifest.size, 0)
+        self._served[digest] = set()
+        while len(self.progress) > 2 * MAX_CHUNKS_WAITING:
+            self._served.pop(self.progress.pop(next(iter(self.progress))).digest, None)
+        body = {"digest": digest, "size": manifest.size, "chunk_size": manifest.chunk_size}
+        self._enqueue(encode(Message("manifest", self._ident(), body, message.id, b"".join(manifest.chunks))))
+
+    def _pushed(self, message: Message) -> None:
+        assert self._on_push is not None
+        try:
+            self._on_push(message.type, message.body)
+        except Exception:
+            log.exception("link.push_handler_failed", type=message.type)
+
+    def _requested(self, message: Message) -> None:
+        """Answer once: a request that comes again over a new link gets the first answer, or waits for it."""
+        if message.id in self._remembered:
+            known = self._remembered[message.id]
+            if known is not None:
+                self._enqueue(known)
+            return
+        if self._start(message, self._answer(message)):
+            self._remembered[message.id] = None
+            while len(self._remembered) > MAX_REMEMBERED:
+                self._remembered.popitem(last=False)
+
+    async def _answer(self, message: Message) -> None:
+        assert self._on_request is not None
+        try:
+            reply = Message("reply", self._ident(), await self._on_request(message.type, message.body), message.id)
+            frames = encode(reply)
+        except Zk0Error as error:
+            code = error.reason if isinstance(error, RefusedError) else error.code
+            log.info("link.request_refused", peer=self.name, type=message.type, code=code, reason=error.message)
+            body = {"code": code, "message": error.message[:1000], "hint": error.hint[:1000]}
+            frames = encode(Message("error", self._ident(), body, message.id))
+        except Exception:
+            log.exception("link.request_failed", peer=self.name, type=message.type)
+            body = {"code": "internal", "message": f"the hub failed to answer {message.type}; its log says more"}
+            frames = encode(Message("error", self._ident(), body, message.id))
+        if message.id in self._remembered:
+            self._remembered[message.id] = frames
+        self._enqueue(frames)

@@ -1,0 +1,221 @@
+"""The hub's end of TLS: one thread, one port, all connections, and the limits across them.
+
+What one connection does is in session.py. Not for messages: past the gate bytes move; enrolment requests go to the
+event loop as one bytes object each.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import selectors
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from zk0d.errors import ConfigError
+from zk0d.link.pump import Scratch, TlsPump, Wire
+from zk0d.link.session import Session, Stage
+from zk0d.link.state import LinkLimits, NodeLinkInfo
+
+log = structlog.get_logger("zk0d.link.terminator")
+
+_TICK_S = 0.5
+
+
+class Terminator:
+    """Callbacks run in this object's thread and must be quick."""
+
+    def __init__(
+        self,
+        *,
+        context: ssl.SSLContext,
+        router_path: Path,
+        enroll_hello: bytes,
+        allowed: Callable[[str, str], bool],
+        on_up: Callable[[str], None],
+        on_down: Callable[[str, str], None],
+        on_enroll: Callable[[int, bytes, str], None],
+        limits: LinkLimits,
+    ) -> None:
+        """`on_up(node)`, `on_down(node, reason)`, `on_enroll(token, request, address)`; answer with `answer(token, reply)`."""
+        self._context = context
+        self.router_path, self.enroll_hello = router_path, enroll_hello
+        self.allowed, self.limits = allowed, limits
+        self._on_up, self._on_down, self._on_enroll = on_up, on_down, on_enroll
+        self._selector = selectors.DefaultSelector()
+        self._scratch = Scratch()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._orders: deque[Callable[[], None]] = deque()
+        self._sessions: set[Session] = set()
+        self._open: dict[str, Session] = {}
+        self._tokens: dict[int, Session] = {}
+        self._next_token = 0
+        self._listener: socket.socket | None = None
+        self._accepting_again = 0.0
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="zk0-terminator", daemon=True)
+        self._lock = threading.Lock()  # guards _open against readers in other threads
+        self._told_full = 0.0
+
+    def start(self, host: str, port: int) -> int:
+        """Listen; the real port. ConfigError if the address cannot be had."""
+        try:
+            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, _, _, _, address = infos[0]
+            self._listener = socket.create_server((str(address[0]), int(address[1])), family=family, backlog=128)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot listen on {host}:{port}: {error.strerror or error}", "is another hub running there?"
+            ) from None
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ, "accept")
+        self._selector.register(self._wake, selectors.EVENT_READ, "wake")
+        self._thread.start()
+        return int(self._listener.getsockname()[1])
+
+    def close(self) -> None:
+        """End every connection and the thread. Safe to call twice."""
+        if self._wake < 0:
+            return
+        self._closing = True
+        os.eventfd_write(self._wake, 1)
+        if self._thread.ident is not None:
+            self._thread.join()
+        for session in list(self._sessions):
+            session.close("the hub is closing")
+        if self._listener is not None:
+            self._listener.close()
+        self._selector.close()
+        os.close(self._wake)
+        self._wake = -1
+
+    def disconnect(self, node_id: str, reason: str) -> None:
+        """Close the node's live link, from any thread."""
+
+        def order() -> None:
+            session = self._open.get(node_id)
+            if session is not None:
+                session.drop(reason)
+
+        self._order(order)
+
+    def answer(self, token: int, reply: bytes) -> None:
+        """Answer an enrolment request, from any thread; nothing happens if the peer has gone."""
+
+        def order() -> None:
+            session = self._tokens.pop(token, None)
+            if session is not None:
+                session.answer(reply)
+
+        self._order(order)
+
+    def links(self) -> dict[str, NodeLinkInfo]:
+        """The open links, from any thread."""
+        with self._lock:
+            return {node: session.info() for node, session in self._open.items()}
+
+    def _order(self, order: Callable[[], None]) -> None:
+        self._orders.append(order)
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
+
+    # What sessions ask of us (session.Desk)
+
+    def opened(self, session: Session) -> None:
+        earlier = self._open.get(session.node_id)
+        if earlier is not None:
+            earlier.drop("the same node has linked anew")
+        with self._lock:
+            self._open[session.node_id] = session
+        self._on_up(session.node_id)
+
+    def ended(self, session: Session, reason: str) -> None:
+        if self._open.get(session.node_id) is session:
+            with self._lock:
+                del self._open[session.node_id]
+            self._on_down(session.node_id, reason)
+
+    def enroll_request(self, session: Session, request: bytes) -> None:
+        self._next_token += 1
+        self._tokens[self._next_token] = session
+        self._on_enroll(self._next_token, request, session.address)
+
+    # The thread
+
+    def _run(self) -> None:
+        next_tick = 0.0
+        while not self._closing:
+            for key, mask in self._selector.select(_TICK_S):
+                if isinstance(key.data, Session):
+                    if isinstance(key.fileobj, socket.socket) and key.data.stage is not Stage.CLOSED:
+                        key.data.event(key.fileobj, mask)
+                elif key.data == "accept":
+                    self._accept()
+                else:
+                    self._obey()
+            now = time.monotonic()
+            if now >= next_tick:
+                next_tick = now + _TICK_S
+                self._tick(now)
+
+    def _obey(self) -> None:
+        try:
+            os.eventfd_read(self._wake)
+        except BlockingIOError:
+            pass
+        while self._orders:
+            try:
+                self._orders.popleft()()
+            except Exception:
+                log.exception("terminator.order_failed")
+
+    def _tick(self, now: float) -> None:
+        for session in list(self._sessions):
+            session.tick(now)
+        self._sessions = {s for s in self._sessions if s.stage is not Stage.CLOSED}
+        self._tokens = {t: s for t, s in self._tokens.items() if s.stage is Stage.ANSWERING}
+        if self._accepting_again and now >= self._accepting_again and self._listener is not None:
+            self._accepting_again = 0.0
+            self._selector.register(self._listener, selectors.EVENT_READ, "accept")
+
+    def _accept(self) -> None:
+        assert self._listener is not None
+        for _ in range(16):
+            try:
+                sock, address = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as error:
+                log.error(
+                    "terminator.accept_failed", reason=error.strerror, errno=errno.errorcode.get(error.errno or 0)
+                )
+                self._selector.unregister(self._listener)
+                self._accepting_again = time.monotonic() + _TICK_S
+                return
+            self._welcome(sock, f"{address[0]}:{address[1]}")
+
+    def _welcome(self, sock: socket.socket, address: str) -> None:
+        live = [s for s in self._sessions if s.stage is not Stage.CLOSED]
+        unopened = sum(s.stage is not Stage.OPEN for s in live)
+        if len(live) - unopened >= self.limits.max_links or unopened >= self.limits.max_handshakes:
+            sock.close()
+            if time.monotonic() - self._told_full > 10:
+                self._told_full = time.monotonic()
+                log.warning("terminator.full", address=address, open=len(live) - unopened, in_handshake=unopened)
+            return
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self.limits.silence_s * 1000))
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 256 * 1024)
+        wire = Wire(self._selector, sock, TlsPump(self._context, server_side=True, scratch=self._scratch))
+        session = Session(self, wire, address)
+        wire.owner = session
+        self._sessions.add(session)
+        wire.attend()
