@@ -12,6 +12,8 @@ help:
 	@echo "make lint                                       ruff and mypy --strict"
 	@echo "make bench, make bench-NAME                     benchmarks, small or one at full size"
 	@echo "make setup-core                                 only what zk0d, zk0-hub and zk0ctl need (seconds)"
+	@echo "make deb                                        Debian packages into dist/"
+	@echo "make test-booted                                install, use and purge them in a booted Debian 13 (needs root)"
 	@echo "make lock                                       resolve packaging/lock anew"
 
 setup:
@@ -40,6 +42,13 @@ lock: setup
 	@printf 'uv>=0.9\nsetuptools\n' | $(COMPILE) - -c packaging/lock/full.txt -o packaging/lock/bootstrap.txt
 	@$(COMPILE) pyproject.toml -c packaging/lock/full.txt -o packaging/lock/core.txt
 	@echo "systemd-python>=235" | $(COMPILE) - -o packaging/lock/systemd.txt
+
+# Packages, and a booted Debian 13 to try them in; neither needs the Python environment's training packages.
+.PHONY: deb test-booted
+deb:
+	@packaging/deb/build.sh dist
+test-booted: setup
+	@ZK0_BOOTED=1 $(PY) -m pytest tests/booted $(ARGS)
 
 clean:
 	rm -rf .venv .setup.log demo-out bench/results .pytest_cache .mypy_cache .ruff_cache build

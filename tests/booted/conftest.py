@@ -1,0 +1,86 @@
+"""Packages built from this tree and installed in a booted Debian 13: what `make test-booted` needs.
+
+Nothing here runs in `make test`: a system image takes a minute to make and root to boot. Where it cannot be booted, every test says why.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+collect_ignore_glob = [] if os.environ.get("ZK0_BOOTED") else ["test_*.py"]
+
+
+def _tool() -> ModuleType:
+    path = REPOSITORY / "packaging" / "booted" / "container.py"
+    spec = importlib.util.spec_from_file_location("zk0_booted_container", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = [i for i in items if Path(__file__).parent in i.path.parents]
+    reason = _tool().why_not() if here else ""
+    for item in here:
+        # The system outlives a test: what runs in it is none of the test's own processes.
+        item.add_marker(pytest.mark.may_leak("the booted system lasts for a module"))
+        item.add_marker(pytest.mark.timeout(600))
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=f"no system can be booted: {reason}"))
+
+
+def build(out: Path, version: str = "") -> list[Path]:
+    """Build the packages into `out` → the .deb files."""
+    command = [str(REPOSITORY / "packaging/deb/build.sh"), str(out), *([version] if version else [])]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return [Path(line) for line in built.stdout.split()]
+
+
+@pytest.fixture(scope="session")
+def debs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The packages of this tree."""
+    return build(tmp_path_factory.mktemp("debs"))
+
+
+@pytest.fixture(scope="session")
+def newer_debs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The same with a higher version number, to upgrade to."""
+    return build(tmp_path_factory.mktemp("newer"), "9.0.0")
+
+
+def install(system: Any, debs: list[Path], *flags: str) -> str:
+    """`apt-get install` the files in the booted system → what it printed."""
+    system.sh("rm -rf /root/debs && mkdir /root/debs")
+    for deb in debs:
+        system.put(deb, f"/root/debs/{deb.name}")
+    return str(system.sh(f"apt-get install -y {' '.join(flags)} /root/debs/*.deb </dev/null"))
+
+
+@pytest.fixture(scope="session")
+def boot() -> Callable[[], Any]:
+    """Boots a new system; use it with `with`."""
+    tool = _tool()
+    image = tool.image()
+    return lambda: tool.Container(image)
+
+
+@pytest.fixture(scope="module")
+def system(boot: Callable[[], Any], debs: list[Path]) -> Iterator[Any]:
+    """One booted system for a module: the three packages, and the people alice (in group zk0) and mallory (not)."""
+    with boot() as booted:
+        install(booted, debs)
+        booted.sh("useradd -m alice && usermod -aG zk0 alice && useradd -m mallory")
+        yield booted

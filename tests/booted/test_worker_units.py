@@ -1,0 +1,109 @@
+"""What the unprivileged daemon may do with systemd: its own three templates, these verbs, nothing else.
+
+The units run `sleep` here in place of a worker: the subject is who may manage them and how they are confined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+TEMPLATES = ("train", "record", "rollout")
+BUS = "busctl call org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def stand_in(system: Any) -> Iterator[None]:
+    for kind in TEMPLATES:
+        system.sh(
+            f"d=/run/systemd/system/zk0d-{kind}@.service.d; mkdir -p $d;"
+            " printf '[Service]\\nExecStart=\\nExecStart=/bin/sleep 600\\n' >$d/stand-in.conf"
+        )
+    system.sh("systemctl daemon-reload; install -d -o zk0d -g zk0d /var/lib/zk0d/work /var/lib/zk0d/work/t1")
+    yield
+
+
+def state(system: Any, unit: str, name: str = "ActiveState") -> str:
+    return str(system.sh(f"systemctl show --value -p {name} {unit}")).strip()
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_the_daemon_runs_freezes_thaws_and_stops_its_workers(system: Any, kind: str) -> None:
+    unit = f"zk0d-{kind}@t1.service"
+    system.run("systemctl", "--no-ask-password", "start", unit, user="zk0d")
+    assert state(system, unit) == "active"
+    system.run("systemctl", "--no-ask-password", "freeze", unit, user="zk0d")
+    assert state(system, unit, "FreezerState") == "frozen"
+    system.run("systemctl", "--no-ask-password", "thaw", unit, user="zk0d")
+    assert state(system, unit, "FreezerState") == "running"
+    system.run("systemctl", "--no-ask-password", "freeze", unit, user="zk0d")
+    system.run("systemctl", "--no-ask-password", "stop", unit, user="zk0d")  # a frozen one too
+    assert state(system, unit) == "inactive"
+
+
+@pytest.mark.parametrize(
+    "unit",
+    ["dbus.service", "zk0d.service", "zk0-hub.service", "zk0d-evil@t1.service", "xzk0d-train@t1.service", "zk0d-train@t1.timer",
+     "user.slice", "poweroff.target"],
+)  # fmt: skip
+@pytest.mark.parametrize("verb", ["StartUnit", "StopUnit", "RestartUnit", "FreezeUnit", "ThawUnit"])
+def test_the_daemon_manages_nothing_else(system: Any, unit: str, verb: str) -> None:
+    arguments = f"s {unit}" if verb in ("FreezeUnit", "ThawUnit") else f"ss {unit} replace"
+    tried = system.run("bash", "-c", f"exec 2>&1; {BUS} {verb} {arguments}", user="zk0d", check=False)
+    assert tried.returncode != 0, tried.stdout
+    assert any(word in tried.stdout for word in ("Access denied", "not permitted", "authentication", "not loaded", "not found")), tried.stdout
+    if unit in ("dbus.service", "zk0d.service"):
+        assert any(word in tried.stdout for word in ("Access denied", "not permitted", "authentication")), tried.stdout
+
+
+def test_the_daemon_may_not_change_its_workers_confinement(system: Any) -> None:
+    system.run("systemctl", "--no-ask-password", "start", "zk0d-train@t1.service", user="zk0d")
+    for call in (
+        "SetUnitProperties 'sba(sv)' zk0d-train@t1.service true 1 DevicePolicy s auto",
+        "Reload",
+        "StartTransientUnit 'ssa(sv)a(sa(sv))' zk0d-train@t2.service fail 0 0",
+        "EnableUnitFiles 'asbb' 1 zk0d-train@.service true true",
+    ):
+        tried = system.run("bash", "-c", f"exec 2>&1; {BUS} {call}", user="zk0d", check=False)
+        assert tried.returncode != 0, f"{call}: {tried.stdout}"
+        assert any(w in tried.stdout for w in ("Access denied", "not permitted", "authentication")), f"{call}: {tried.stdout}"
+    system.sh("systemctl stop zk0d-train@t1.service")
+
+
+@pytest.mark.parametrize("user", ["alice", "mallory"])
+def test_people_may_not_manage_workers(system: Any, user: str) -> None:
+    for verb, arguments in (("StartUnit", "ss zk0d-train@t1.service replace"), ("FreezeUnit", "s zk0d-train@t1.service")):
+        tried = system.run("bash", "-c", f"exec 2>&1; {BUS} {verb} {arguments}", user=user, check=False)
+        assert tried.returncode != 0, f"{verb}: {tried.stdout}"
+
+
+def test_workers_are_confined(system: Any) -> None:
+    """Inside the trainer's unit: no network, no disk but its own, no serial port, no capabilities; and it is in its slice."""
+    system.run("systemctl", "--no-ask-password", "start", "zk0d-train@t1.service", user="zk0d")
+    pid = state(system, "zk0d-train@t1.service", "MainPID")
+    assert "/zk0.slice/zk0-train.slice/" in state(system, "zk0d-train@t1.service", "ControlGroup")
+    status = system.sh(f"cat /proc/{pid}/status")
+    assert "CapEff:\t0000000000000000" in status and "NoNewPrivs:\t1" in status and "Seccomp:\t2" in status
+    inside = f"nsenter -t {pid} -m -n setpriv --reuid zk0d --regid zk0d --init-groups"
+    assert "lo" in system.sh(f"{inside} cat /proc/net/dev")
+    assert system.run("bash", "-c", f"{inside} touch /etc/x /usr/x /home/x /run/x", check=False).returncode != 0
+    system.sh(f"{inside} touch /var/lib/zk0d/work/t1/mine")
+    system.sh("systemctl stop zk0d-train@t1.service")
+
+
+def test_devices_by_major_number_are_enforced(system: Any) -> None:
+    """A recorder may open serial ports, a trainer may not: by number, so that it holds before the module is loaded."""
+    system.sh("[ -e /run/tty-acm ] || mknod -m 666 /run/tty-acm c 166 0; [ -e /run/fuse-x ] || mknod -m 666 /run/fuse-x c 10 229")
+    for kind, node, allowed in (("record", "/run/tty-acm", True), ("train", "/run/tty-acm", False), ("record", "/run/fuse-x", False)):
+        system.sh(
+            f"d=/run/systemd/system/zk0d-{kind}@.service.d; printf '[Service]\\nExecStart=\\nExecStart=/bin/sh -c \"exec <{node}\"\\n'"
+            " >$d/stand-in.conf; systemctl daemon-reload; journalctl --rotate --vacuum-time=1s -q 2>/dev/null; true"
+        )
+        system.run("systemctl", "start", "--wait", f"zk0d-{kind}@t1.service", check=False)
+        said = system.sh(f"journalctl --sync; journalctl -q -o cat -u zk0d-{kind}@t1.service -n 8")
+        # ENXIO or ENODEV: the open got past the device policy, and no such device is plugged in.
+        passed = "No such device" in said
+        denied = "Operation not permitted" in said
+        assert (passed, denied) == (allowed, not allowed), f"{kind} {node}: {said}"
