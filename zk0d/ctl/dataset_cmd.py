@@ -1,0 +1,98 @@
+"""`zk0ctl dataset`: which recordings this node has and trains on. Nothing of them leaves the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zk0d.ctl.command import Args, Command, Context, arg
+from zk0d.ctl.render import paint, plural, safe, show_json, table
+from zk0d.errors import UsageError
+
+_JSON = arg("--json", help="as JSON", action="store_true")
+
+
+def _list(context: Context, args: Args) -> int:
+    found = context.call("dataset_list")
+    if args.json:
+        show_json(found)
+    elif not found:
+        print("no datasets yet; `zk0ctl record` makes one, `zk0ctl dataset add` takes one in")
+    else:
+        rows = [
+            [
+                safe(d["name"]),
+                str(d["episodes"]),
+                str(d["frames"]),
+                str(d["fps"]),
+                "yes" if d["train"] else "no",
+                safe(d["root"]),
+            ]
+            for d in found
+        ]
+        print(table(["NAME", "EPISODES", "FRAMES", "FPS", "TRAIN", "FOLDER"], rows))
+    return 0
+
+
+def _show(context: Context, args: Args) -> int:
+    d = context.call("dataset_show", name=args.name)
+    if args.json:
+        show_json(d)
+        return 0
+    print(
+        f"{paint(safe(d['name']), 'bold')}: {plural(d['episodes'], 'episode')}, {plural(d['frames'], 'frame')}"
+        f" at {d['fps']} Hz"
+    )
+    print(f"  folder   {safe(d['root'])}")
+    print(f"  training {'yes' if d['train'] else 'no'}, joints in {safe(d['units'])}")
+    for task in d["tasks"]:
+        print(f"  task     {safe(task)}")
+    for name, feature in d["features"].items():
+        renamed = f" (as {safe(d['rename'][name])})" if name in d["rename"] else ""
+        print(f"  {paint('feature', 'dim')}  {safe(name)} {feature['dtype']} {feature['shape']}{renamed}")
+    for federation, reasons in d["misfits"].items():
+        print(f"  {safe(federation)}: {'fits' if not reasons else 'does not fit: ' + '; '.join(map(safe, reasons))}")
+    return 2 if any(d["misfits"].values()) else 0
+
+
+def _add(context: Context, args: Args) -> int:
+    rename: dict[str, str] = {}
+    for pair in args.rename or []:
+        own, equals, theirs = pair.partition("=")
+        if not own or not equals or not theirs:
+            raise UsageError(f"--rename {pair!r} is not OWN=FEDERATION", "for example --rename wristcam=front")
+        rename[own] = theirs
+    path = Path(args.path.removeprefix("local:")).expanduser().absolute()
+    d = context.call(
+        "dataset_add", name=args.name, path=str(path), rename=rename or None, units=args.units, task=args.task,
+        train=None if args.train is None else args.train,
+    )  # fmt: skip
+    print(f"{safe(d['name'])}: {plural(d['episodes'], 'episode')}, {plural(d['frames'], 'frame')}"
+          f"{'' if d['train'] else ', not trained on'}")  # fmt: skip
+    return 0
+
+
+COMMAND = Command(
+    "dataset",
+    "list, add and look at datasets",
+    default="list",
+    subs=(
+        Command("list", "all datasets of this node", (_JSON,), _list),
+        Command(
+            "add",
+            "take in a LeRobotDataset folder, or change its settings",
+            (
+                arg("name", help="what to call it here (it stays here)"),
+                arg("path", help="its folder"),
+                arg("--rename", help="this camera is the federation's THEIRS", action="append", metavar="OWN=THEIRS"),
+                arg("--units", help="units of its joints", choices=("degrees", "range")),
+                arg("--task", help="what is done in it"),
+                arg("--train", help="train on it (the default)", action="store_true", default=None),
+                arg("--no-train", help="do not train on it", action="store_false", dest="train"),
+            ),
+            _add,
+        ),
+        Command(
+            "show", "one dataset, and whether it fits the federations", (arg("name", help="its name"), _JSON), _show
+        ),
+    ),
+)

@@ -1,0 +1,55 @@
+"""`zk0ctl rollout`: run a version of the policy on the arm, and say how often it succeeded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from zk0d.ctl.command import Args, Command, Context, arg
+from zk0d.ctl.record_cmd import interruptible, robot
+from zk0d.ctl.render import Progress, plural, safe, show_json
+
+
+def run(context: Context, args: Args) -> int:
+    progress = Progress()
+
+    def on_event(event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "episode":
+            how = {"True": "success", "False": "no success"}.get(str(event.get("success")), "done")
+            progress.say(f"episode {event.get('episode')}: {how} after {event.get('seconds', 0):.1f} s")
+        elif kind == "progress":
+            progress.update(f"episode {event.get('episode')}: {event.get('seconds', 0):.1f} s")
+        else:
+            progress.update(f"{kind} …")
+
+    with interruptible(context, progress):
+        result = context.call(
+            "rollout", on_event, timeout=None, model=args.model, episodes=args.episodes, max_s=args.max_s,
+            out=str(Path(args.out).expanduser().absolute()), seed=args.seed, task=args.task, robot=robot(args),
+            backbone=args.backbone,
+        )  # fmt: skip
+    if args.json:
+        show_json(result)
+        return 0
+    done = f"{result.get('successes')} of {plural(result.get('episodes', 0), 'episode')} succeeded"
+    progress.say(f"version {result['version']}: {done}; video: {safe(result.get('video'))}")  # fmt: skip
+    return 0
+
+
+COMMAND = Command(
+    "rollout",
+    "run a version of the policy on the arm",
+    (
+        arg("--model", help='version to run (default "latest")', default="latest", metavar="VERSION"),
+        arg("--episodes", help="how many times (default 3)", type=int, default=3, metavar="N"),
+        arg("--max-s", help="longest episode in seconds (default 15)", type=float, default=15.0, metavar="S"),
+        arg("--out", help="folder for the video and rollout.json", required=True, metavar="DIR"),
+        arg("--task", help="task text (default: that of the last recording)", metavar="TEXT"),
+        arg("--follower", help="the arm's port, or virtual:TASK", metavar="PORT"),
+        arg("--seed", help="seed of a virtual bench", type=int, default=0, metavar="N"),
+        arg("--backbone", help="frozen weights of the policy", metavar="NAME"),
+        arg("--json", help="the result as JSON", action="store_true"),
+    ),
+    run,
+)

@@ -1,0 +1,218 @@
+"""The arbiter: what training may do right now, as a pure function of what is known.
+
+`decide` takes signals, a policy and the time, and gives an action with its reason and what it waits for. It starts,
+stops and asks nothing: the loop in loop.py gathers the signals and carries the decision out.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Action(StrEnum):
+    """What the trainer process is to do: run; stop in place (SIGSTOP); checkpoint and exit; not be there."""
+
+    TRAIN = "train"
+    FREEZE = "freeze"
+    YIELD = "yield"
+    IDLE = "idle"
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Something a person does with the machine: `kind` is "recording" or "rollout"."""
+
+    kind: str
+    by: str
+    since: float
+
+
+@dataclass(frozen=True)
+class Override:
+    """What a person told training: `kind` "pause" or "now", until a time (seconds since the epoch)."""
+
+    kind: str
+    by: str
+    until: float
+
+
+@dataclass(frozen=True)
+class TaskSignal:
+    """The task at hand. `blocked` says why it cannot run yet ("fetching version 3"), empty when it can."""
+
+    federation: str
+    version: int
+    step: int = 0
+    steps: int = 0
+    deaths: int = 0
+    retry_at: float = 0.0
+    blocked: str = ""
+    waits_for: str = ""
+
+
+@dataclass(frozen=True)
+class LinkSignal:
+    """The link as the arbiter sees it: `phase` of LinkState, the `reason` it gives, and the next attempt if any."""
+
+    phase: str = "connected"
+    reason: str = ""
+    next_attempt: float | None = None
+
+
+@dataclass(frozen=True)
+class Signals:
+    """All that is known now. `trainer` is "none", "running" or "frozen" (since `frozen_since`)."""
+
+    activities: tuple[Activity, ...] = ()
+    override: Override | None = None
+    trainer: str = "none"
+    frozen_since: float | None = None
+    task: TaskSignal | None = None
+    runtime_missing: str = ""
+    enrolled: bool = True
+    federations: int = 1
+    datasets: int = 1
+    link: LinkSignal = LinkSignal()
+    no_task: str = ""
+    """The hub's (or our own) word why there is no task, and when to ask again."""
+    no_task_until: float | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What the operator chose. `rollout_yields`: a rollout needs the trainer's GPU memory; freezing is not enough."""
+
+    freeze_max_s: float = 600.0
+    rollout_yields: bool = True
+    tries: int = 5
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An action, the word for the state it makes ("training", "paused", "idle"), why, what it waits for, the rule."""
+
+    action: Action
+    state: str
+    reason: str
+    waits_for: str
+    rule: str
+
+    @property
+    def sentence(self) -> str:
+        """One sentence for a person: "paused: recording by alice since 14:02; resumes when it ends"."""
+        return f"{self.state}: {self.reason}" + (f"; {self.waits_for}" if self.waits_for else "")
+
+
+def decide(signals: Signals, policy: Policy, now: float) -> Decision:
+    """What training does at `now` (seconds since the epoch). Rules in order; the first that applies wins.
+
+    A person's activity outranks an override, an override outranks everything below it.
+    """
+    for rule in (_activity, _pause, _runtime, _nothing_to_do, _blocked):
+        decision = rule(signals, policy, now)
+        if decision is not None:
+            return decision
+    assert signals.task is not None
+    task = signals.task
+    done = f", step {task.step} of {task.steps}" if task.steps else ""
+    forced = signals.override
+    told = f" (told by {forced.by} until {clock(forced.until, now)})" if _active(forced, "now", now) and forced else ""
+    return Decision(
+        Action.TRAIN,
+        "training",
+        f"federation {task.federation}, version {task.version}{done}{told}",
+        "then the update goes to the hub",
+        "train",
+    )
+
+
+def clock(at: float, now: float) -> str:
+    """Local time of day for `at`, with the date when it is not today's; absolute, so that it stays true on a page."""
+    there, here = time.localtime(at), time.localtime(now)
+    return time.strftime("%H:%M" if there[:3] == here[:3] else "%-d %b %H:%M", there)
+
+
+def _active(override: Override | None, kind: str, now: float) -> bool:
+    return override is not None and override.kind == kind and override.until > now
+
+
+def _halt(signals: Signals, policy: Policy, now: float, *, hard: bool, lasts_s: float) -> Action:
+    """Freeze what runs; yield where memory is needed (`hard`) or the pause is long; nothing when nothing runs."""
+    if signals.trainer == "none":
+        return Action.IDLE
+    frozen_s = now - signals.frozen_since if signals.frozen_since is not None else 0.0
+    return Action.YIELD if hard or max(frozen_s, lasts_s) > policy.freeze_max_s else Action.FREEZE
+
+
+def _activity(signals: Signals, policy: Policy, now: float) -> Decision | None:
+    if not signals.activities:
+        return None
+    # A recording never yields the trainer: thawing it to write a checkpoint would disturb the takes.
+    recording = [a for a in signals.activities if a.kind == "recording"]
+    first = min(recording or signals.activities, key=lambda a: a.since)
+    if recording:
+        action = Action.IDLE if signals.trainer == "none" else Action.FREEZE
+    else:
+        action = _halt(signals, policy, now, hard=policy.rollout_yields, lasts_s=0.0)
+    reason = f"{first.kind} by {first.by} since {clock(first.since, now)}"
+    return Decision(action, "paused", reason, "resumes when it ends", first.kind)
+
+
+def _pause(signals: Signals, policy: Policy, now: float) -> Decision | None:
+    override = signals.override
+    if override is None or not _active(override, "pause", now):
+        return None
+    action = _halt(signals, policy, now, hard=False, lasts_s=override.until - now)
+    until = f"resumes at {clock(override.until, now)}, or with `zk0ctl train resume`"
+    return Decision(action, "paused", f"by {override.by}", until, "pause")
+
+
+def _runtime(signals: Signals, policy: Policy, now: float) -> Decision | None:
+    if not signals.runtime_missing or signals.trainer != "none":
+        return None
+    waits = "waits for [runtime] python in zk0d.toml to name a Python with torch and lerobot"
+    return Decision(Action.IDLE, "idle", signals.runtime_missing, waits, "runtime")
+
+
+def _nothing_to_do(signals: Signals, policy: Policy, now: float) -> Decision | None:
+    if signals.task is not None:
+        return None
+    # A trainer without a task has lost its purpose (its task was given up): let it end by itself.
+    action = Action.IDLE if signals.trainer == "none" else Action.YIELD
+
+    def idle(rule: str, reason: str, waits_for: str) -> Decision:
+        return Decision(action, "idle", reason, waits_for, rule)
+
+    if not signals.enrolled:
+        return idle("enrol", "not enrolled at a hub", "waits for `zk0ctl enroll`")
+    if not signals.federations:
+        return idle("join", "member of no federation", "waits for `zk0ctl federation join`")
+    if not signals.datasets:
+        return idle("datasets", "no dataset to train on", "waits for `zk0ctl record` or `zk0ctl dataset add`")
+    if signals.link.phase != "connected":
+        waits = "waits for the hub"
+        if signals.link.next_attempt is not None:
+            waits += f", next attempt {clock(signals.link.next_attempt, now)}"
+        why = f" ({signals.link.reason})" if signals.link.reason else ""
+        return idle("link", f"no task at hand and the hub is not reached{why}", waits)
+    waits = "asks again when the hub publishes a version"
+    if signals.no_task_until is not None:
+        waits = (
+            f"asks again at {clock(signals.no_task_until, now)}" if signals.no_task_until > now else "asks again now"
+        )
+    return idle("no task", signals.no_task or "the hub has not been asked for a task yet", waits)
+
+
+def _blocked(signals: Signals, policy: Policy, now: float) -> Decision | None:
+    task = signals.task
+    assert task is not None
+    if signals.trainer != "none":
+        return None
+    if task.blocked:
+        return Decision(Action.IDLE, "idle", task.blocked, task.waits_for, "blocked")
+    if task.retry_at > now and not _active(signals.override, "now", now):
+        reason = f"the trainer died ({task.deaths} of {policy.tries} tries)"
+        return Decision(Action.IDLE, "idle", reason, f"starts again at {clock(task.retry_at, now)}", "retry")
+    return None

@@ -1,0 +1,225 @@
+"""The daemon's settings: `zk0d.toml` in the state folder, or `/etc/zk0d/conf.d/*.toml` read in order.
+
+One declaration per setting (`SETTINGS`) gives key, default, check and help; an error says where and what is accepted.
+Not for what changes at run time (datasets, overrides): that is in the store.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zk0d.errors import ConfigError
+
+CONF_D = Path("/etc/zk0d/conf.d")
+_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]?)B/s")
+_SCALE = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+
+
+class _Wrong(ValueError):
+    """A value that a check does not accept."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting: TOML `table` and `key`, `default`, `check` (raises ValueError), what it `accepts`, `help`."""
+
+    table: str
+    key: str
+    default: Any
+    check: Callable[[Any], Any]
+    accepts: str
+    help: str
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _Wrong
+    return value
+
+
+def _number(low: float, high: float) -> Callable[[Any], float]:
+    def check(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            raise _Wrong
+        return float(value)
+
+    return check
+
+
+def _integer(low: int, high: int) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise _Wrong
+        return int(value)
+
+    return check
+
+
+def _choice(*words: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in words:
+            raise _Wrong
+        return str(value)
+
+    return check
+
+
+def parse_rate(value: Any) -> float | None:
+    """Bytes per second of "20 MB/s"; None for "unlimited". Raises ValueError for anything else."""
+    if value == "unlimited":
+        return None
+    match = _RATE.fullmatch(value) if isinstance(value, str) else None
+    if match is None or float(match[1]) <= 0:
+        raise _Wrong
+    return float(match[1]) * _SCALE[match[2]]
+
+
+def _device(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps|xpu", value):
+        raise _Wrong
+    return value
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting("runtime", "python", "", _text, "a path, or empty for the daemon's own Python",
+            "the Python that has torch and lerobot and runs the workers"),
+    Setting("link", "max_upload", "20 MB/s", parse_rate, 'a rate such as "20 MB/s" or "500 kB/s", or "unlimited"',
+            "upper bound of what this node sends"),
+    Setting("train", "device", "auto", _device, '"auto", "cpu", "cuda", "cuda:1", "mps"', "where the trainer runs"),
+    Setting("train", "threads", 0, _integer(0, 1024), "a whole number, 0 for the libraries' own choice",
+            "CPU threads of the trainer"),
+    Setting("train", "niceness", 10, _integer(0, 19), "0 … 19", "how far the trainer steps back from other programs"),
+    Setting("train", "checkpoint_every_s", 60.0, _number(1, 3600), "seconds, 1 … 3600", "time between checkpoints"),
+    Setting("train", "tries", 5, _integer(1, 100), "1 … 100", "deaths of the trainer before a task is given up"),
+    Setting("train", "freeze_max_s", 600.0, _number(0, 86400), "seconds, 0 … 86400",
+            "a trainer paused for longer than this writes a checkpoint and exits"),
+    Setting("datasets", "folder", "", _text, "a path, or empty for STATE/datasets", "where new datasets are recorded"),
+    Setting("record", "fps", 30, _integer(1, 240), "1 … 240", "frames per second of a recording"),
+    Setting("record", "episode_s", 20.0, _number(0.1, 3600), "seconds, 0.1 … 3600", "length of a take"),
+    Setting("record", "reset_s", 0.0, _number(0, 3600), "seconds, 0 … 3600", "pause between takes"),
+    Setting("models", "keep", 3, _integer(1, 1000), "1 … 1000", "newest versions of a federation kept on disk"),
+    Setting("log", "level", "info", _choice("debug", "info", "warning", "error"),
+            '"debug", "info", "warning" or "error"', "how much is logged"),
+)  # fmt: skip
+
+_ROBOT_TEXT = ("follower", "leader", "id", "follower_id", "leader_id", "calibration_dir")
+_ROBOT_CHOICES = {"type": ("so101", "so100"), "units": ("degrees", "range")}
+DEFAULT_ROBOT: dict[str, Any] = {
+    "type": "so101",
+    "follower": "",
+    "leader": "",
+    "id": "zk0",
+    "calibration_dir": "",
+    "units": "degrees",
+    "cameras": {"front": {"source": "/dev/video0", "height": 96, "width": 96}},
+}
+
+
+def is_virtual(robot: dict[str, Any]) -> bool:
+    """True when the `[robot]` table names a virtual bench, whose leader is virtual too."""
+    return str(robot.get("follower", "")).startswith("virtual:")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings, checked. `config["train", "device"]` gives one; `robot` is the operator's `[robot]` table."""
+
+    values: dict[tuple[str, str], Any] = field(default_factory=dict)
+    robot: dict[str, Any] = field(default_factory=lambda: dict(DEFAULT_ROBOT))
+    files: tuple[str, ...] = ()
+
+    def __getitem__(self, key: tuple[str, str]) -> Any:
+        return self.values[key]
+
+    @classmethod
+    def load(cls, files: list[Path]) -> Config:
+        """Read `files` in order, later ones winning. Raises ConfigError naming file, key, value, what is accepted."""
+        values = {(s.table, s.key): s.check(s.default) for s in SETTINGS}
+        robot = dict(DEFAULT_ROBOT)
+        for path in files:
+            for table, content in _read(path).items():
+                if table == "robot":
+                    robot.update(check_robot(content, str(path)))
+                else:
+                    values.update(_check_table(path, table, content))
+        return cls(values, robot, tuple(map(str, files)))
+
+
+def find_files(state: Path, given: Path | None) -> list[Path]:
+    """The files to read: the one given, else STATE/zk0d.toml, else those of /etc/zk0d/conf.d in name order."""
+    if given is not None:
+        return [given]
+    own = state / "zk0d.toml"
+    if own.exists():
+        return [own]
+    return sorted(CONF_D.glob("*.toml")) if CONF_D.is_dir() else []
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}", "name an existing, readable file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+
+
+def _check_table(path: Path, table: str, content: Any) -> dict[tuple[str, str], Any]:
+    known = {s.key: s for s in SETTINGS if s.table == table}
+    if not known:
+        tables = ", ".join(sorted({s.table for s in SETTINGS} | {"robot"}))
+        raise ConfigError(f"{path}: unknown table [{table}]", f"known are {tables}")
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: {table} = {content!r} is not a table", f"write [{table}] above its keys")
+    found: dict[tuple[str, str], Any] = {}
+    for key, value in content.items():
+        if key not in known:
+            raise ConfigError(f"{path}: unknown key {table}.{key}", f"[{table}] knows {', '.join(sorted(known))}")
+        try:
+            found[table, key] = known[key].check(value)
+        except ValueError as error:
+            raise ConfigError(
+                f"{path}: {table}.{key} = {value!r} cannot be used", f"accepted: {known[key].accepts}"
+            ) from error
+    return found
+
+
+def check_robot(content: Any, where: str) -> dict[str, Any]:
+    """Check a (partial) `[robot]` table; the recorder checks the rest. Raises ConfigError naming the key."""
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where}: robot = {content!r} is not a table", "write [robot] above its keys")
+    for key, value in content.items():
+        if key in _ROBOT_CHOICES:
+            ok, accepts = value in _ROBOT_CHOICES[key], " or ".join(map(repr, _ROBOT_CHOICES[key]))
+        elif key in _ROBOT_TEXT:
+            ok, accepts = isinstance(value, str), "text"
+        elif key == "max_relative_target":
+            ok, accepts = (
+                isinstance(value, int | float) and not isinstance(value, bool) and value > 0,
+                "a number above 0",
+            )
+        elif key == "cameras":
+            ok, accepts = _cameras_ok(value), "tables [robot.cameras.NAME] with source, height and width in pixels"
+        else:
+            known = ", ".join([*_ROBOT_CHOICES, *_ROBOT_TEXT, "max_relative_target", "cameras"])
+            raise ConfigError(f"{where}: unknown key robot.{key}", f"[robot] knows {known}")
+        if not ok:
+            raise ConfigError(f"{where}: robot.{key} = {value!r} cannot be used", f"accepted: {accepts}")
+    return dict(content)
+
+
+def _cameras_ok(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    for camera in value.values():
+        if not isinstance(camera, dict) or not isinstance(camera.get("source", ""), str):
+            return False
+        sizes = (camera.get("height", 1), camera.get("width", 1))
+        if any(isinstance(n, bool) or not isinstance(n, int) or not 0 < n <= 8192 for n in sizes):
+            return False
+    return True

@@ -1,0 +1,206 @@
+"""Updates out, receipts and versions in: what must survive every crash between a finished training and the hub's word.
+
+An update is kept, signed, until the hub's signed receipt is verified and stored; it is offered again until then.
+Not for tasks and membership (uplink.py) nor for how bytes travel (zk0d.link).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from zk0d.daemon.store import Hub, Store, Task, Update, Version
+from zk0d.durable import canonical_json
+from zk0d.errors import LinkLostError, ProtocolError, RefusedError, WorkerError
+from zk0d.link.identity import NodeIdentity, verify
+from zk0d.link.node import NodeLink
+from zk0d.model.blobs import BlobStore, digest_of
+
+log = structlog.get_logger("exchange")
+
+UPDATE_PREFIX = b"zk0 update v1\0"
+RECEIPT_PREFIX = b"zk0 receipt v1\0"
+_LATER = ("busy", "internal", "not_found", "malformed", "unknown_type", "unsupported_version")
+"""Refusals that say nothing about the update itself: it is offered again."""
+
+
+class Exchange:
+    """Delivers updates and collects receipts and versions over an open link."""
+
+    def __init__(self, store: Store, blobs: BlobStore, keep: int, on_change: Callable[[], None]) -> None:
+        self._store, self._blobs, self._keep, self._on_change = store, blobs, keep, on_change
+        self._link: NodeLink | None = None
+        self._identity: NodeIdentity | None = None
+        self._hub: Hub | None = None
+
+    def open(self, link: NodeLink, identity: NodeIdentity, hub: Hub) -> None:
+        """Use this link; what waits for a receipt may be taken by the hub from now on."""
+        self._link, self._identity, self._hub = link, identity, hub
+        for update in self._store.updates("waiting"):
+            if self._blobs.has(update.payload):
+                link.share(update.payload)
+
+    # -- updates -----------------------------------------------------------------------------------------------------
+
+    async def keep(self, task: Task, result: dict[str, Any]) -> Update:
+        """Make a finished training a durable, signed update. Raises WorkerError when the result cannot be one."""
+        assert self._identity is not None and self._hub is not None
+        path = Path(str(result.get("payload", "")))
+        if not path.is_file():
+            raise WorkerError(f"the trainer's payload {path} is not there")
+        payload = await asyncio.to_thread(self._blobs.add_file, path)
+        if payload != result.get("digest"):
+            raise WorkerError(f"the trainer's payload is {payload}, it said {result.get('digest')}")
+        statement = {
+            "federation": task.federation,
+            "task": task.id,
+            "node": self._hub.node_id,
+            "base_version": task.version,
+            "payload": payload,
+            "size": self._blobs.size(payload),
+            "samples": int(result["samples"]),
+            "steps": int(result["steps"]),
+            "loss_first": float(result["loss_first"]),
+            "loss_last": float(result["loss_last"]),
+        }
+        try:
+            data = canonical_json(statement)
+        except ValueError as error:
+            raise WorkerError(f"the training diverged: {error}") from error
+        update = Update(
+            digest=digest_of(data),
+            task=task.id,
+            federation=task.federation,
+            statement=data,
+            signature=self._identity.sign(UPDATE_PREFIX + data),
+            payload=payload,
+            size=self._blobs.size(payload),
+            state="waiting",
+            reason="",
+            created_at=time.time(),
+        )
+        self._store.add_update(update)
+        self._store.event(
+            "update", f"trained version {task.version} of {task.federation}: loss {result['loss_first']:.4g} →"
+            f" {result['loss_last']:.4g}, update waits for the hub"
+        )  # fmt: skip
+        return update
+
+    async def deliver(self) -> int:
+        """Offer every waiting update and ask for its receipt. Gives how many still wait."""
+        assert self._link is not None
+        for update in self._store.updates("waiting"):
+            self._link.share(update.payload)
+            body = {"statement": update.statement, "signature": update.signature, "size": update.size}
+            try:
+                reply = await self._link.request("update.offer", body)
+                self._take_reply(update, reply)
+            except RefusedError as error:
+                if error.reason in _LATER:
+                    log.info("the hub takes the update later", update=update.digest, why=error.message)
+                    self._store.set_update(update.digest, reason=error.message)
+                else:
+                    self._refused(update, error.message)
+            except LinkLostError:
+                break
+            except ProtocolError as error:
+                log.warning("the hub's word on an update is not accepted", update=update.digest, error=str(error))
+                self._store.set_update(update.digest, reason=error.message)
+        return len(self._store.updates("waiting"))
+
+    def _take_reply(self, update: Update, reply: dict[str, Any]) -> None:
+        if reply.get("receipt") is not None:
+            self.take_receipt(bytes(reply["receipt"]), bytes(reply["receipt_signature"]))
+        elif reply.get("state") == "refused":
+            self._refused(update, str(reply.get("reason", "no reason given"))[:500])
+        else:
+            self._store.set_update(update.digest, reason=str(reply.get("state", "offered"))[:100])
+
+    def take_receipt(self, receipt: bytes, signature: bytes) -> None:
+        """Verify and store a receipt; only then is its update let go. Raises ProtocolError when it is not for us."""
+        assert self._hub is not None
+        verify(self._hub.receipt_key, RECEIPT_PREFIX + receipt, signature)
+        try:
+            value = json.loads(receipt)
+            known = {u.digest: u for u in self._store.updates()}
+            update = known[value["update"]]
+            fits = (value["node"], value["federation"], value["payload"]) == (
+                self._hub.node_id, update.federation, update.payload,
+            )  # fmt: skip
+        except (ValueError, KeyError, TypeError) as error:
+            raise ProtocolError(f"a receipt for no update of ours: {error}") from error
+        if not fits:
+            raise ProtocolError(f"the receipt of update {update.digest} names another node, federation or payload")
+        first = update.state != "receipted"
+        self._store.add_receipt(update.digest, update.federation, receipt, signature)
+        if first:
+            self._store.event("receipt", f"the hub confirms the update to version {value.get('base_version')}"
+                              f" of {update.federation} ({update.size} bytes)")  # fmt: skip
+        self._release(update)
+        self._on_change()
+
+    def _refused(self, update: Update, reason: str) -> None:
+        self._store.set_update(update.digest, state="refused", reason=reason)
+        self._store.event("update", f"the hub refused the update to {update.federation}: {reason}")
+        self._release(update)
+        self._on_change()
+
+    def _release(self, update: Update) -> None:
+        if self._link is not None:
+            self._link.unshare(update.payload)
+        self._blobs.delete(update.payload)
+
+    # -- versions ----------------------------------------------------------------------------------------------------
+
+    async def latest(self, federation: str) -> None:
+        """Learn of the newest version and fetch it; older ones beyond the number to keep go."""
+        assert self._link is not None
+        reply = await self._link.request("version.latest", {"federation": federation})
+        if not isinstance(reply.get("number"), int) or not isinstance(reply.get("digest"), str):
+            return
+        known = {v.number: v for v in self._store.versions(federation)}
+        number = int(reply["number"])
+        if number in known and known[number].digest != reply["digest"]:
+            raise ProtocolError(
+                f"the hub now names another model as version {number} of {federation}",
+                "ask the maintainer: a published version never changes",
+            )
+        if number not in known:
+            self._store.event("version", f"version {number} of {federation} is published")
+        metrics = reply.get("metrics")
+        version = Version(
+            federation, number, reply["digest"], str(reply.get("spec_digest", "")), str(reply.get("base_digest", "")),
+            metrics if isinstance(metrics, dict) else {}, time.time(), self._blobs.has(reply["digest"]),
+        )  # fmt: skip
+        self._store.put_version(version)
+        self._store.set_federation(federation, version=number, spec_digest=version.spec_digest)
+        self._on_change()
+        await self.pull(version)
+        self.prune(federation)
+
+    async def pull(self, version: Version, *, base: bool = False) -> None:
+        """Fetch a version with its spec, and its base if `base`."""
+        assert self._link is not None
+        for digest in (version.spec_digest, version.digest, version.base_digest if base else ""):
+            if digest and not self._blobs.has(digest):
+                await self._link.fetch(digest)
+        if not version.fetched:
+            self._store.set_fetched(version.federation, version.number, True)
+            self._on_change()
+
+    def prune(self, federation: str) -> None:
+        """Delete all but the newest versions' blobs; never one that a task at hand starts from."""
+        versions = self._store.versions(federation)
+        task = self._store.task_at_hand()
+        needed = {v.digest for v in versions[-self._keep :]}
+        needed |= {str(task.body[k]) for k in ("version_digest", "base_digest", "spec_digest")} if task else set()
+        for old in versions[: -self._keep]:
+            if old.fetched and old.digest not in needed:
+                self._blobs.delete(old.digest)
+                self._store.set_fetched(federation, old.number, False)

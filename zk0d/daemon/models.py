@@ -1,0 +1,127 @@
+"""Versions as folders that LeRobot loads: made by the publisher worker, kept under `models/`, copied where wanted.
+
+Not for fetching blobs (exchange.py) nor for what is in such a folder (zk0d.train.publish).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from zk0d import durable
+from zk0d.daemon.config import Config
+from zk0d.daemon.store import Store, Version
+from zk0d.daemon.uplink import Uplink
+from zk0d.daemon.workers import Workers
+from zk0d.errors import LinkLostError, UsageError, Zk0Error
+
+Emit = Callable[..., Awaitable[None]]
+
+
+class Models:
+    """The versions this node knows of, and their folders."""
+
+    def __init__(self, store: Store, state: Path, config: Config, workers: Workers, uplink: Uplink) -> None:
+        self._store, self._config, self._workers, self._uplink = store, config, workers, uplink
+        self._folder = state / "models"
+        self._making = asyncio.Lock()
+
+    def find(self, text: str) -> Version:
+        """The version meant by "3", "latest", "FEDERATION/3" or "FEDERATION/latest". Raises UsageError."""
+        name, _, number = text.rpartition("/")
+        versions = self._store.versions(name or None)
+        names = sorted({v.federation for v in versions})
+        if not versions:
+            known = ", ".join(f.name for f in self._store.federations()) or "none"
+            raise Zk0Error(f"no version of {name or 'any federation'} is known yet", f"member of: {known}")
+        if not name and len(names) > 1:
+            raise UsageError(f"{text!r} could be of {' or '.join(names)}", f"write {names[0]}/{text}")
+        wanted = number.lstrip("v") or "latest"
+        if wanted == "latest":
+            return versions[-1]
+        found = [v for v in versions if str(v.number) == wanted]
+        if not found:
+            there = ", ".join(str(v.number) for v in versions)
+            raise UsageError(f"there is no version {number!r} of {names[0]}", f"known: {there}, or latest")
+        return found[0]
+
+    def path(self, version: Version) -> Path:
+        """Where the version's folder is, or would be."""
+        return self._folder / version.federation / f"{version.number:04d}"
+
+    def table(self) -> list[dict[str, Any]]:
+        """Every known version for `model list` and `show`."""
+        return [
+            {
+                "federation": v.federation,
+                "version": v.number,
+                "digest": v.digest,
+                "spec_digest": v.spec_digest,
+                "metrics": v.metrics,
+                "at": v.at,
+                "fetched": v.fetched,
+                "folder": str(self.path(v)) if self.path(v).is_dir() else None,
+            }
+            for v in self._store.versions()
+        ]
+
+    async def pull(self, version: Version) -> None:
+        """Fetch all blobs of a version. Raises LinkLostError when the hub is needed and away."""
+        needed = [version.spec_digest, version.digest, version.base_digest]
+        if all(self._uplink.blobs.has(d) for d in needed):
+            return
+        if self._uplink.link is None:
+            raise LinkLostError(f"version {version.number} is not on this machine and there is no hub", "enrol first")
+        await self._uplink.exchange.pull(version, base=True)
+
+    async def folder(self, version: Version, emit: Emit) -> Path:
+        """The version's LeRobot folder, made now if it is not there yet; events say what takes time."""
+        path = self.path(version)
+        async with self._making:
+            if path.is_dir():
+                return path
+            await emit("fetching", version=version.number)
+            await self.pull(version)
+            await emit("publishing", version=version.number)
+            blobs = self._uplink.blobs
+            job = {
+                "spec": str(blobs.path(version.spec_digest)),
+                "base": str(blobs.path(version.base_digest)),
+                "version": str(blobs.path(version.digest)),
+                "number": version.number,
+                "publish": str(path),
+                "card": {"federation": version.federation, "metrics": version.metrics},
+                "datasets": [],
+                "max_samples": 0,
+                "seed": 0,
+                "device": "cpu",
+                "cache": str(self._workers.work / "cache"),
+            }
+            path.parent.mkdir(parents=True, exist_ok=True)
+            worker = await self._workers.start("publisher", f"{version.number:04d}", job, lambda event: None)
+            await worker.wait()
+        return path
+
+    async def export(self, version: Version, target: Path, emit: Emit) -> dict[str, Any]:
+        """Copy the version's folder to `target`, which must not exist or be empty; it appears there whole."""
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UsageError(f"{target} exists already", "name a folder that is new or empty")
+        source = await self.folder(version, emit)
+        temporary = target.with_name(f".{target.name}.tmp")
+
+        def copy() -> None:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(source, temporary)
+            durable.publish(temporary, target)
+
+        try:
+            await asyncio.to_thread(copy)
+        except OSError as error:
+            raise Zk0Error(
+                f"cannot write {target}: {error.strerror or error}", "name a folder the daemon may write to"
+            ) from error
+        return {"federation": version.federation, "version": version.number, "folder": str(target)}

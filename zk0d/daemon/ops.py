@@ -1,0 +1,236 @@
+"""The control socket's operations: one short function each, in one table. What they do is in the parts they call.
+
+Requests come from zk0ctl on this machine; `by` is the caller's user name, which stays here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zk0d.daemon import datasets
+from zk0d.daemon.enrolment import enrol, required
+from zk0d.daemon.store import Dataset
+from zk0d.daemon.training import log_paths
+from zk0d.errors import UsageError, Zk0Error
+from zk0d.model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from zk0d.control_server import ControlConnection
+    from zk0d.daemon.service import Service
+
+Request = dict[str, Any]
+Op = Callable[["Service", Request, "ControlConnection"], Awaitable[Any]]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_OVERRIDE_S = {"pause": 8 * 3600.0, "now": 2 * 3600.0}
+_MAX_OVERRIDE_S = 30 * 86400.0
+_LOG_TAIL = 1 << 20
+
+
+def _text(request: Request, key: str) -> str:
+    value = request.get(key)
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"{request['op']} needs {key}")
+    return value
+
+
+async def op_status(service: Service, request: Request, connection: ControlConnection) -> Any:
+    return service.status()
+
+
+async def op_why(service: Service, request: Request, connection: ControlConnection) -> Any:
+    return service.why()
+
+
+async def op_enroll(service: Service, request: Request, connection: ControlConnection) -> Any:
+    where = required(request)
+    result = await enrol(service.store, service.state, where, connection.emit, connection.closed.is_set)
+    await service.uplink.close()
+    await service.uplink.start()
+    service.changed()
+    return result
+
+
+async def op_federation_list(service: Service, request: Request, connection: ControlConnection) -> Any:
+    return {"joined": service.status()["federations"], "offered": service.store.get("offered", [])}
+
+
+async def op_federation_join(service: Service, request: Request, connection: ControlConnection) -> Any:
+    name = _text(request, "federation")
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} cannot be a federation's name", "ask the maintainer for its name")
+    if service.store.hub() is None:
+        raise Zk0Error("this node is not enrolled at a hub", "zk0ctl enroll first")
+    service.store.join(name)
+    service.uplink.kick()
+    deadline = time.monotonic() + float(request.get("wait_s") or 5.0)
+    while time.monotonic() < deadline:
+        federation = service.store.federation(name)
+        if federation is None or federation.state != "joining" or federation.reason:
+            break
+        await asyncio.sleep(0.05)
+    service.changed()
+    return next(f for f in service.status()["federations"] if f["name"] == name)
+
+
+async def op_federation_leave(service: Service, request: Request, connection: ControlConnection) -> Any:
+    name = _text(request, "federation")
+    if service.store.federation(name) is None:
+        raise UsageError(f"not a member of {name!r}", "zk0ctl federation list")
+    task = service.store.task_at_hand()
+    if task is not None and task.federation == name:
+        service.store.set_task(task.id, state="dropped", reason="left the federation")
+    service.store.leave(name)
+    service.uplink.kick()
+    service.changed()
+    return {"federation": name, "waiting": sum(u.federation == name for u in service.store.updates("waiting"))}
+
+
+async def op_record(service: Service, request: Request, connection: ControlConnection) -> Any:
+    try:
+        return await service.sessions.record(request, connection.user, connection.emit)
+    finally:
+        service.datasets_changed()
+
+
+async def op_record_control(service: Service, request: Request, connection: ControlConnection) -> Any:
+    return service.sessions.control(_text(request, "action"))
+
+
+def _described(d: Dataset) -> dict[str, Any]:
+    now = datasets.refreshed(d)
+    return {
+        "name": d.name, "root": str(d.root), "episodes": now.episodes, "frames": now.frames, "fps": d.fps,
+        "features": d.features, "tasks": list(d.tasks), "units": d.units, "rename": d.rename, "train": d.train,
+        "added_at": d.added_at,
+    }  # fmt: skip
+
+
+async def op_dataset_list(service: Service, request: Request, connection: ControlConnection) -> Any:
+    return [_described(d) for d in service.store.datasets()]
+
+
+async def op_dataset_show(service: Service, request: Request, connection: ControlConnection) -> Any:
+    dataset = service.store.dataset(_text(request, "name"))
+    fit: dict[str, list[str]] = {}
+    for federation in service.store.federations():
+        if federation.spec_digest and service.uplink.blobs.has(federation.spec_digest):
+            spec = ModelSpec.load(service.uplink.blobs.path(federation.spec_digest))
+            fit[federation.name] = datasets.misfits(dataset, spec)
+    return {**_described(dataset), "misfits": fit}
+
+
+async def op_dataset_add(service: Service, request: Request, connection: ControlConnection) -> Any:
+    name, root = _text(request, "name"), Path(_text(request, "path"))
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} cannot be a dataset's name", "letters, digits, dots, dashes")
+    if not root.is_absolute():
+        raise UsageError(f"{root} is not an absolute path")
+    known = next((d for d in service.store.datasets() if d.name == name), None)
+    rename = request.get("rename")
+    dataset = datasets.describe(
+        name, root, known, units=str(request.get("units") or ""), task=str(request.get("task") or ""),
+        rename=datasets.renamed_cameras(rename) if rename else None, train=request.get("train"),
+    )  # fmt: skip
+    service.store.put_dataset(dataset)
+    service.store.event("dataset", f"dataset {name!r} added: {dataset.episodes} episodes")
+    service.datasets_changed()
+    return _described(dataset)
+
+
+async def op_train(service: Service, request: Request, connection: ControlConnection) -> Any:
+    action = _text(request, "action")
+    if action == "resume":
+        service.training.set_override(None, connection.user)
+        service.uplink.kick()
+    elif action in _OVERRIDE_S:
+        for_s = float(request.get("for_s") or _OVERRIDE_S[action])
+        if not 0 < for_s <= _MAX_OVERRIDE_S:
+            raise UsageError(f"{for_s:.0f} s is not a time for an override", "between a second and 30 days")
+        service.training.set_override(action, connection.user, for_s)
+        if action == "now":
+            service.uplink.forgive()
+    else:
+        raise UsageError(f"train {action!r} is not known", "now, pause or resume")
+    return service.status()["state"]
+
+
+async def op_model_list(service: Service, request: Request, connection: ControlConnection) -> Any:
+    return service.models.table()
+
+
+async def op_model_show(service: Service, request: Request, connection: ControlConnection) -> Any:
+    version = service.models.find(_text(request, "version"))
+    rows = service.models.table()
+    return next(r for r in rows if (r["federation"], r["version"]) == (version.federation, version.number))
+
+
+async def op_model_pull(service: Service, request: Request, connection: ControlConnection) -> Any:
+    version = service.models.find(_text(request, "version"))
+    await service.models.pull(version)
+    return {"federation": version.federation, "version": version.number}
+
+
+async def op_model_export(service: Service, request: Request, connection: ControlConnection) -> Any:
+    version = service.models.find(_text(request, "version"))
+    target = Path(_text(request, "folder"))
+    if not target.is_absolute():
+        raise UsageError(f"{target} is not an absolute path")
+    return await service.models.export(version, target, connection.emit)
+
+
+async def op_rollout(service: Service, request: Request, connection: ControlConnection) -> Any:
+    if not request.get("out"):
+        raise UsageError("rollout needs a folder for its video", "--out DIR")
+    version = service.models.find(_text(request, "model"))
+    policy = await service.models.folder(version, connection.emit)
+    result = await service.sessions.rollout(policy, request, connection.user, connection.emit)
+    return {"federation": version.federation, "version": version.number, **result}
+
+
+async def op_logs(service: Service, request: Request, connection: ControlConnection) -> Any:
+    """The last `count` lines of a log (`which`: zk0d or a worker kind) or of the events; with `follow` new ones too."""
+    which, count = str(request.get("which") or "events"), int(request.get("count") or 30)
+    if which == "events":
+        return await _events(service, count, bool(request.get("follow")), connection)
+    paths = log_paths(service.state / "log")
+    if which not in paths:
+        raise UsageError(f"there is no log of {which!r}", f"there are events, {', '.join(paths)}")
+    path = paths[which]
+    with path.open("rb") as f:
+        size = f.seek(0, 2)
+        f.seek(max(0, size - _LOG_TAIL))
+        for line in f.read().decode(errors="replace").splitlines()[-count:]:
+            await connection.emit("line", text=line)
+        while request.get("follow") and not connection.closed.is_set() and not service.ending.is_set():
+            for raw in f.readlines():
+                await connection.emit("line", text=raw.decode(errors="replace").rstrip("\n"))
+            await asyncio.sleep(0.25)
+    return {"log": str(path)}
+
+
+async def _events(service: Service, count: int, follow: bool, connection: ControlConnection) -> Any:
+    last = 0
+    for entry in service.store.events(count):
+        last = entry["id"]
+        await connection.emit("entry", **{k: v for k, v in entry.items() if k != "id"})
+    while follow and not connection.closed.is_set() and not service.ending.is_set():
+        for entry in service.store.events(1000, after=last):
+            last = entry["id"]
+            await connection.emit("entry", **{k: v for k, v in entry.items() if k != "id"})
+        await asyncio.sleep(0.25)
+    return {"log": "events"}
+
+
+async def op_modules(service: Service, request: Request, connection: ControlConnection) -> Any:
+    """Names of the top-level modules the daemon has loaded, so that a test can see that no torch is among them."""
+    import sys
+
+    return sorted({name.partition(".")[0] for name in sys.modules})
+
+
+OPS: dict[str, Op] = {name.removeprefix("op_"): f for name, f in globals().items() if name.startswith("op_")}

@@ -1,0 +1,33 @@
+"""The tables of `zk0d.db`. A change raises `VERSION` and gets a migration; not for queries, which are in store.py."""
+
+from __future__ import annotations
+
+VERSION = 1
+
+SCHEMA: tuple[str, ...] = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+    "CREATE TABLE hubs (name TEXT PRIMARY KEY, host TEXT NOT NULL, port INTEGER NOT NULL, node_id TEXT NOT NULL,"
+    " receipt_key BLOB NOT NULL, enrolled_at REAL NOT NULL)",
+    "CREATE TABLE federations (name TEXT PRIMARY KEY, state TEXT NOT NULL, spec_digest TEXT NOT NULL,"
+    " version INTEGER, reason TEXT NOT NULL, joined_at REAL NOT NULL)",
+    "CREATE TABLE datasets (name TEXT PRIMARY KEY, root TEXT NOT NULL, episodes INTEGER NOT NULL,"
+    " frames INTEGER NOT NULL, fps INTEGER NOT NULL, features TEXT NOT NULL, tasks TEXT NOT NULL, units TEXT NOT NULL,"
+    " rename TEXT NOT NULL, train INTEGER NOT NULL, added_at REAL NOT NULL)",
+    "CREATE TABLE wire_ids (dataset TEXT NOT NULL, federation TEXT NOT NULL, uuid TEXT NOT NULL UNIQUE,"
+    " PRIMARY KEY (dataset, federation))",
+    "CREATE TABLE tasks (id TEXT PRIMARY KEY, federation TEXT NOT NULL, body TEXT NOT NULL, state TEXT NOT NULL,"
+    " deaths INTEGER NOT NULL, retry_at REAL NOT NULL, step INTEGER NOT NULL, reason TEXT NOT NULL,"
+    " created_at REAL NOT NULL)",
+    "CREATE TABLE updates (digest TEXT PRIMARY KEY, task TEXT NOT NULL UNIQUE, federation TEXT NOT NULL,"
+    " statement BLOB NOT NULL, signature BLOB NOT NULL, payload TEXT NOT NULL, size INTEGER NOT NULL,"
+    " state TEXT NOT NULL, reason TEXT NOT NULL, created_at REAL NOT NULL)",
+    "CREATE TABLE receipts (update_digest TEXT PRIMARY KEY, federation TEXT NOT NULL, receipt BLOB NOT NULL,"
+    " signature BLOB NOT NULL, stored_at REAL NOT NULL)",
+    "CREATE TABLE versions (federation TEXT NOT NULL, number INTEGER NOT NULL, digest TEXT NOT NULL,"
+    " spec_digest TEXT NOT NULL, base_digest TEXT NOT NULL, metrics TEXT NOT NULL, at REAL NOT NULL,"
+    " fetched INTEGER NOT NULL, PRIMARY KEY (federation, number))",
+    "CREATE TABLE sessions (id INTEGER PRIMARY KEY, dataset TEXT NOT NULL, task TEXT NOT NULL, by TEXT NOT NULL,"
+    " wanted INTEGER NOT NULL, saved INTEGER NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL,"
+    " started_at REAL NOT NULL, ended_at REAL)",
+    "CREATE TABLE events (id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL)",
+)

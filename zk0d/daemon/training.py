@@ -1,0 +1,289 @@
+"""The loop around the arbiter: gathers signals, asks `decide`, and freezes, thaws, starts or yields the trainer.
+
+One trainer, for the task at hand. A trainer that dies is started again from its checkpoint with growing pauses, and the
+task is given up visibly after a number of tries. Not for getting tasks or sending updates: that is uplink.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+
+from zk0d.daemon.arbiter import Action, Activity, Decision, LinkSignal, Override, Policy, Signals, TaskSignal, decide
+from zk0d.daemon.config import Config
+from zk0d.daemon.store import Store, Task
+from zk0d.daemon.workers import GRACE_S, Workers
+from zk0d.errors import WorkerError, Zk0Error
+from zk0d.supervise import Worker
+
+log = structlog.get_logger("training")
+
+TICK_S = 1.0
+_BACKOFF_S = (1.0, 300.0)
+_RUNTIME_CHECK_S = 30.0
+
+
+class TaskSource(Protocol):
+    """What the loop needs of the uplink."""
+
+    def job(self, task: Task) -> dict[str, Any]: ...
+    def blocked(self, task: Task) -> tuple[str, str]: ...
+    async def trained(self, task: Task, result: dict[str, Any]) -> None: ...
+    def given_up(self, task: Task, reason: str) -> None: ...
+    def link_signal(self) -> LinkSignal: ...
+    def no_task(self) -> tuple[str, float | None]: ...
+
+
+class Training:
+    """Runs the trainer as the arbiter decides. `decision` is the latest; `progress` the trainer's latest figures."""
+
+    def __init__(
+        self,
+        store: Store,
+        config: Config,
+        workers: Workers,
+        source: TaskSource,
+        activities: Callable[[], tuple[Activity, ...]],
+        on_decision: Callable[[Decision], None],
+    ) -> None:
+        self.policy = Policy(
+            freeze_max_s=config["train", "freeze_max_s"],
+            rollout_yields=config["train", "device"] != "cpu",
+            tries=config["train", "tries"],
+        )
+        self.progress: dict[str, Any] = {}
+        self._store, self._config, self._workers, self._source = store, config, workers, source
+        self._activities, self._on_decision = activities, on_decision
+        self._worker: Worker | None = None
+        self._starting = False
+        self._yielding: asyncio.Task[None] | None = None
+        self._run_task: asyncio.Task[None] | None = None
+        self._frozen_since: float | None = None
+        self._closing = False
+        self._wake = asyncio.Event()
+        self._runtime: tuple[float, str] = (-_RUNTIME_CHECK_S, "")
+        self.decision = decide(self.signals(), self.policy, time.time())
+
+    # -- signals -----------------------------------------------------------------------------------------------------
+
+    def signals(self) -> Signals:
+        """Everything that is known now."""
+        task = self._store.task_at_hand()
+        no_task, until = self._source.no_task()
+        return Signals(
+            activities=self._activities(),
+            override=self.override(),
+            trainer=self.trainer_state,
+            frozen_since=self._frozen_since,
+            task=self._task_signal(task) if task else None,
+            runtime_missing=self._runtime_missing(),
+            enrolled=self._store.hub() is not None,
+            federations=len(self._store.federations()),
+            datasets=sum(d.train for d in self._store.datasets()),
+            link=self._source.link_signal(),
+            no_task=no_task,
+            no_task_until=until,
+        )
+
+    @property
+    def trainer_state(self) -> str:
+        if self._worker is None:
+            return "running" if self._starting else "none"
+        return "frozen" if self._worker.frozen else "running"
+
+    def override(self) -> Override | None:
+        """The operator's override, None once its time is over."""
+        value = self._store.get("override")
+        if value is None or value["until"] <= time.time():
+            return None
+        return Override(value["kind"], value["by"], value["until"])
+
+    def set_override(self, kind: str | None, by: str, for_s: float = 0.0) -> None:
+        """Set or clear (`kind` None) the override; `now` also forgives the trainer's earlier deaths."""
+        self._store.put("override", None if kind is None else {"kind": kind, "by": by, "until": time.time() + for_s})
+        if kind == "now" and (task := self._store.task_at_hand()):
+            self._store.set_task(task.id, deaths=0, retry_at=0.0)
+        self._store.event("train", f"{by}: train {kind or 'resume'}" + (f" for {for_s:.0f} s" if for_s else ""))
+        self.tick()
+
+    def _task_signal(self, task: Task) -> TaskSignal:
+        blocked, waits = self._source.blocked(task)
+        return TaskSignal(
+            task.federation,
+            task.version,
+            int(self.progress.get("step", task.step)),
+            int(task.body.get("local_steps", 0)),
+            task.deaths,
+            task.retry_at,
+            blocked,
+            waits,
+        )
+
+    def _runtime_missing(self) -> str:
+        now = time.monotonic()
+        if now - self._runtime[0] >= _RUNTIME_CHECK_S:
+            self._runtime = (now, self._workers.runtime_missing())
+        return self._runtime[1]
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Something changed: decide again soon."""
+        self._wake.set()
+
+    async def run(self, alive: Callable[[], None]) -> None:
+        """Decide at every change and every second, until cancelled; `alive` is called at each turn (the watchdog)."""
+        while True:
+            self.tick()
+            alive()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), TICK_S)
+            self._wake.clear()
+
+    def tick(self) -> Decision:
+        """Decide and act at once: when it returns, a trainer that must not run has got its SIGSTOP."""
+        decision = decide(self.signals(), self.policy, time.time())
+        changed = (decision.action, decision.rule, decision.reason) != (
+            self.decision.action, self.decision.rule, self.decision.reason
+        )  # fmt: skip
+        if (decision.state, decision.rule) != (self.decision.state, self.decision.rule):
+            log.info("decision", action=decision.action.value, sentence=decision.sentence)
+            self._store.event("decision", decision.sentence)
+        self.decision = decision
+        if not self._closing:
+            self._carry_out(decision)
+        if changed:
+            self._on_decision(decision)
+        return decision
+
+    def _carry_out(self, decision: Decision) -> None:
+        worker = self._worker
+        if decision.action is Action.TRAIN:
+            if worker is not None and worker.frozen and self._yielding is None:
+                worker.thaw()
+                self._frozen_since = None
+            elif worker is None and not self._starting:
+                self._start()
+        elif worker is None or self._yielding is not None:
+            return
+        elif decision.action is Action.FREEZE:
+            if not worker.frozen:
+                worker.freeze()
+                self._frozen_since = time.time()
+        elif decision.action is Action.YIELD:
+            self._yielding = asyncio.create_task(worker.stop(GRACE_S, cmd="yield"))
+
+    # -- the trainer -------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        task = self._store.task_at_hand()
+        assert task is not None  # "train" is decided only with a task at hand
+        self._starting = True
+        self._run_task = asyncio.create_task(self._train(task), name="trainer")
+
+    async def _train(self, task: Task) -> None:
+        self.progress = {"step": task.step, "steps": task.body.get("local_steps", 0)}
+        try:
+            worker = await self._workers.start("trainer", _folder(task), self._job(task), self._on_event(task))
+        except Zk0Error as error:
+            self._starting = False
+            self._died(task, error)
+            return
+        self._worker, self._starting = worker, False
+        self.tick()  # the person may have come while it started
+        try:
+            result = await worker.wait()
+        except WorkerError as error:
+            self._ended()
+            if self._closing or self._yielded():
+                return
+            self._died(task, error)
+            return
+        self._ended()
+        self._yielded()
+        if result.get("finished"):
+            await self._finish(task, result)
+        else:
+            log.info("trainer left after its checkpoint", task=task.id)
+        self.wake()
+
+    def _ended(self) -> None:
+        self._worker, self._frozen_since = None, None
+
+    def _yielded(self) -> bool:
+        was, self._yielding = self._yielding is not None, None
+        return was
+
+    async def _finish(self, task: Task, result: dict[str, Any]) -> None:
+        try:
+            await self._source.trained(task, result)
+        except Zk0Error as error:
+            self._died(task, error)
+            return
+        self.progress = {}
+        shutil.rmtree(self._workers.work / "trainer" / _folder(task), ignore_errors=True)
+
+    def _job(self, task: Task) -> dict[str, Any]:
+        folder = self._workers.work / "trainer" / _folder(task)
+        return {
+            **self._source.job(task),
+            "device": self._config["train", "device"],
+            "checkpoint_dir": str(folder / "checkpoint"),
+            "checkpoint_every_s": self._config["train", "checkpoint_every_s"],
+            "out": str(folder / "update.safetensors"),
+            "cache": str(self._workers.work / "cache"),
+        }
+
+    def _on_event(self, task: Task) -> Callable[[dict[str, Any]], None]:
+        def on_event(event: dict[str, Any]) -> None:
+            if event["event"] == "progress":
+                self.progress = {k: v for k, v in event.items() if k != "event"}
+            elif event["event"] == "checkpoint":
+                self._store.set_task(task.id, step=int(event.get("step", 0)))
+
+        return on_event
+
+    def _died(self, task: Task, error: Zk0Error) -> None:
+        """Count the death; start again later, or give the task up."""
+        deaths = (self._store.task(task.id) or task).deaths + 1
+        log.warning("trainer died", task=task.id, deaths=deaths, tries=self.policy.tries, error=str(error))
+        if deaths >= self.policy.tries:
+            reason = f"the trainer died {deaths} times, last: {error.message}"
+            self._store.set_task(task.id, state="given_up", deaths=deaths, reason=reason)
+            self._store.event("training", f"task {task.id} given up: {reason}")
+            self._source.given_up(task, reason)
+        else:
+            pause = min(_BACKOFF_S[1], _BACKOFF_S[0] * 2 ** (deaths - 1)) * random.uniform(0.5, 1.0)
+            self._store.set_task(task.id, deaths=deaths, retry_at=time.time() + pause, reason=error.message)
+            self._store.event("training", f"the trainer died ({deaths} of {self.policy.tries}): {error.message}")
+        self.progress = {}
+        self.wake()
+
+    async def close(self) -> None:
+        """End the trainer with a checkpoint."""
+        self._closing = True
+        if self._worker is not None:
+            await self._worker.stop(GRACE_S, cmd="yield")
+        if self._run_task is not None:
+            with contextlib.suppress(TimeoutError, asyncio.CancelledError):
+                await asyncio.wait_for(self._run_task, 1.0)
+
+
+def _folder(task: Task) -> str:
+    """A folder name for a task; its id comes from the hub, so it is not trusted as a name."""
+    import hashlib
+
+    return hashlib.sha256(task.id.encode()).hexdigest()[:16]
+
+
+def log_paths(folder: Path) -> dict[str, Path]:
+    """Log files by what they are of: the daemon's own and each worker kind's."""
+    return {p.stem: p for p in sorted(folder.glob("*.log"))}

@@ -1,0 +1,392 @@
+"""The node's side of the federation: joins, takes tasks, offers signed updates, keeps receipts, fetches versions.
+
+Runs on zk0d.link.NodeLink, which connects and transfers by itself. What it says is only what docs/protocol.md lists:
+no task text, no name of a file, user or host. Not for training itself (training.py) nor enrolment (enrolment.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from zk0d import __version__
+from zk0d.daemon import datasets
+from zk0d.daemon.arbiter import LinkSignal
+from zk0d.daemon.config import Config
+from zk0d.daemon.exchange import Exchange
+from zk0d.daemon.store import Dataset, Federation, Store, Task
+from zk0d.errors import LinkClosedError, LinkLostError, PayloadError, ProtocolError, RefusedError, Zk0Error
+from zk0d.link.identity import NodeIdentity
+from zk0d.link.node import NodeLink
+from zk0d.link.state import LinkLimits, LinkState
+from zk0d.model.blobs import BlobStore
+from zk0d.model.spec import ModelSpec
+
+log = structlog.get_logger("uplink")
+
+_TURN_S = 15.0
+_TASK_FIELDS: dict[str, tuple[type, ...]] = {
+    "id": (str,), "federation": (str,), "version": (int,), "version_digest": (str,), "spec_digest": (str,),
+    "base_digest": (str,), "local_steps": (int,), "batch_size": (int,), "lr": (int, float), "mu": (int, float),
+    "seed": (int,),
+}  # fmt: skip
+
+
+class Uplink:
+    """One hub, any number of federations, at most one task at hand."""
+
+    def __init__(
+        self,
+        store: Store,
+        state: Path,
+        config: Config,
+        on_change: Callable[[], None],
+        may_ask: Callable[[], bool],
+    ) -> None:
+        """`on_change`: something the arbiter or a person would see changed; `may_ask`: whether a task could run now."""
+        self.blobs = BlobStore(state / "blobs")
+        self.link: NodeLink | None = None
+        self._store, self._state, self._config = store, state, config
+        self._on_change, self._may_ask = on_change, may_ask
+        self._loops: list[asyncio.Task[None]] = []
+        self._wake = asyncio.Event()
+        self._work = asyncio.Event()
+        self._blocked: dict[str, tuple[str, str]] = {}
+        self._no_task: dict[str, tuple[str, float]] = {}
+        self._joined_as: dict[str, Any] = {}
+        self._bytes: tuple[int, int] = tuple(store.get("bytes", [0, 0]))
+        self.exchange = Exchange(store, self.blobs, config["models", "keep"], on_change)
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Open the link if the node is enrolled, and keep working on it."""
+        hub = self._store.hub()
+        if hub is None or self.link is not None:
+            return
+        identity = NodeIdentity.load(self._state / "keys")
+        self.link = NodeLink(
+            host=hub.host,
+            port=hub.port,
+            identity=identity,
+            blobs=self.blobs,
+            run_dir=self._state / "run",
+            on_push=self._on_push,
+            limits=LinkLimits(max_upload=self._config["link", "max_upload"]),
+        )
+        self.link.on_state.append(self._on_state)
+        self.exchange.open(self.link, identity, hub)
+        await self.link.start()
+        self._loops = [
+            asyncio.create_task(self._forever(self._exchange_turn, self._wake), name="exchange"),
+            asyncio.create_task(self._forever(self._work_turn, self._work), name="work"),
+        ]
+
+    async def close(self) -> None:
+        for loop in self._loops:
+            loop.cancel()
+        if self._loops:
+            await asyncio.wait(self._loops, timeout=1.0)
+        self._loops = []
+        if self.link is not None:
+            self._store.put("bytes", list(self.bytes))
+            self._bytes = self.bytes
+            link, self.link = self.link, None
+            await link.close()
+
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """Ciphertext bytes sent and received, over all runs."""
+        if self.link is None:
+            return self._bytes
+        return self._bytes[0] + self.link.state.bytes_up, self._bytes[1] + self.link.state.bytes_down
+
+    def kick(self) -> None:
+        """Something changed here (datasets, membership, a person asked): look at everything again now."""
+        self._no_task.clear()
+        if self.link is not None:
+            self.link.retry_now()
+        self._wake.set()
+        self._work.set()
+
+    def work(self) -> None:
+        """A task could run now: look for one soon."""
+        self._work.set()
+
+    def _on_state(self, state: LinkState) -> None:
+        if state.phase == "connected":
+            self._joined_as.clear()
+            self._wake.set()
+            self._work.set()
+        self._on_change()
+
+    def _on_push(self, kind: str, body: dict[str, Any]) -> None:
+        try:
+            if kind == "receipt":
+                self.exchange.take_receipt(bytes(body["receipt"]), bytes(body["signature"]))
+            elif kind == "version.new":
+                name = str(body["federation"])
+                self._no_task.pop(name, None)
+        except Zk0Error as error:
+            log.warning("a push from the hub is not accepted", type=kind, error=str(error))
+            self._store.event("link", f"a {kind} from the hub is not accepted: {error.message}")
+        self._wake.set()
+        self._work.set()
+
+    async def _forever(self, turn: Callable[[], Any], wake: asyncio.Event) -> None:
+        """Take turns while the link is up, until cancelled. What the hub or the link refuse is said and tried again."""
+        assert self.link is not None
+        while True:
+            pause = _TURN_S
+            try:
+                await self.link.wait_connected(_TURN_S)
+                pause = await turn()
+            except LinkClosedError:
+                return
+            except (LinkLostError, RefusedError, ProtocolError) as error:
+                log.info("the hub did not serve a request", error=str(error))
+                pause = 2.0
+            except Zk0Error as error:
+                log.warning("a turn failed", error=str(error))
+                self._store.event("link", error.message)
+            except Exception:
+                log.exception("a turn failed")  # a defect here must not end the federation for this node
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(wake.wait(), pause)
+            wake.clear()
+
+    # -- membership and exchange -------------------------------------------------------------------------------------
+
+    async def _exchange_turn(self) -> float:
+        """Say hello, (re)join, deliver updates, learn of versions. Gives seconds until the next turn."""
+        await self._hello()
+        for federation in self._store.federations():
+            await self._join(federation)
+        pending = await self.exchange.deliver()
+        for federation in self._store.federations():
+            if federation.state in ("open", "finished"):
+                await self.exchange.latest(federation.name)
+                self._work.set()
+        self._store.put("bytes", list(self.bytes))
+        return 3.0 if pending else _TURN_S
+
+    async def _hello(self) -> None:
+        assert self.link is not None
+        names = [f.name for f in self._store.federations()]
+        reply = await self.link.request("hello", {"software": f"zk0d/{__version__}", "federations": names})
+        offered = [
+            dict(f) for f in reply.get("federations", []) if isinstance(f, dict) and isinstance(f.get("name"), str)
+        ]
+        self._store.put("offered", [{k: f.get(k) for k in ("name", "state", "version")} for f in offered])
+        for found in offered:
+            known = self._store.federation(found["name"])
+            if known is not None and known.state != "joining":
+                self._set_federation(known, found)
+
+    def _set_federation(self, known: Federation, found: dict[str, Any]) -> None:
+        fields: dict[str, Any] = {}
+        if found.get("state") in ("gathering", "open", "finished"):
+            fields["state"] = found["state"]
+        if isinstance(found.get("spec_digest"), str):
+            fields["spec_digest"] = found["spec_digest"]
+        if isinstance(found.get("version"), int):
+            fields["version"] = found["version"]
+        if fields:
+            if fields.get("state", known.state) != known.state:
+                self._store.event("federation", f"federation {known.name} is {fields['state']}")
+            self._store.set_federation(known.name, **fields)
+            self._on_change()
+
+    async def _join(self, federation: Federation) -> None:
+        """Tell the hub that we are a member, with coarse statistics; again when they changed, and on a new link."""
+        assert self.link is not None
+        own = [d for d in self._store.datasets() if d.train and d.episodes]
+        body = {
+            "federation": federation.name,
+            "stats": datasets.coarse_statistics(own),
+            "datasets": [
+                {
+                    "uuid": self._store.wire_id(d.name, federation.name),
+                    "episodes": d.episodes,
+                    "frames": datasets.coarse_count(d.frames),
+                }
+                for d in own
+            ],
+        }
+        if self._joined_as.get(federation.name) == body:
+            return
+        if not own and federation.state == "joining":
+            self._store.set_federation(federation.name, reason="waits for a dataset to train on")
+            return
+        try:
+            reply = await self.link.request("federation.join", body)
+        except RefusedError as error:
+            self._store.set_federation(federation.name, reason=f"the hub refuses: {error.message}")
+            return
+        self._joined_as[federation.name] = body
+        if federation.state == "joining":
+            self._store.event("federation", f"joined federation {federation.name}")
+        self._store.set_federation(federation.name, reason="")
+        self._set_federation(federation, reply)
+
+    # -- tasks -------------------------------------------------------------------------------------------------------
+
+    async def _work_turn(self) -> float:
+        """Get a task when one could run, and everything it needs. Gives seconds until the next turn."""
+        task = self._store.task_at_hand()
+        if task is None and self._may_ask():
+            task = await self._ask()
+            self._on_change()
+        if task is None:
+            waits = [at - time.time() for _, at in self._no_task.values()]
+            return min([_TURN_S, *(max(0.5, w) for w in waits)])
+        if task.state == "fetching":
+            await self._prepare(task)
+            self._on_change()
+        return _TURN_S if self._store.task_at_hand() else 0.5
+
+    async def _ask(self) -> Task | None:
+        assert self.link is not None
+        for federation in self._store.federations():
+            until = self._no_task.get(federation.name, ("", 0.0))[1]
+            if federation.state != "open" or until > time.time():
+                continue
+            last = self._store.last_task(federation.name)
+            if last and last.state == "given_up" and last.version == federation.version:
+                reason = (
+                    f"the task of version {last.version} was given up ({last.reason}); `zk0ctl train now` tries again"
+                )
+                self._no_task[federation.name] = (reason, time.time() + 3600)
+                continue
+            reply = await self.link.request("task.request", {"federation": federation.name})
+            body = reply.get("task")
+            if body is None:
+                wait = reply.get("retry_s")
+                wait = float(wait) if isinstance(wait, int | float) else 30.0
+                self._no_task[federation.name] = (str(reply.get("reason", ""))[:500], time.time() + min(wait, 600.0))
+                continue
+            known = self._store.task(_checked(body, federation.name)["id"])
+            if known is not None and known.state == "trained":
+                self._no_task[federation.name] = ("this node's update is on its way", time.time() + 10)
+                continue
+            self._no_task.pop(federation.name, None)
+            self._store.add_task(body)
+            self._store.event("task", f"took a task of federation {federation.name}, version {body['version']}")
+            return self._store.task(body["id"])
+        return None
+
+    async def _prepare(self, task: Task) -> None:
+        """Fetch what the task needs and check the datasets against its spec; then it is ready."""
+        assert self.link is not None
+        try:
+            for key, what in (("spec_digest", "the spec"), ("base_digest", "the base"), ("version_digest", "version")):
+                what = f"version {task.version}" if what == "version" else what
+                self._block(task, f"fetching {what} of federation {task.federation}", "trains when it is here")
+                await self.link.fetch(task.body[key])
+        except (RefusedError, PayloadError) as error:
+            self._store.set_task(task.id, state="given_up", reason=error.message)
+            self._store.event("task", f"task {task.id} given up: {error.message}")
+            return
+        fits, reasons = self.fitting(task.body["spec_digest"])
+        for text in reasons:
+            log.warning("a dataset does not fit the federation", federation=task.federation, why=text)
+        if not fits:
+            why = "; ".join(reasons) or "no dataset to train on"
+            self._block(task, f"no dataset fits federation {task.federation}: {why}", "waits for that to be changed")
+            return
+        self._blocked.pop(task.id, None)
+        self._store.set_task(task.id, state="ready")
+
+    def _block(self, task: Task, reason: str, waits_for: str) -> None:
+        self._blocked[task.id] = (reason, waits_for)
+        self._on_change()
+
+    def fitting(self, spec_digest: str) -> tuple[list[Dataset], list[str]]:
+        """The training datasets that fit a spec we hold, and sentences about those that do not."""
+        spec = ModelSpec.load(self.blobs.path(spec_digest))
+        fits: list[Dataset] = []
+        reasons: list[str] = []
+        for dataset in (d for d in self._store.datasets() if d.train):
+            wrong = datasets.misfits(dataset, spec)
+            if wrong:
+                reasons.append(f"dataset {dataset.name}: {', and '.join(wrong)}")
+            else:
+                fits.append(dataset)
+        return fits, reasons
+
+    # -- what the training loop asks (TaskSource) --------------------------------------------------------------------
+
+    def job(self, task: Task) -> dict[str, Any]:
+        """The trainer's job for `task`, all but where it writes."""
+        fits, reasons = self.fitting(task.body["spec_digest"])
+        if not fits:
+            raise Zk0Error(f"no dataset fits federation {task.federation} any more", "; ".join(reasons))
+        body = task.body
+        return {
+            "spec": str(self.blobs.path(body["spec_digest"])),
+            "base": str(self.blobs.path(body["base_digest"])),
+            "version": str(self.blobs.path(body["version_digest"])),
+            "datasets": [{"root": str(d.root), "episodes": None, "rename": d.rename} for d in fits],
+            **{k: body[k] for k in ("local_steps", "batch_size", "lr", "mu", "seed")},
+        }
+
+    def blocked(self, task: Task) -> tuple[str, str]:
+        """Why `task` cannot run yet and what it waits for; empty when it can."""
+        if task.state == "ready":
+            return "", ""
+        default = (f"version {task.version} of federation {task.federation} is not here yet", "waits for the hub")
+        return self._blocked.get(task.id, default)
+
+    async def trained(self, task: Task, result: dict[str, Any]) -> None:
+        """Keep the finished training as a signed update, then see it delivered."""
+        await self.exchange.keep(task, result)
+        self._wake.set()
+
+    def given_up(self, task: Task, reason: str) -> None:
+        self._no_task.pop(task.federation, None)
+
+    def forgive(self) -> None:
+        """A person wants training now: ask again, also for what was given up."""
+        for federation in self._store.federations():
+            last = self._store.last_task(federation.name)
+            if last is not None and last.state == "given_up":
+                self._store.set_task(last.id, state="dropped")
+        self.kick()
+
+    def link_signal(self) -> LinkSignal:
+        if self.link is None:
+            return LinkSignal("closed", "not enrolled")
+        state = self.link.state
+        return LinkSignal(state.phase, state.reason, state.next_attempt)
+
+    def no_task(self) -> tuple[str, float | None]:
+        """The most useful reason why there is no task, and when it is asked for again."""
+        for federation in self._store.federations():
+            if federation.state in ("joining", "gathering"):
+                why = federation.reason or (
+                    "waits for more nodes" if federation.state == "gathering" else "the hub has not answered yet"
+                )
+                return f"federation {federation.name} is {federation.state}: {why}", None
+            if federation.name in self._no_task:
+                return self._no_task[federation.name]
+            if federation.state == "finished":
+                return f"federation {federation.name} is finished", None
+        return "", None
+
+
+def _checked(body: Any, federation: str) -> dict[str, Any]:
+    """A task as the protocol has it. Raises ProtocolError naming the field that is wrong."""
+    if not isinstance(body, dict):
+        raise ProtocolError("the hub's task is not a map")
+    for key, types in _TASK_FIELDS.items():
+        if isinstance(body.get(key), bool) or not isinstance(body.get(key), types):
+            raise ProtocolError(f"the hub's task has no usable {key}: {body.get(key)!r}")
+    if body["federation"] != federation:
+        raise ProtocolError(f"asked for a task of {federation}, got one of {body['federation']}")
+    return body

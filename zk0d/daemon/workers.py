@@ -1,0 +1,141 @@
+"""The daemon's worker processes: one table of kinds, started through zk0d.supervise, none left behind.
+
+Remembers what runs in `work/running/`, so that a daemon restarted after `kill -9` waits for (or ends) the orphans
+before it starts another worker on the same files. Not for deciding what runs: that is the arbiter's and the operator's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from zk0d.daemon.config import Config
+from zk0d.supervise import OnEvent, Worker
+
+log = structlog.get_logger("workers")
+
+GRACE_S = 4.5
+"""Seconds a worker gets to end; less than the daemon's own five."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of worker. `background`: works for the federation, so it steps back from everything a person does."""
+
+    name: str
+    module: str
+    background: bool
+
+
+KINDS = {
+    k.name: k
+    for k in (
+        Kind("trainer", "zk0d.train.trainer", background=True),
+        Kind("publisher", "zk0d.train.evaluator", background=False),
+        Kind("recorder", "robot.recorder", background=False),
+        Kind("rollout", "robot.rollout", background=False),
+    )
+}
+
+
+class Workers:
+    """Starts workers and ends them all."""
+
+    def __init__(self, state: Path, config: Config) -> None:
+        self.work = state / "work"
+        self.logs = state / "log"
+        self._config = config
+        self._marks = self.work / "running"
+        self._running: set[Worker] = set()
+
+    @property
+    def python(self) -> str:
+        """The interpreter that runs workers."""
+        return str(self._config["runtime", "python"]) or sys.executable
+
+    def runtime_missing(self) -> str:
+        """Why workers cannot run; empty when their interpreter has torch and lerobot (looked up, not imported)."""
+        python = self.python
+        found = python if "/" in python else shutil.which(python)
+        if not found or not os.access(found, os.X_OK):
+            return f"the runtime {python} is not there"
+        folder = Path(found).parent.parent / "lib"
+        if not (folder / "python3").exists() and not list(folder.glob("python3*/site-packages")):
+            return ""  # not an environment we can look into: let the worker say
+        packages = {p.name for s in folder.glob("python3*/site-packages") for p in s.iterdir()}
+        missing = [name for name in ("torch", "lerobot") if name not in packages]
+        return f"the runtime {python} has no {' and no '.join(missing)}" if missing else ""
+
+    async def start(self, kind: str, name: str, job: dict[str, Any], on_event: OnEvent) -> Worker:
+        """Start a worker of `kind` in `work/KIND/NAME`, output to `log/KIND.log`. Raises WorkerError."""
+        k = KINDS[kind]
+        env = {"ZK0_WORKER_KIND": kind}
+        if k.background and self._config["train", "threads"]:
+            env["OMP_NUM_THREADS"] = str(self._config["train", "threads"])
+        worker = await Worker.start(
+            self.python, k.module, job, self.work / kind / name, self.logs / f"{kind}.log", on_event, env
+        )
+        if k.background:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.setpriority(os.PRIO_PGRP, worker.pid, self._config["train", "niceness"])
+        self._running.add(worker)
+        mark = self._marks / str(worker.pid)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.write_text(f"{_started(worker.pid)} {kind}\n")
+        asyncio.get_running_loop().create_task(self._forget(worker, mark))
+        log.info("worker started", kind=kind, pid=worker.pid, name=name)
+        return worker
+
+    async def _forget(self, worker: Worker, mark: Path) -> None:
+        await worker.ended()
+        self._running.discard(worker)
+        mark.unlink(missing_ok=True)
+        log.info("worker ended", module=worker.module, pid=worker.pid, status=worker.returncode)
+
+    async def reap_orphans(self) -> list[str]:
+        """End the workers that a killed daemon left, after a time to finish what matters. Gives their kinds."""
+        found: list[tuple[int, str, Path]] = []
+        for mark in self._marks.glob("*") if self._marks.is_dir() else ():
+            started, _, kind = mark.read_text().strip().partition(" ")
+            pid = int(mark.name)
+            if started and started == _started(pid):
+                found.append((pid, kind, mark))
+            else:
+                mark.unlink()
+        deadline = time.monotonic() + GRACE_S
+        for pid, kind, mark in found:
+            started = mark.read_text().split()[0]
+            while _started(pid) == started and time.monotonic() < deadline:
+                await asyncio.sleep(0.05)
+            with contextlib.suppress(ProcessLookupError):
+                if _started(pid) == started:
+                    log.warning("orphaned worker is killed", kind=kind, pid=pid)
+                    os.killpg(pid, signal.SIGKILL)
+            mark.unlink(missing_ok=True)
+        return [kind for _, kind, _ in found]
+
+    async def stop_all(self) -> None:
+        """Ask every worker to end and see that it does, within GRACE_S."""
+        await asyncio.gather(*(w.stop(GRACE_S) for w in list(self._running)), return_exceptions=True)
+
+    def any_running(self, module: str) -> bool:
+        return any(w.module == module and w.running for w in self._running)
+
+
+def _started(pid: int) -> str:
+    """Start time of a process in clock ticks since boot (proc(5), field 22); empty when it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] in "ZX" else fields[19]
