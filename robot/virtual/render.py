@@ -62,6 +62,7 @@ class Painter:
         import mujoco
 
         self._mujoco = mujoco
+        self.height, self.width = max_height, max_width
         self._model = model
         try:
             self._gl: Any = mujoco.GLContext(max_width, max_height)

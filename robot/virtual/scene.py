@@ -106,7 +106,9 @@ class Scene:
 
     def draw(self, view: str, height: int, width: int) -> NDArray[np.uint8]:
         """A frame of the present state. `view` is front, top or wrist."""
-        if self._painter is None:
+        if self._painter is None or height > self._painter.height or width > self._painter.width:
+            if self._painter is not None:
+                self._painter.close()
             sizes = [*self.spec.cameras.values(), (height, width)]
             self._painter = Painter(self.env.model, max(s[0] for s in sizes), max(s[1] for s in sizes))
         if view not in self._cameras:

@@ -53,6 +53,7 @@ class VirtualStation:
         self.leader_port = str(self._folder / "leader")
         self._calls: deque[tuple[Callable[[], object], Future[object]]] = deque()
         self._closed = False
+        self._drawn = False
         try:
             self._follower = Arm(Path(self.follower_port), _calibration("follower", calibration_dir))
             self._leader = Arm(Path(self.leader_port), _calibration("leader", calibration_dir))
@@ -65,9 +66,8 @@ class VirtualStation:
         started: Future[Bench] = Future()
         self._thread = threading.Thread(target=self._run, args=(started,), name="virtual-station", daemon=True)
         self._thread.start()
-        # A station that nobody closed must still free its GL context before the interpreter goes.
         self._at_exit = partial(_close_left_open, weakref.ref(self))
-        atexit.register(self._at_exit)
+        self._close_at_exit()
         try:
             self._bench = started.result(CALL_TIMEOUT_S)
         except BaseException:
@@ -133,7 +133,11 @@ class VirtualStation:
 
     def frame(self, view: str, height: int, width: int) -> NDArray[np.uint8]:
         """(height, width, 3) uint8 RGB of the present state; the same state is drawn once."""
-        return np.asarray(self._do(lambda: self._bench.frame(view, height, width)), dtype=np.uint8)
+        pixels = self._do(lambda: self._bench.frame(view, height, width))
+        if not self._drawn:
+            self._drawn = True
+            self._close_at_exit()
+        return pixels
 
     def close(self) -> None:
         """End the thread, free the renderer, remove the ports. Closing again is fine."""
@@ -209,6 +213,12 @@ class VirtualStation:
                 future.set_result(work())
             except BaseException as exc:
                 future.set_exception(exc)
+
+    def _close_at_exit(self) -> None:
+        """Close before the interpreter ends, if nobody does. Called again once there is a GL context: mujoco ends EGL
+        at exit too, and what is registered last runs first."""
+        atexit.unregister(self._at_exit)
+        atexit.register(self._at_exit)
 
     def _unplug(self) -> None:
         for arm in (getattr(self, "_follower", None), getattr(self, "_leader", None)):
