@@ -1,7 +1,7 @@
 """Enrolment: how a node without a certificate asks the hub for one, knowing only the authority's fingerprint.
 
-Not for who is approved (the hub's registry decides). One framed msgpack map each way over ALPN `zk0-enroll/1`, after the hub
-has sent its authority's certificate; docs/protocol.md, "Enrolment".
+Not for who is approved (the hub's registry decides). One framed msgpack map each way over ALPN `zk0-enroll/1`, after
+the hub has sent its authority's certificate; docs/protocol.md, "Enrolment".
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ async def enroll(
 
 
 def normal_fingerprint(text: str) -> str:
-    """`sha256:<64 hex>` from what a person typed: any case, with or without the prefix, colons, spaces. ProtocolError if not one."""
+    """`sha256:<64 hex>` from what a person typed (case, prefix, colons, spaces do not matter), or ProtocolError."""
     digits = text.strip().lower().removeprefix("sha256:").replace(":", "").replace(" ", "")
     if len(digits) != 64 or any(c not in "0123456789abcdef" for c in digits):
         raise ProtocolError(

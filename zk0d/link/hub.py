@@ -1,6 +1,6 @@
 """The hub's end of all links: one TLS port, one ROUTER behind it, one object the hub service holds.
 
-Not for who may join or what requests mean (the hub's registry and service). TLS is in terminator.py, messages in peer.py.
+Not for who may join or what requests mean (registry and service). TLS is in terminator.py, messages in peer.py.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ class HubLink:
 
         allowed(node_id, certificate fingerprint): may this node link? Called in the terminator's thread, must be quick
             and must not touch the event loop (look in a set, not in SQLite).
-        on_request(node_id, type, body) -> reply body; raise RefusedError(message, hint, reason=code) to refuse. Cancelled at close.
+        on_request(node_id, type, body) -> reply body; RefusedError(message, hint, reason=code) refuses. Cancelled at close.
         may_fetch(node_id, digest): may this node download this blob? In the event loop.
-        on_enroll(request) -> reply; request has `csr` and whatever the peer sent, and `address` (set here). RefusedError refuses.
+        on_enroll(request) -> reply; request has `csr` and whatever the peer sent, and `address` (set here).
+        RefusedError refuses.
         """
         self.port = port
         self._host = host
@@ -72,7 +73,8 @@ class HubLink:
         self._receiver: asyncio.Task[None] | None = None
         self._closed = False
         self._terminator = Terminator(
-            context=server_context(authority.directory / "ca.pem", server_identity), router_path=run_dir / "router.sock",
+            context=server_context(authority.directory / "ca.pem", server_identity),
+            router_path=run_dir / "router.sock",
             enroll_hello=hello_frame(authority.pem), allowed=allowed, on_up=self._from_up, on_down=self._from_down,
             on_enroll=self._from_enroll, limits=self._limits,
         )  # fmt: skip
@@ -124,8 +126,8 @@ class HubLink:
     async def fetch(self, node_id: str, digest: str, size_limit: int) -> Path:
         """Take a blob that the node shares into the store; resumes over reconnects and restarts, verified.
 
-        PayloadError (too large, wrong chunks; the node's link is then closed), RefusedError (the node does not share it),
-        LinkLostError (no progress for `limits.stall_s`, node away or not; call again when it is back, what came is kept).
+        PayloadError (too large, wrong chunks; the node's link is then closed), RefusedError (the node does not share
+        it), LinkLostError (no progress for `limits.stall_s`; call again when the node is back, what came is kept).
         """
         if self._closed:
             raise LinkClosedError("the hub's links are closed")
@@ -153,14 +155,15 @@ class HubLink:
         return {name: list(peer.progress.values()) for name, peer in self._peers.items() if peer.progress}
 
     def _peer(self, node_id: str) -> Peer:
-        """One per node id that ever passed the gate (or is waited for): bounded by who is enrolled. Outlives its links."""
+        """One per node id that passed the gate or is waited for: bounded by who is enrolled. Outlives its links."""
         if node_id not in self._peers:
 
             async def transmit(frames: list[bytes]) -> None:
                 await self._transmit(node_id, frames)
 
             self._peers[node_id] = Peer(
-                node_id, transmit=transmit, blobs=self._blobs, pool=self._pool, limits=self._limits, bucket=self._bucket,
+                node_id, transmit=transmit, blobs=self._blobs, pool=self._pool, limits=self._limits,
+                bucket=self._bucket,
                 may_take=lambda digest: self._may_fetch(node_id, digest),
                 on_request=lambda type, body: self._on_request(node_id, type, body),
             )  # fmt: skip

@@ -1,6 +1,6 @@
 """Who is who: the hub's certificate authority, node keys and certificates, signatures, fingerprints for people.
 
-All keys are Ed25519 (RFC 8032, RFC 8410). Not for TLS settings (tls.py) nor for deciding who may join (the hub's registry).
+All keys are Ed25519 (RFC 8032, RFC 8410). Not for TLS settings (tls.py) nor for who may join (the hub's registry).
 Fingerprints are `sha256:<64 hex>`: of the DER certificate for certificates, of the SubjectPublicKeyInfo for keys.
 """
 
@@ -155,7 +155,7 @@ class Authority:
         return fingerprint(self.certificate)
 
     def issue_node(self, csr_der: bytes, node_id: str, days: int = 825) -> bytes:
-        """A client certificate (PEM) with CN = node id for the key in the request; ProtocolError if the request is bad."""
+        """A client certificate (PEM) with CN = node id for the key in the request; ProtocolError if that is bad."""
         check_node_id(node_id)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, node_id)])
         return self._issue(subject, _csr_key(csr_der), ExtendedKeyUsageOID.CLIENT_AUTH, days, []).public_bytes(
@@ -254,7 +254,7 @@ class NodeIdentity:
         )
 
     def install(self, cert_pem: bytes, ca_pem: bytes, node_id: str) -> None:
-        """Keep what enrolment gave. ProtocolError unless it is for our key, for `node_id`, and signed by that authority."""
+        """Keep what enrolment gave. ProtocolError unless it is for our key and `node_id`, by that authority."""
         try:
             cert, ca = load_certificate(cert_pem), load_certificate(ca_pem)
             cert.verify_directly_issued_by(ca)

@@ -35,6 +35,8 @@ class Field:
     optional: bool = False
     inside: Mapping[str, Field] | None = field(default=None, repr=False)
     """For a map, or for each map in a list: its fields. None: not looked into."""
+    each: Mapping[str, Field] | None = field(default=None, repr=False)
+    """For a map from names to maps: the fields of each of these."""
 
 
 TEXT, INT, BYTES, LIST, MAP = Field((str,)), Field((int,)), Field((bytes,)), Field((list,)), Field((dict,))
@@ -44,7 +46,7 @@ REQUESTS: dict[str, dict[str, Field]] = {
     "hello": {"software": TEXT, "federations": LIST},
     "federation.join": {
         "federation": TEXT,
-        "stats": MAP,
+        "stats": Field((dict,), each=dict.fromkeys(("mean", "std", "min", "max", "count"), LIST)),
         "datasets": Field((list,), inside={"uuid": TEXT, "episodes": INT, "frames": INT}),
     },
     "task.request": {"federation": TEXT},
@@ -220,11 +222,13 @@ def _check(fields: Mapping[str, Field], body: Mapping[str, Any], *, strict: bool
         value = body[name]
         if not isinstance(value, wanted.types) or isinstance(value, bool):
             return f"has {type(value).__name__} as `{name}`, not {' or '.join(t.__name__ for t in wanted.types)}"
-        if wanted.inside is not None:
-            for item in value if isinstance(value, list) else [value]:
+        inside = wanted.inside or wanted.each
+        if inside is not None:
+            items = value if isinstance(value, list) else [value] if wanted.inside else list(value.values())
+            for item in items:
                 if not isinstance(item, dict):
                     return f"has a {type(item).__name__} in `{name}`, not a map"
-                if problem := _check(wanted.inside, item, strict=strict):
+                if problem := _check(inside, item, strict=strict):
                     return f"({name}) {problem}"
     if strict and (extra := [k for k in body if k not in fields]):
         return f"has undeclared fields: {', '.join(map(str, extra))}"

@@ -125,9 +125,10 @@ class NodeLink:
     async def request(self, type: str, body: dict[str, Any], timeout: float = 30) -> dict[str, Any]:
         """Ask the hub and give its reply's body.
 
-        Sent again over a new link if the link breaks while waiting; the hub answers a repeated request from memory, so a
-        handler runs once per request (once more only if the hub itself restarted in between). RefusedError (`.reason` is the
-        hub's code) for an error reply, LinkLostError when no answer came in `timeout` seconds, LinkClosedError at close.
+        Sent again over a new link if the link breaks while waiting; the hub answers a repeated request from memory,
+        so a handler runs once per request (once more only if the hub itself restarted in between). RefusedError
+        (`.reason` is the hub's code) for an error reply, LinkLostError when no answer came in `timeout` seconds,
+        LinkClosedError at close.
         """
         if type not in REQUESTS:
             raise ValueError(f"{type!r} is not a request type")

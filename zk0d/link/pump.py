@@ -153,8 +153,8 @@ def _pass(data: Bytes) -> Bytes:
 class Wire:
     """A TCP socket with TLS, and behind it a plain stream socket (`app`) once there is one.
 
-    The owner registers nothing: it calls `attend` after every event and `ready` for every event. WireEnd and ssl.SSLError
-    come out of `ready`; the owner then closes.
+    The owner registers nothing: it calls `ready` for every event and `attend` afterwards. WireEnd and ssl.SSLError come
+    out of `ready`; the owner then closes.
     """
 
     def __init__(self, selector: selectors.BaseSelector, net: socket.socket, pump: TlsPump) -> None:
@@ -315,7 +315,7 @@ class Wire:
         self.inbound = lambda data: b""
 
     def half_close(self) -> None:
-        """Close our direction: close_notify, flush, FIN. The owner goes on reading, so that no reset eats our last words."""
+        """Close our direction: close_notify, flush, FIN. The owner reads on, so that no reset eats our last words."""
         self.pump.finish()
         self._closing = True
         self.flush()

@@ -44,7 +44,7 @@ class Terminator:
         on_enroll: Callable[[int, bytes, str], None],
         limits: LinkLimits,
     ) -> None:
-        """`on_up(node)`, `on_down(node, reason)`, `on_enroll(token, request, address)`; answer with `answer(token, reply)`."""
+        """`on_up(node)`, `on_down(node, reason)`, `on_enroll(token, request, address)` (then call `answer`)."""
         self._context = context
         self.router_path, self.enroll_hello = router_path, enroll_hello
         self.allowed, self.limits = allowed, limits

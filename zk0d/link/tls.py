@@ -1,7 +1,6 @@
 """TLS settings for both ends, and what a TLS failure means in words. TLS 1.3 only, mutual for the link.
 
-Not for moving bytes (pump.py). Nothing here disables a check except `enroll_probe_context`, which is for reading one public
-certificate and nothing else.
+Not for moving bytes (pump.py). Only `enroll_probe_context` disables a check: it is for reading one public certificate.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def enroll_context(ca_pem: str) -> ssl.SSLContext:
 
 
 def enroll_probe_context() -> ssl.SSLContext:
-    """Trusts nobody and nothing: only to read the authority's certificate, which is then held against its fingerprint."""
+    """Trusts nobody and nothing: only to read the authority's certificate, to hold against its fingerprint."""
     context = _base(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -79,8 +78,11 @@ def _base(protocol: ssl._SSLMethod) -> ssl.SSLContext:
     return context
 
 
-_NOT_TLS = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG",
-            "BAD_RECORD_TYPE", "UNEXPECTED_MESSAGE", "ENCRYPTED_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL", "BAD_PROTOCOL_VERSION_NUMBER"}  # fmt: skip
+_NOT_TLS = {
+    "WRONG_VERSION_NUMBER", "HTTP_REQUEST", "HTTPS_PROXY_REQUEST", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG",
+    "BAD_RECORD_TYPE", "UNEXPECTED_MESSAGE", "ENCRYPTED_LENGTH_TOO_LONG", "UNKNOWN_PROTOCOL",
+    "BAD_PROTOCOL_VERSION_NUMBER",
+}  # fmt: skip
 _ALERTS = {
     "UNKNOWN_CA": ("wrong_ca", "the hub does not know the authority that signed this node's certificate"),
     "CERTIFICATE_EXPIRED": ("expired", "the hub says that this node's certificate has expired"),

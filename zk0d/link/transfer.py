@@ -64,7 +64,7 @@ class Receiver:
         return max(0.01, self._heard + self._patience() - now)
 
     def arrived(self, index: int, good: bool, now: float) -> None:
-        """A chunk that was asked for came and was (not) what the manifest says. PayloadError after too many wrong ones."""
+        """A chunk that was asked for came and was (not) what the manifest says. PayloadError after too many wrong."""
         asked = self._asked.pop(index, None)
         if index in self._done:
             return

@@ -1,6 +1,6 @@
 """The node's tunnel: a thread that keeps one TLS link to the hub and puts the DEALER's ZMTP through it.
 
-The DEALER connects to a unix socket here (folder 0700) and knows nothing of TLS; this thread dials, backs off, and reports.
+The DEALER connects to a unix socket here (folder 0700) and knows no TLS; this thread dials, backs off and reports.
 Not for messages: it sees ZMTP as bytes.
 """
 
@@ -303,7 +303,7 @@ class Tunnel:
         return 125  # ECANCELED
 
     def _resolve(self, end: float) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
-        """Addresses of the hub. The system's resolver cannot be interrupted, so it runs beside us and may be abandoned."""
+        """Addresses of the hub. The system's resolver cannot be interrupted, so it runs beside us."""
         found: list[tuple[socket.AddressFamily, tuple[str, int]]] = []
 
         def look(flags: int) -> None:
