@@ -1,0 +1,62 @@
+"""Commands that end a training worker early: `stop`, `yield`, `orphaned`. Freezing needs no co-operation.
+
+Importing torch and decoding video take seconds in which nothing polls; a thread keeps the promise to end within five.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+from zk0d.worker import WorkerChannel
+
+GRACE_S = 4.0
+"""Seconds a `stop` may wait for the running step; after them the worker leaves from its last checkpoint."""
+
+
+class Interrupts:
+    """Reads the channel's commands. Until `guard()` was called there is nothing to lose, and a command ends the process
+    at once; after it, `wanted` holds the command and the main thread is expected to save and return.
+    """
+
+    def __init__(self, channel: WorkerChannel, grace_s: float = GRACE_S) -> None:
+        self._channel = channel
+        self._grace_s = grace_s
+        self._lock = threading.Lock()
+        self._guarded = False
+        self._handled = threading.Event()
+        self.wanted: str = ""
+
+    def start(self) -> Interrupts:
+        threading.Thread(target=self._watch, name="interrupts", daemon=True).start()
+        return self
+
+    def guard(self) -> None:
+        """From here on there is work worth saving."""
+        with self._lock:
+            self._guarded = True
+
+    def handled(self) -> None:
+        """The main thread has seen `wanted` and is saving."""
+        self._handled.set()
+
+    def _watch(self) -> None:
+        while True:
+            message = self._channel.poll(0.2)
+            command = str(message["cmd"]) if message and "cmd" in message else ""
+            if command not in ("stop", "yield", "orphaned"):
+                continue
+            with self._lock:
+                self.wanted = self.wanted or command
+                guarded = self._guarded
+            if not guarded:
+                self._leave(command)
+            if command == "stop":
+                until = time.monotonic() + self._grace_s
+                if not self._handled.wait(max(0.0, until - time.monotonic())):
+                    self._leave(command)
+
+    def _leave(self, command: str) -> None:
+        self._channel.emit("done", result={"finished": False, "reason": command})
+        os._exit(0)
