@@ -119,7 +119,7 @@ def open_bench(
     with ExitStack() as stack:
         station: Any = None
         if table.virtual:
-            station = stack.enter_context(_open_station(table, fps=fps, seed=seed))
+            station = stack.enter_context(_open_station(table, fps=fps, seed=seed, leader=leader))
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zk0-calibration-")))
             station.write_calibration(folder, "follower", "leader")
             ports, ids = (station.follower_port, station.leader_port), ("follower", "leader")
@@ -139,13 +139,13 @@ def open_bench(
         yield Bench(arm, guide, station, table)
 
 
-def _open_station(table: RobotTable, *, fps: int, seed: int) -> Any:
+def _open_station(table: RobotTable, *, fps: int, seed: int, leader: bool) -> Any:
     from robot.virtual.spec import StationSpec
     from robot.virtual.station import VirtualStation
 
     spec = StationSpec.parse(
         table.follower,
-        leader=table.leader or None,
+        leader=(table.leader or None) if leader else "rest",
         fps=fps,
         arm=table.type,
         cameras={c.name: (c.height, c.width) for c in table.cameras.values()} or None,
@@ -213,6 +213,8 @@ def _claim_port(role: str, port: str) -> int:
 def _holder(port: str) -> str:
     """Another process of ours to see that has the device open, as "name (pid 123)"; "" if none is seen."""
     device = os.path.realpath(port)
+    if device.startswith("/dev/pts/"):
+        return ""  # whoever made a pseudo-terminal always has it open
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
             continue

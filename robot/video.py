@@ -59,8 +59,9 @@ def video_info(height: int, width: int, fps: int) -> dict[str, Any]:
 class CameraEncoder:
     """One camera's encoder thread for one take. `put` from the control loop, then `close` or `abort`."""
 
-    def __init__(self, path: Path, height: int, width: int, fps: int) -> None:
+    def __init__(self, path: Path, height: int, width: int, fps: int, gop: int = GOP) -> None:
         self.path = path
+        self._gop = gop
         self.size = (height, width)
         self.fps = fps
         self.frames = 0
@@ -119,8 +120,8 @@ class CameraEncoder:
                 pass
 
     def _encode(self) -> None:
-        options = {"g": str(GOP), "crf": str(CRF), "preset": PRESET, "bf": "0", "threads": "1"}
-        with av.open(str(self.path), "w") as container:
+        options = {"g": str(self._gop), "crf": str(CRF), "preset": PRESET, "bf": "0", "threads": "1"}
+        with av.open(str(self.path), "w", options={"movflags": "faststart"}) as container:
             stream = container.add_stream(CODEC, self.fps, options=options)
             stream.height, stream.width = self.size
             stream.pix_fmt = PIXELS

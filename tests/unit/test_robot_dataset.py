@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from recorded_dataset import load
 
 from robot.dataset import RecordedDataset, assemble, features
 from robot.episodes import RecordingSpec
 from zk0d.errors import DatasetError
 
+pytest.importorskip("lerobot")
 JOINTS = tuple(
     f"{j}.pos" for j in ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
 )
@@ -34,14 +36,6 @@ def record(dataset: RecordedDataset, episode: int, frames: int, task: str = "lif
         state = np.full(6, 100 * episode + k, np.float32)
         take.add(5.0 + k / 30, state, state + 0.5, images)
     return dataset.save(take, task, {})
-
-
-def load(root: Path) -> Any:
-    lerobot_dataset = pytest.importorskip("lerobot.datasets.lerobot_dataset")
-    import tqdm
-
-    tqdm.tqdm.monitor_interval = 0  # it would keep a thread for a progress bar that nobody sees
-    return lerobot_dataset.LeRobotDataset("local/test", root=root)
 
 
 def test_opens_with_lerobot_after_each_episode_and_frames_are_rows(tmp_path: Path) -> None:

@@ -1,0 +1,117 @@
+"""Arms opened by port, as real ones are: the same servos behind a pseudo-terminal, and what can be wrong with them.
+
+The bench lives in the test's process, in wall-clock time; the recorder knows nothing of it but two ports.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from recorded_dataset import check_whole
+from worker_process import WorkerProcess
+
+from robot.arms import open_bench
+from robot.config import RobotTable
+from zk0d.errors import RobotError
+
+pytest.importorskip("lerobot")
+pytest.importorskip("so101_nexus")
+
+
+@pytest.fixture
+def station() -> Iterator[Any]:
+    from robot.virtual.spec import StationSpec
+    from robot.virtual.station import VirtualStation
+
+    with VirtualStation(StationSpec("Touch", clock="wall")) as bench:
+        yield bench
+
+
+def table(station: Any, folder: Path, **changes: Any) -> dict[str, Any]:
+    station.write_calibration(folder, "follower", "leader")
+    ports = {"follower": station.follower_port, "leader": station.leader_port}
+    return {**ports, "calibration_dir": str(folder), **changes}
+
+
+def refusal(robot: dict[str, Any]) -> str:
+    with pytest.raises(RobotError) as refused, open_bench(RobotTable.parse(robot), fps=30):
+        pass
+    return str(refused.value)
+
+
+def test_a_persons_take_is_saved_when_the_daemon_dies(station: Any, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    job = {"dataset": str(root), "task": "t", "episodes": 5, "robot": table(station, tmp_path / "calibration")}
+    with WorkerProcess("robot.recorder", job, tmp_path / "work") as worker:
+        worker.until("take")
+        while worker.until("progress")["seconds"] < 1.3:
+            pass
+        worker.hang_up()
+        assert worker.process.wait(30) == 0, worker.tail()
+    dataset = check_whole(root)
+    assert dataset.num_episodes == 1 and len(dataset) >= 30
+
+
+def test_an_arm_unplugged_in_a_take_costs_that_take_only(station: Any, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    job = {"dataset": str(root), "task": "t", "episodes": 5, "episode_s": 1.0}
+    job["robot"] = table(station, tmp_path / "calibration")
+    with WorkerProcess("robot.recorder", job, tmp_path / "work") as worker:
+        worker.until("saved")
+        station.faults.follower.unplug()
+        error = worker.until("error")
+        assert worker.process.wait(20) == 1
+    assert error["code"] == "robot" and "follower" in error["message"] and error["hint"]
+    assert check_whole(root).num_episodes >= 1
+
+
+def test_a_port_that_is_missing_or_busy(station: Any, tmp_path: Path) -> None:
+    robot = table(station, tmp_path / "calibration")
+    assert "there is no /dev/nowhere" in refusal({**robot, "leader": "/dev/nowhere"})
+    fd = os.open(station.follower_port, os.O_RDWR | os.O_NOCTTY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        text = refusal(robot)
+    finally:
+        os.close(fd)
+    assert "follower" in text and "in use" in text
+
+
+def test_an_arm_that_is_not_calibrated_is_refused_at_once(station: Any, tmp_path: Path) -> None:
+    robot = table(station, tmp_path / "calibration")
+    since = time.monotonic()
+    (tmp_path / "empty").mkdir()
+    text = refusal({**robot, "calibration_dir": str(tmp_path / "empty")})
+    assert "no calibration file" in text and "lerobot-calibrate" in text
+    path = tmp_path / "calibration/leader.json"
+    path.write_text(path.read_text().replace('"range_min": ', '"range_min": 1'))
+    text = refusal(robot)
+    assert "leader" in text and "not calibrated as its file says" in text
+    assert time.monotonic() - since < 30  # it asked nobody
+
+
+def test_a_servo_or_a_camera_that_is_missing_is_named(station: Any, tmp_path: Path) -> None:
+    robot = table(station, tmp_path / "calibration")
+    cameras = {"front": {"source": "/dev/video99", "height": 64, "width": 64}}
+    text = refusal({**robot, "cameras": cameras})
+    assert "camera front" in text and "/dev/video99" in text
+    station.faults.follower.drop_next(1000)
+    text = refusal(robot)
+    assert "servo 1, 2, 3, 4, 5, 6 does not answer" in text and "power" in text
+
+
+def test_a_busy_servo_line_gives_both_units(station: Any, tmp_path: Path) -> None:
+    robot = table(station, tmp_path / "calibration")
+    with open_bench(RobotTable.parse({**robot, "units": "range"}), fps=30) as bench:
+        station.faults.follower.corrupt_next(1)  # one bad packet is read again
+        in_range, _ = bench.observe()
+    with open_bench(RobotTable.parse({**robot, "type": "so100"}), fps=30) as bench:
+        in_degrees, _ = bench.observe()
+    assert abs(in_range).max() <= 100 and abs(in_range[:5] - in_degrees[:5]).max() > 1
+    assert in_range[5] == pytest.approx(in_degrees[5], abs=0.5)
