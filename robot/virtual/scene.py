@@ -18,6 +18,7 @@ from zk0d.errors import RobotError
 
 STALL_NM = 2.94
 WALL_PERIOD_S = 0.01
+_ENV_VERSION = {"PickAndPlace": 2}
 Vector = NDArray[np.float64]
 
 
@@ -36,9 +37,8 @@ def _make_env(task: str, period_s: float) -> Any:
             f"the virtual bench cannot load its simulator: {exc}",
             "install the extra zk0d[virtual]; for EGL: apt install libegl1 libgl1-mesa-dri",
         ) from exc
-    config_class = gymnasium.envs.registration.load_env_creator(
-        gymnasium.spec(f"MuJoCo{task}-v1").entry_point
-    ).default_config_cls
+    name = f"MuJoCo{task}-v{_ENV_VERSION.get(task, 1)}"
+    config_class = gymnasium.envs.registration.load_env_creator(gymnasium.spec(name).entry_point).default_config_cls
     config = config_class(
         observations=[JointPositions()],
         terminate_on_success=False,
@@ -50,7 +50,7 @@ def _make_env(task: str, period_s: float) -> Any:
         ),
     )
     config.render.quality = RenderingQuality(msaa_samples=0, shadows=False, shadow_map_size=1)
-    return gymnasium.make(f"MuJoCo{task}-v1", config=config, disable_env_checker=True).unwrapped
+    return gymnasium.make(name, config=config, disable_env_checker=True).unwrapped
 
 
 class Scene:
