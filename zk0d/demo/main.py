@@ -28,7 +28,7 @@ CAMERAS = {"front": (96, 96)}
 OPERATORS = {
     "alice": ("Touch", "Touch the cube"),
     "bob": ("PickLift", "Pick up the cube and lift it"),
-    "carol": ("Move", "Move the hand to the marked place"),
+    "carol": ("PickAndPlace", "Put the cube on the disc"),
 }
 TRAINING = {
     "smolvla": {"local_steps": 80, "batch_size": 8, "lr": 1e-3, "mu": 0.01},
