@@ -211,7 +211,7 @@ def _blocked(signals: Signals, policy: Policy, now: float) -> Decision | None:
     if signals.trainer != "none":
         return None
     if task.blocked:
-        return Decision(Action.IDLE, "idle", task.blocked, task.waits_for, "blocked")
+        return Decision(Action.IDLE, "idle", task.blocked, task.waits_for or "trains after that", "blocked")
     if task.retry_at > now and not _active(signals.override, "now", now):
         reason = f"the trainer died ({task.deaths} of {policy.tries} tries)"
         return Decision(Action.IDLE, "idle", reason, f"starts again at {clock(task.retry_at, now)}", "retry")

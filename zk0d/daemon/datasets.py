@@ -54,7 +54,7 @@ def saved_episodes(root: Path) -> int:
     waiting = 0
     for record in (root / ".zk0" / "committed").glob("*/episode.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            waiting += int(json.loads(record.read_text())["position"]["episode_index"]) >= published
+            waiting += int(json.loads(record.read_text())["episode_index"]) >= published
     return published + waiting
 
 

@@ -1,0 +1,74 @@
+"""The daemon's settings: defaults, files over each other, and errors that say what to write instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from zk0d.daemon.config import SETTINGS, Config, find_files, parse_rate
+from zk0d.errors import ConfigError
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_every_default_passes_its_own_check() -> None:
+    config = Config.load([])
+    assert set(config.values) == {(s.table, s.key) for s in SETTINGS}
+    assert config["link", "max_upload"] == 20e6
+
+
+def test_later_files_win(tmp_path: Path) -> None:
+    first = write(tmp_path / "1.toml", '[train]\ndevice = "cpu"\ntries = 2\n[robot]\nfollower = "/dev/ttyACM0"\n')
+    second = write(tmp_path / "2.toml", '[train]\ntries = 3\n[robot]\nleader = "/dev/ttyACM1"\n')
+    config = Config.load([first, second])
+    assert (config["train", "device"], config["train", "tries"]) == ("cpu", 3)
+    assert (config.robot["follower"], config.robot["leader"], config.robot["type"]) == (
+        "/dev/ttyACM0",
+        "/dev/ttyACM1",
+        "so101",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[train]\ndevice = 3", ["train.device", "3", '"cuda"']),
+        ("[train]\ntries = true", ["train.tries", "True", "1 … 100"]),
+        ('[link]\nmax_upload = "fast"', ["link.max_upload", "fast", "20 MB/s"]),
+        ("[train]\ndevcie = 'cpu'", ["unknown key train.devcie", "device"]),
+        ("[trian]\ndevice = 'cpu'", ["unknown table [trian]", "train"]),
+        ("train = 3", ["train = 3", "[train]"]),
+        ("[train", ["not TOML"]),
+        ("[robot]\ntype = 'so102'", ["robot.type", "so102", "'so101' or 'so100'"]),
+        ("[robot]\nport = '/dev/ttyACM0'", ["unknown key robot.port", "follower"]),
+        ("[robot.cameras]\nfront = 3", ["robot.cameras", "height"]),
+        ("robot = 1", ["robot = 1"]),
+    ],
+)
+def test_an_error_names_file_key_value_and_what_is_accepted(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = write(tmp_path / "zk0d.toml", text)
+    with pytest.raises(ConfigError) as caught:
+        Config.load([path])
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_which_files(tmp_path: Path) -> None:
+    own = write(tmp_path / "zk0d.toml", "")
+    assert find_files(tmp_path, None) == [own]
+    assert find_files(tmp_path, Path("/x.toml")) == [Path("/x.toml")]
+    with pytest.raises(ConfigError, match="No such file"):
+        Config.load([tmp_path / "missing.toml"])
+
+
+def test_rates() -> None:
+    assert parse_rate("20 MB/s") == 20e6
+    assert parse_rate("500kB/s") == 5e5
+    assert parse_rate("unlimited") is None
+    for wrong in ("0 MB/s", "20", 20, "-1 MB/s"):
+        with pytest.raises(ValueError):
+            parse_rate(wrong)
