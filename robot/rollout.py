@@ -6,6 +6,7 @@ Not for loading policies (zk0d.train.load) nor for recording what the arm does (
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -176,6 +177,7 @@ def policy_function(job: RolloutJob, bench: Bench) -> tuple[Policy, Callable[[],
 
     name = job.device if job.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
+    _check_published(job)
     policy, preprocessor, postprocessor = load_published(job.policy, name)
     ours = {f"observation.images.{n}": n for n in bench.cameras}
     given = {job.rename.get(key, key): camera for key, camera in ours.items()}
@@ -205,6 +207,17 @@ def policy_function(job: RolloutJob, bench: Bench) -> tuple[Policy, Callable[[],
             part.reset()
 
     return act, reset
+
+
+def _check_published(job: RolloutJob) -> None:
+    """Units and rate that metrics.json of a federation's version states; other LeRobot folders state none."""
+    path = job.policy / "metrics.json"
+    metrics = json.loads(path.read_text()) if path.exists() else {}
+    for key, ours in (("units", job.robot.units), ("fps", job.fps)):
+        if metrics.get(key, ours) != ours:
+            raise ConfigError(
+                f"the policy works with {key} = {metrics[key]!r}, the arm with {ours!r}", f"set {key} to its value"
+            )
 
 
 def main(job: Message, channel: WorkerChannel) -> Message:
