@@ -54,13 +54,19 @@ def _show(context: Context, args: Args) -> int:
     return 2 if any(d["misfits"].values()) else 0
 
 
-def _add(context: Context, args: Args) -> int:
-    rename: dict[str, str] = {}
-    for pair in args.rename or []:
+def renames(pairs: list[str] | None) -> dict[str, str]:
+    """`--rename OWN=THEIRS`, any number of times, as a map. Raises UsageError."""
+    found: dict[str, str] = {}
+    for pair in pairs or []:
         own, equals, theirs = pair.partition("=")
         if not own or not equals or not theirs:
-            raise UsageError(f"--rename {pair!r} is not OWN=FEDERATION", "for example --rename wristcam=front")
-        rename[own] = theirs
+            raise UsageError(f"--rename {pair!r} is not OWN=THEIRS", "for example --rename wristcam=front")
+        found[own] = theirs
+    return found
+
+
+def _add(context: Context, args: Args) -> int:
+    rename = renames(args.rename)
     path = Path(args.path.removeprefix("local:")).expanduser().absolute()
     d = context.call(
         "dataset_add", name=args.name, path=str(path), rename=rename or None, units=args.units, task=args.task,

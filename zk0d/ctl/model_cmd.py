@@ -13,7 +13,7 @@ _VERSION = arg("version", help='"3", "latest", or with several federations "NAME
 
 
 def _loss(row: dict[str, Any]) -> str:
-    loss = row["metrics"].get("loss")
+    loss = row["metrics"].get("heldout_loss")
     return f"{loss:.4g}" if isinstance(loss, int | float) else ""
 
 

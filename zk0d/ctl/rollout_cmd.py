@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
+from zk0d.ctl.dataset_cmd import renames
 from zk0d.ctl.record_cmd import interruptible, robot
 from zk0d.ctl.render import Progress, plural, safe, show_json
 
@@ -27,7 +28,7 @@ def run(context: Context, args: Args) -> int:
         result = context.call(
             "rollout", on_event, timeout=None, model=args.model, episodes=args.episodes, max_s=args.max_s,
             out=str(Path(args.out).expanduser().absolute()), seed=args.seed, task=args.task, robot=robot(args),
-            backbone=args.backbone,
+            rename=renames(args.rename),
         )  # fmt: skip
     if args.json:
         show_json(result)
@@ -48,7 +49,7 @@ COMMAND = Command(
         arg("--task", help="task text (default: that of the last recording)", metavar="TEXT"),
         arg("--follower", help="the arm's port, or virtual:TASK", metavar="PORT"),
         arg("--seed", help="seed of a virtual bench", type=int, default=0, metavar="N"),
-        arg("--backbone", help="frozen weights of the policy", metavar="NAME"),
+        arg("--rename", help="this camera is the policy's THEIRS", action="append", metavar="OWN=THEIRS"),
         arg("--json", help="the result as JSON", action="store_true"),
     ),
     run,

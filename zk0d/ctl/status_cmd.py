@@ -99,8 +99,8 @@ def _federations(doc: Document) -> list[str]:
             line += f", version {f['version']}"
             if f["here"] != f["version"]:
                 line += f" (here: {'none' if f['here'] is None else f['here']})"
-        if isinstance(f["metrics"].get("loss"), int | float):
-            line += f", held-out loss {f['metrics']['loss']:.4g}"
+        if isinstance(f["metrics"].get("heldout_loss"), int | float):
+            line += f", held-out loss {f['metrics']['heldout_loss']:.4g}"
         if f["receipts"]:
             line += f", {plural(f['receipts'], 'update')} of ours confirmed"
         if f["reason"]:

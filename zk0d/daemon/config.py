@@ -91,7 +91,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("link", "max_upload", "20 MB/s", parse_rate, 'a rate such as "20 MB/s" or "500 kB/s", or "unlimited"',
             "upper bound of what this node sends"),
     Setting("train", "device", "auto", _device, '"auto", "cpu", "cuda", "cuda:1", "mps"', "where the trainer runs"),
-    Setting("train", "threads", 0, _integer(0, 1024), "a whole number, 0 for the libraries' own choice",
+    Setting("train", "threads", 0, _integer(0, 1024), "a whole number, 0 for half of the processors",
             "CPU threads of the trainer"),
     Setting("train", "niceness", 10, _integer(0, 19), "0 … 19", "how far the trainer steps back from other programs"),
     Setting("train", "checkpoint_every_s", 60.0, _number(1, 3600), "seconds, 1 … 3600", "time between checkpoints"),

@@ -1,4 +1,4 @@
-"""Versions as folders that LeRobot loads: made by the publisher worker, kept under `models/`, copied where wanted.
+"""Versions as folders that LeRobot loads: made by the publisher worker, under `models/` or where wanted.
 
 Not for fetching blobs (exchange.py) nor for what is in such a folder (zk0d.train.publish).
 """
@@ -6,13 +6,10 @@ Not for fetching blobs (exchange.py) nor for what is in such a folder (zk0d.trai
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from zk0d import durable
-from zk0d.daemon.config import Config
 from zk0d.daemon.store import Store, Version
 from zk0d.daemon.uplink import Uplink
 from zk0d.daemon.workers import Workers
@@ -24,8 +21,8 @@ Emit = Callable[..., Awaitable[None]]
 class Models:
     """The versions this node knows of, and their folders."""
 
-    def __init__(self, store: Store, state: Path, config: Config, workers: Workers, uplink: Uplink) -> None:
-        self._store, self._config, self._workers, self._uplink = store, config, workers, uplink
+    def __init__(self, store: Store, state: Path, workers: Workers, uplink: Uplink) -> None:
+        self._store, self._workers, self._uplink = store, workers, uplink
         self._folder = state / "models"
         self._making = asyncio.Lock()
 
@@ -78,50 +75,54 @@ class Models:
         await self._uplink.exchange.pull(version, base=True)
 
     async def folder(self, version: Version, emit: Emit) -> Path:
-        """The version's LeRobot folder, made now if it is not there yet; events say what takes time."""
+        """The version's LeRobot folder under `models/`, made now if it is not there yet; events say what takes time."""
         path = self.path(version)
         async with self._making:
-            if path.is_dir():
-                return path
-            await emit("fetching", version=version.number)
-            await self.pull(version)
-            await emit("publishing", version=version.number)
-            blobs = self._uplink.blobs
-            job = {
-                "spec": str(blobs.path(version.spec_digest)),
-                "base": str(blobs.path(version.base_digest)),
-                "version": str(blobs.path(version.digest)),
-                "number": version.number,
-                "publish": str(path),
-                "card": {"federation": version.federation, "metrics": version.metrics},
-                "datasets": [],
-                "max_samples": 0,
-                "seed": 0,
-                "device": "cpu",
-                "cache": str(self._workers.work / "cache"),
-            }
-            path.parent.mkdir(parents=True, exist_ok=True)
-            worker = await self._workers.start("publisher", f"{version.number:04d}", job, lambda event: None)
-            await worker.wait()
+            if not path.is_dir():
+                await self._publish(version, path, emit)
         return path
 
     async def export(self, version: Version, target: Path, emit: Emit) -> dict[str, Any]:
-        """Copy the version's folder to `target`, which must not exist or be empty; it appears there whole."""
+        """Make the version's folder at `target`, which must not exist or be empty; it appears there whole.
+
+        Made there rather than copied: LeRobot keeps the place of a SmolVLA's backbone as an absolute path.
+        """
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UsageError(f"{target} exists already", "name a folder that is new or empty")
-        source = await self.folder(version, emit)
-        temporary = target.with_name(f".{target.name}.tmp")
-
-        def copy() -> None:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copytree(source, temporary)
-            durable.publish(temporary, target)
-
-        try:
-            await asyncio.to_thread(copy)
-        except OSError as error:
-            raise Zk0Error(
-                f"cannot write {target}: {error.strerror or error}", "name a folder the daemon may write to"
-            ) from error
+        async with self._making:
+            await self._publish(version, target, emit)
         return {"federation": version.federation, "version": version.number, "folder": str(target)}
+
+    async def _publish(self, version: Version, folder: Path, emit: Emit) -> None:
+        await emit("fetching", version=version.number)
+        await self.pull(version)
+        await emit("publishing", version=version.number)
+        blobs = self._uplink.blobs
+        known = [v for v in self._store.versions(version.federation) if v.number <= version.number]
+        job = {
+            "spec": str(blobs.path(version.spec_digest)),
+            "base": str(blobs.path(version.base_digest)),
+            "version": str(blobs.path(version.digest)),
+            "number": version.number,
+            "publish": str(folder),
+            "card": {
+                "federation": version.federation,
+                **{k: version.metrics.get(k) for k in ("updates", "samples")},
+                "history": [
+                    {"version": v.number, "updates": v.metrics.get("updates"), "heldout_loss": heldout_loss(v.metrics)}
+                    for v in known
+                ],
+            },
+            "datasets": [],
+            "seed": 0,
+            "device": "cpu",
+            "cache": str(self._workers.work / "cache"),
+        }
+        worker = await self._workers.start("publisher", f"{version.number:04d}", job, lambda event: None)
+        await worker.wait()
+
+
+def heldout_loss(metrics: dict[str, Any]) -> float | None:
+    """The loss the hub measured, if it has said one."""
+    loss = metrics.get("heldout_loss")
+    return float(loss) if isinstance(loss, int | float) else None

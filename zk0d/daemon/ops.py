@@ -188,7 +188,8 @@ async def op_rollout(service: Service, request: Request, connection: ControlConn
         raise UsageError("rollout needs a folder for its video", "--out DIR")
     version = service.models.find(_text(request, "model"))
     policy = await service.models.folder(version, connection.emit)
-    result = await service.sessions.rollout(policy, request, connection.user, connection.emit)
+    spec = ModelSpec.load(service.uplink.blobs.path(version.spec_digest))
+    result = await service.sessions.rollout(policy, spec, request, connection.user, connection.emit)
     return {"federation": version.federation, "version": version.number, **result}
 
 

@@ -48,7 +48,7 @@ class Service:
         self.training = Training(
             self.store, config, self.workers, self.uplink, self.sessions.activities, self._on_decision
         )
-        self.models = Models(self.store, state, config, self.workers, self.uplink)
+        self.models = Models(self.store, state, self.workers, self.uplink)
         self.started_at = time.time()
         self.ending = asyncio.Event()
         self._ready = False

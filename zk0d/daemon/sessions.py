@@ -22,6 +22,7 @@ from zk0d.daemon.config import Config, check_robot, is_virtual
 from zk0d.daemon.store import Dataset, Store
 from zk0d.daemon.workers import GRACE_S, Workers
 from zk0d.errors import RobotError, UsageError, WorkerError, Zk0Error
+from zk0d.model.spec import ModelSpec
 from zk0d.supervise import Worker
 
 log = structlog.get_logger("sessions")
@@ -307,19 +308,23 @@ class Sessions:
 
     # -- rollout -----------------------------------------------------------------------------------------------------
 
-    async def rollout(self, policy: Path, request: dict[str, Any], by: str, emit: Emit) -> dict[str, Any]:
-        """Run a policy folder on the arm; result of the worker: episodes, successes, video."""
-        return await self._independent(self._rollout(policy, request, by, emit))
+    async def rollout(
+        self, policy: Path, spec: ModelSpec, request: dict[str, Any], by: str, emit: Emit
+    ) -> dict[str, Any]:
+        """Run a policy folder on the arm, at its spec's rate and units; result: episodes, successes, video."""
+        return await self._independent(self._rollout(policy, spec, request, by, emit))
 
-    async def _rollout(self, policy: Path, request: dict[str, Any], by: str, emit: Emit) -> dict[str, Any]:
+    async def _rollout(
+        self, policy: Path, spec: ModelSpec, request: dict[str, Any], by: str, emit: Emit
+    ) -> dict[str, Any]:
         tasks = [t for d in self._store.datasets() for t in d.tasks]
         episodes = int(request.get("episodes") or 1)
         job = {
             "policy": str(policy), "task": str(request.get("task") or (tasks[-1] if tasks else "")),
-            "robot": self.robot(request.get("robot") or {}), "episodes": episodes,
+            "robot": {**self.robot(request.get("robot") or {}), "units": spec.units}, "episodes": episodes,
             "max_s": float(request.get("max_s") or 15.0), "out": str(Path(str(request["out"])).absolute()),
-            "seed": int(request.get("seed") or 0), "device": self._config["train", "device"],
-            "backbone": str(request.get("backbone") or "tiny"),
+            "seed": int(request.get("seed") or 0), "device": self._config["train", "device"], "fps": spec.fps,
+            "rename": datasets.renamed_cameras(request.get("rename") or {}),
         }  # fmt: skip
         live = Live("rollout", by, time.time(), goal=episodes)
         self._hold(live)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import shutil
 import time
@@ -236,6 +237,7 @@ class Training:
         return {
             **self._source.job(task),
             "device": self._config["train", "device"],
+            "threads": self._config["train", "threads"] or max(1, (os.cpu_count() or 2) // 2),
             "checkpoint_dir": str(folder / "checkpoint"),
             "checkpoint_every_s": self._config["train", "checkpoint_every_s"],
             "out": str(folder / "update.safetensors"),

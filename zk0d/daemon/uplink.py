@@ -195,7 +195,7 @@ class Uplink:
             fields["state"] = found["state"]
         if isinstance(found.get("spec_digest"), str):
             fields["spec_digest"] = found["spec_digest"]
-        if isinstance(found.get("version"), int):
+        if isinstance(found.get("version"), int) and found["version"] >= 0:
             fields["version"] = found["version"]
         if fields:
             if fields.get("state", known.state) != known.state:

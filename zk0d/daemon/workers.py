@@ -79,11 +79,8 @@ class Workers:
     async def start(self, kind: str, name: str, job: dict[str, Any], on_event: OnEvent) -> Worker:
         """Start a worker of `kind` in `work/KIND/NAME`, output to `log/KIND.log`. Raises WorkerError."""
         k = KINDS[kind]
-        env = {"ZK0_WORKER_KIND": kind}
-        if k.background and self._config["train", "threads"]:
-            env["OMP_NUM_THREADS"] = str(self._config["train", "threads"])
         worker = await Worker.start(
-            self.python, k.module, job, self.work / kind / name, self.logs / f"{kind}.log", on_event, env
+            self.python, k.module, job, self.work / kind / name, self.logs / f"{kind}.log", on_event
         )
         if k.background:
             with contextlib.suppress(ProcessLookupError, PermissionError):
