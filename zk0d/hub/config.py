@@ -83,6 +83,7 @@ FEDERATION: tuple[Setting, ...] = (
     Setting("rounds.deadline_s", float, 600.0, above(0), "seconds from a merge's first update to its deadline"),
     Setting("rounds.versions", int, 0, at_least(0), "merges until the federation is finished; 0: no end"),
     Setting("rounds.max_staleness", int, 4, at_least(0), "versions an update's base may be behind"),
+    Setting("publish.licence", str, "", ANY, "licence named in the model cards"),
     Setting("admission.max_norm", float, 0.0, at_least(0), "largest Euclidean norm of an update; 0: any"),
     Setting("evaluation.datasets", list, [], Allowed('a list of "local:/path"', lambda v: _paths(v)),
             "held-out LeRobot datasets that versions are judged on"),
@@ -90,8 +91,8 @@ FEDERATION: tuple[Setting, ...] = (
     Setting("evaluation.seed", int, 0, at_least(0), "seed of the evaluation's choice and noise"),
 )  # fmt: skip
 
-_FREE = {"model.cameras", "model.config"}
-"""Tables whose keys are the maintainer's own; the worker that makes version 0 judges them."""
+_FREE = {"model.cameras", "model.config", "model.joints", "model.weights", "model.backbone"}
+"""What is passed on as it is: the worker that makes version 0 judges it."""
 
 
 def _paths(value: list[Any]) -> bool:
@@ -113,7 +114,7 @@ def parse_address(text: str) -> tuple[str, int] | None:
 class Config:
     """Checked settings: `config["rounds.target"]`; `config.table("model")` is a table as a worker's job wants it."""
 
-    def __init__(self, values: dict[str, Any], free: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, values: dict[str, Any], free: dict[str, Any]) -> None:
         self._values = values
         self._free = free
 
@@ -135,13 +136,13 @@ def parse(text: str, settings: Sequence[Setting], where: str) -> Config:
     known = {s.key: s for s in settings}
     tables = {s.key.split(".")[0] for s in settings}
     values: dict[str, Any] = {}
-    free: dict[str, dict[str, Any]] = {}
+    free: dict[str, Any] = {}
     for table, content in raw.items():
         if table not in tables or not isinstance(content, dict):
             raise ConfigError(f"{where}: [{table}] is not a table here", f"known: {', '.join(sorted(tables))}")
         for name, value in content.items():
             key = f"{table}.{name}"
-            if key in _FREE and isinstance(value, dict):
+            if key in _FREE:
                 free[key] = value
             elif key in known:
                 values[key] = _check(known[key], value, where)
@@ -185,9 +186,6 @@ def parse_federation(text: str, where: str) -> Config:
         raise ConfigError(
             f"{where}: rounds.quorum = {quorum} is above rounds.target = {target}", "accepted: at most it"
         )
-    for name, size in config.table("model").get("cameras", {}).items():
-        if not (isinstance(size, list) and len(size) == 2 and all(type(n) is int and 0 < n <= 4096 for n in size)):
-            raise ConfigError(f"{where}: model.cameras.{name} = {size!r}", "accepted: [height, width] in pixels")
     return config
 
 

@@ -92,8 +92,9 @@ class Ledger:
     def _refusals(self, name: str) -> dict[str, tuple[int, float]]:
         rows = self._store.all(
             "SELECT node, count(*) AS n, max(decided_at) AS last FROM updates u WHERE federation = ?"
-            " AND state = 'refused' AND decided_at > coalesce((SELECT max(decided_at) FROM updates o WHERE o.federation = u.federation"
-            " AND o.node = u.node AND o.state IN ('admitted','merged')), 0) GROUP BY node",
+            " AND state = 'refused' AND decided_at > coalesce("
+            "  (SELECT max(decided_at) FROM updates o WHERE o.federation = u.federation AND o.node = u.node"
+            "   AND o.state IN ('admitted','merged')), 0) GROUP BY node",
             name,
         )
         return {r["node"]: (r["n"], r["last"]) for r in rows}
@@ -170,11 +171,17 @@ class Ledger:
         """What the node offered and the hub has not decided on, over all federations."""
         return self._store.all("SELECT * FROM updates WHERE node = ? AND state = 'receiving' ORDER BY offered_at", node)
 
-    def payload_needed(self, payload: str) -> bool:
-        """Whether a payload's blob is still waited for or waits for its merge."""
-        return self._store.one(
-            "SELECT 1 FROM updates WHERE payload = ? AND state IN ('receiving','admitted')", payload
-        ) is not None  # fmt: skip
+    def blob_needed(self, digest: str) -> bool:
+        """Whether any federation still needs this blob: published, part of its base, or of its next or last merge."""
+        row = self._store.one(
+            "SELECT EXISTS (SELECT 1 FROM federations WHERE ?1 IN (draft_spec, base, exchange, spec))"
+            " OR EXISTS (SELECT 1 FROM versions v WHERE digest = ?1 OR master = ?1 AND number >="
+            "  (SELECT max(number) FROM versions w WHERE w.federation = v.federation) - 1)"
+            " OR EXISTS (SELECT 1 FROM updates u WHERE payload = ?1 AND (state IN ('receiving','admitted')"
+            "  OR new_version = (SELECT max(number) FROM versions w WHERE w.federation = u.federation))) AS needed",
+            digest,
+        )
+        return row is not None and bool(row["needed"])
 
     def offer(self, s: Statement) -> None:
         """Note an offered update, once; its task is answered by it."""

@@ -1,0 +1,212 @@
+"""What the zk0-hub command asks a running hub over DIR/admin.sock: one method per operation.
+
+The socket's mode (0600) is the right to use it. Results are JSON values; how they look is main.py's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+from zk0d import __version__
+from zk0d.control import ControlConnection
+from zk0d.errors import UsageError
+from zk0d.hub.federation import FederationRunner
+from zk0d.hub.receipts import timestamp
+from zk0d.hub.service import Hub
+from zk0d.hub.store import Row
+from zk0d.link.identity import phrase
+
+SCHEMA_VERSION = 1
+
+
+class Admin:
+    """Handler of the admin socket."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._operations = {
+            "status": self.status,
+            "invite": self.invite,
+            "nodes": self.nodes,
+            "approve": self.approve,
+            "refuse": self.refuse,
+            "revoke": self.revoke,
+            "federation_create": self.federation_create,
+            "federation_list": self.federation_list,
+            "federation_show": self.federation_show,
+            "federation_finish": self.federation_finish,
+            "versions": self.versions,
+        }
+
+    async def __call__(self, request: dict[str, Any], connection: ControlConnection) -> Any:
+        operation = self._operations.get(str(request["op"]))
+        if operation is None:
+            raise UsageError(f"unknown operation {str(request['op'])[:60]!r}", "is zk0-hub as new as the hub?")
+        return await operation(request, connection)
+
+    async def status(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+        """Everything at a glance; `health` is empty when all is good."""
+        hub, links = self._hub, self._hub.link.nodes()
+        federations = [self._federation(f) for f in hub.federations.values()]
+        pending = len(hub.registry.nodes("pending"))
+        health = [f"federation {f['name']}: {f['problem']}" for f in federations if f["problem"]]
+        for f in federations:
+            failed = [v["number"] for v in hub.ledger.versions(f["name"]) if v["evaluation"] == "failed"]
+            if failed:
+                health.append(f"federation {f['name']}: version {failed[-1]} could not be evaluated: see `versions`")
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "hub": hub.config["hub.name"],
+            "software": f"zk0-hub/{__version__}",
+            "state": "serving",
+            "since": timestamp(hub.started_at),
+            "listen": hub.config["hub.listen"],
+            "port": hub.link.port,
+            "ca_fingerprint": hub.authority.fingerprint,
+            "nodes": {
+                "linked": len(links),
+                "approved": len(hub.registry.nodes("approved")),
+                "pending": pending,
+            },
+            "links": [
+                {"node": n, "since": timestamp(i.since), "bytes_up": i.bytes_up, "bytes_down": i.bytes_down}
+                for n, i in sorted(links.items())
+            ],
+            "evaluating": hub.evaluations.progress,
+            "federations": federations,
+            "health": health,
+        }
+
+    async def invite(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+        hours, label = float(request.get("hours", 72.0)), str(request.get("label", ""))
+        made = self._hub.invitation(label, hours, _actor(connection), str(request.get("address", "")))
+        return {"token": made.token(), "host": made.host, "port": made.port, "ca": made.ca, "label": label,
+                "expires_at": timestamp(self._hub.now() + hours * 3600)}  # fmt: skip
+
+    async def nodes(self, request: dict[str, Any], connection: ControlConnection) -> list[dict[str, Any]]:
+        state = request.get("state")
+        links = self._hub.link.nodes()
+        return [_node(r, r["node"] in links) for r in self._hub.registry.nodes(str(state) if state else None)]
+
+    async def approve(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+        return _node(self._hub.registry.approve(str(request["node"]), _actor(connection)), False)
+
+    async def refuse(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+        reason = str(request.get("reason", ""))
+        return _node(self._hub.registry.refuse(str(request["node"]), reason, _actor(connection)), False)
+
+    async def revoke(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+        node = self._hub.revoke(str(request["node"]), str(request.get("reason", "")), _actor(connection))
+        return _node(self._hub.registry.node(node), False)
+
+    async def federation_create(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+        parts = request.get("parts")
+        events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+
+        async def forward() -> None:
+            while (event := await events.get()) is not None:
+                if event["event"] in ("ready", "progress"):
+                    await connection.send(event)
+
+        forwarding = asyncio.create_task(forward())
+        try:
+            return await self._hub.create_federation(
+                str(request["name"]), str(request["toml"]), _actor(connection), events.put_nowait,
+                Path(str(parts)) if parts else None,
+            )  # fmt: skip
+        finally:
+            events.put_nowait(None)
+            await forwarding
+
+    async def federation_list(self, request: dict[str, Any], connection: ControlConnection) -> list[dict[str, Any]]:
+        return [self._federation(f) for f in self._hub.federations.values()]
+
+    async def federation_show(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+        runner = self._runner(request)
+        spec, row = runner.spec, runner.row
+        return {
+            **self._federation(runner),
+            "config": row["config"],
+            "spec_digest": row["spec"],
+            "base_digest": row["base"],
+            "policy": spec.policy_type,
+            "dtype": spec.dtype,
+            "tensors": len(spec.exchange),
+            "payload_bytes": spec.payload_bytes,
+            "stats": spec.stats,
+            "member_ids": [m["node"] for m in self._hub.ledger.members(runner.name)],
+            "buffer": [
+                {"node": u["node"], "base_version": u["base_version"], "samples": u["samples"], "norm": u["norm"]}
+                for u in self._hub.ledger.updates(runner.name, "admitted")
+            ],
+        }
+
+    async def federation_finish(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+        runner = self._runner(request)
+        self._hub.finish_federation(runner.name, _actor(connection))
+        return self._federation(runner)
+
+    async def versions(self, request: dict[str, Any], connection: ControlConnection) -> list[dict[str, Any]]:
+        """All versions, those not evaluated yet as well; `folder` is where the LeRobot folder is, or empty."""
+        name = self._runner(request).name
+        lines = {line["version"]: line for line in self._hub.evaluations.lines(name)}
+        result = []
+        for v in self._hub.ledger.versions(name):
+            folder = self._hub.directory / "federations" / name / "versions" / f"{v['number']:04d}"
+            result.append(
+                {
+                    "version": v["number"],
+                    "digest": v["digest"],
+                    "size": v["size"],
+                    "created_at": timestamp(v["created_at"]),
+                    "updates": v["updates"],
+                    "samples": v["samples"],
+                    "heldout_loss": v["loss"],
+                    "evaluation": v["evaluation"],
+                    "problem": json.loads(v["result"]).get("error", ""),
+                    "bytes_up": lines.get(v["number"], {}).get("bytes_up"),
+                    "bytes_down": lines.get(v["number"], {}).get("bytes_down"),
+                    "folder": str(folder) if v["evaluation"] == "done" and folder.is_dir() else "",
+                }
+            )
+        return result
+
+    def _runner(self, request: dict[str, Any]) -> FederationRunner:
+        name = str(request["name"])
+        self._hub.ledger.federation(name)
+        return self._hub.federations[name]
+
+    def _federation(self, runner: FederationRunner) -> dict[str, Any]:
+        snapshot = self._hub.ledger.snapshot(runner.name)
+        newest = self._hub.ledger.version(runner.name)
+        return {
+            "name": runner.name,
+            "phase": snapshot.phase,
+            "headline": runner.headline(),
+            "version": snapshot.version,
+            "heldout_loss": None if newest is None else newest["loss"],
+            "members": len(snapshot.members),
+            "updates_waiting": len(snapshot.buffer),
+            "problem": runner.problem,
+        }
+
+
+def _actor(connection: ControlConnection) -> str:
+    return f"admin:{connection.user}"
+
+
+def _node(row: Row, linked: bool) -> dict[str, Any]:
+    return {
+        "node": row["node"],
+        "label": row["label"],
+        "state": row["state"],
+        "linked": linked,
+        "phrase": phrase(row["key"]),
+        "address": row["address"],
+        "requested_at": timestamp(row["requested_at"]),
+        "last_seen": timestamp(row["last_seen"]) if row["last_seen"] else "",
+        "reason": row["reason"],
+    }

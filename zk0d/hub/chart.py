@@ -1,0 +1,99 @@
+"""Worker: draw a federation's chart from its metrics.jsonl: losses and bytes by version.
+
+A process of its own, so that the hub needs no matplotlib and no time for it. Job {"title", "metrics", "out"}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from zk0d.errors import WorkerError
+from zk0d.worker import Message, WorkerChannel, run_worker
+
+_INK, _GRID, _BAR_UP, _BAR_DOWN = "#1f2933", "#e4e7eb", "#3e7cb1", "#a9c6de"
+_NODES = ("#d08c60", "#7a9e7e", "#8e7cc3", "#c2a83e", "#5fa3a3", "#b56576", "#6d6875", "#4f772d")
+
+
+def main(job: Message, channel: WorkerChannel) -> Message:
+    """Draw and put the picture in place atomically. Raises WorkerError when matplotlib is missing."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise WorkerError(
+            "matplotlib is not installed, so there is no chart", "install zk0d's `ml` packages"
+        ) from error
+    matplotlib.use("Agg")
+    lines = [json.loads(line) for line in Path(job["metrics"]).read_text().splitlines()]
+    out = Path(job["out"])
+    part = out.with_name(f".{out.name}.{os.getpid()}.png")
+    try:
+        draw(lines, str(job["title"]), part)
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    return {"chart": str(out), "versions": len(lines)}
+
+
+def draw(lines: list[dict[str, Any]], title: str, out: Path) -> None:
+    """Two panels over the version number: held-out loss with the nodes' training loss, and payload bytes."""
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    plt.rcParams.update({"font.size": 10, "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK,
+                         "ytick.color": _INK, "axes.edgecolor": _GRID})  # fmt: skip
+    figure, (losses, traffic) = plt.subplots(
+        2, 1, figsize=(8, 6.4), sharex=True, height_ratios=(3, 1.2), layout="constrained"
+    )
+    _losses(losses, lines)
+    _traffic(traffic, lines)
+    for axes in (losses, traffic):
+        axes.grid(axis="y", color=_GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    traffic.set_xlabel("version of the global model")
+    traffic.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    figure.suptitle(f"{title}: {len(lines)} versions", x=0.02, ha="left", fontsize=13, fontweight="bold")
+    figure.savefig(out, dpi=150, format="png")
+    plt.close(figure)
+
+
+def _losses(axes: Any, lines: list[dict[str, Any]]) -> None:
+    nodes = sorted({node for line in lines for node in line["train_loss"]})
+    for index, node in enumerate(nodes):
+        found = [(line["version"], line["train_loss"][node]["last"]) for line in lines if node in line["train_loss"]]
+        colour = _NODES[index % len(_NODES)]
+        # Beyond a dozen nodes a legend entry each would hide the picture.
+        label = f"{node}, training" if index < 12 else None
+        axes.plot(*zip(*found, strict=True), "o--", color=colour, linewidth=1, markersize=4, alpha=0.85, label=label)
+    held = [(line["version"], line["heldout_loss"]) for line in lines if line["heldout_loss"] is not None]
+    if held:
+        axes.plot(*zip(*held, strict=True), "o-", color=_INK, linewidth=2.4, markersize=7, label="held-out")
+        for version, loss in (held[0], held[-1])[: len(held)]:
+            axes.annotate(f"{loss:.4g}", (version, loss), xytext=(0, 9), textcoords="offset points", ha="center",
+                          fontweight="bold")  # fmt: skip
+        axes.margins(y=0.15)
+    axes.set_ylabel("loss")
+    if held or nodes:
+        axes.legend(frameon=False, fontsize=9)
+    else:
+        axes.text(0.5, 0.5, "no loss known", transform=axes.transAxes, ha="center", va="center")
+
+
+def _traffic(axes: Any, lines: list[dict[str, Any]]) -> None:
+    most = max([1, *(line[k] for line in lines for k in ("bytes_up", "bytes_down"))])
+    scale, unit = next((s, u) for s, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")) if most >= s)
+    for key, shift, colour, label in (
+        ("bytes_up", -0.19, _BAR_UP, "updates received"), ("bytes_down", 0.19, _BAR_DOWN, "models sent"),
+    ):  # fmt: skip
+        axes.bar([line["version"] + shift for line in lines], [line[key] / scale for line in lines], width=0.36,
+                 color=colour, label=label)  # fmt: skip
+    axes.set_ylabel(unit)
+    axes.legend(frameon=False, fontsize=9, ncols=2)
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(main))

@@ -1,0 +1,239 @@
+"""Evaluating and publishing each version in a worker, and what comes of it: metrics.jsonl and the chart.
+
+One version at a time, oldest first. The rounds never wait for it: an evaluation that fails is tried a bounded number of
+times, then its version has no loss, and that is said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from zk0d.durable import write_text
+from zk0d.errors import WorkerError, Zk0Error
+from zk0d.hub.config import Config
+from zk0d.hub.ledger import Ledger
+from zk0d.hub.receipts import timestamp
+from zk0d.hub.store import Row
+from zk0d.model.blobs import BlobStore
+from zk0d.supervise import Worker
+
+log = structlog.get_logger("evaluation")
+
+STOP_S = 3.0
+CHART_S = 120.0
+
+
+class Evaluations:
+    """The queue of versions to evaluate. `configs` holds each federation's settings."""
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: Config,
+        ledger: Ledger,
+        blobs: BlobStore,
+        configs: dict[str, Config],
+        retry_s: Callable[[int], float] = lambda attempts: 2.0**attempts,
+    ) -> None:
+        self.progress = ""
+        """What is being evaluated, for status; "" when nothing is."""
+        self._directory, self._settings = directory, settings
+        self._ledger, self._blobs, self._configs = ledger, blobs, configs
+        self._retry_s = retry_s
+        self._wake = asyncio.Event()
+        self._worker: Worker | None = None
+        self._loop: asyncio.Task[None] | None = None
+        self._chart_problem = ""
+
+    def start(self) -> None:
+        self._loop = asyncio.create_task(self._run(), name="evaluations")
+
+    def wake(self) -> None:
+        """A version was made."""
+        self._wake.set()
+
+    async def close(self) -> None:
+        """Stop the worker; its version is evaluated again when the hub is back."""
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.wait([self._loop])
+        if self._worker is not None:
+            await self._worker.stop(STOP_S)
+
+    async def _run(self) -> None:
+        for name in list(self._configs):
+            await self.report(name)  # a kill may have come between an evaluation and its line
+        while True:
+            self._wake.clear()
+            version = self._ledger.to_evaluate()
+            if version is None:
+                await self._wake.wait()
+                continue
+            try:
+                await self._evaluate(version)
+            except Exception:
+                log.exception("an evaluation met a defect")
+                self._failed(version, "a defect of the hub: see its log")
+            latest = self._ledger.version(version["federation"], version["number"])
+            if latest is not None and latest["evaluation"] == "waiting":
+                await asyncio.sleep(self._retry_s(latest["attempts"]))
+            else:
+                await self.report(version["federation"])
+
+    async def _evaluate(self, version: Row) -> None:
+        name, number = version["federation"], version["number"]
+        folder = self._directory / "federations" / name / "versions" / f"{number:04d}"
+        # Not committed as evaluated, so whatever lies there is from an interrupted attempt.
+        for left in (folder, folder.with_name(folder.name + ".tmp")):
+            await asyncio.to_thread(shutil.rmtree, left, True)
+        self.progress = f"version {number} of {name}"
+        work = self._directory / "work" / "evaluation"
+        logs = self._directory / "log" / "evaluation.log"
+        limit = self._settings["runtime.evaluation_timeout_s"]
+        try:
+            self._worker = await Worker.start(
+                self._settings["runtime.python"], "zk0d.train.evaluator", self._job(version, folder), work, logs,
+                env={"HF_HUB_OFFLINE": os.environ.get("HF_HUB_OFFLINE", "1")},
+            )  # fmt: skip
+            async with asyncio.timeout(limit):
+                result = await self._worker.wait()
+            loss = result.get("loss")
+            if loss is not None and not math.isfinite(loss):
+                raise WorkerError(f"the held-out loss of version {number} is {loss}", "lower the learning rate")
+            self._ledger.evaluated(name, number, loss, result)
+            log.info("evaluated", federation=name, version=number, loss=loss, seconds=result.get("seconds"))
+        except TimeoutError:
+            self._failed(version, f"it took longer than {limit:.0f} s")
+        except Zk0Error as error:
+            self._failed(version, str(error))
+        finally:
+            self.progress = ""
+            if self._worker is not None and self._worker.running:
+                await self._worker.stop(STOP_S)
+            self._worker = None
+
+    def _failed(self, version: Row, reason: str) -> None:
+        name, number = version["federation"], version["number"]
+        last = self._ledger.evaluation_failed(name, number, reason, self._settings["runtime.attempts"])
+        log.warning("evaluation failed", federation=name, version=number, reason=reason, given_up=last)
+
+    def _job(self, version: Row, folder: Path) -> dict[str, Any]:
+        name, config = version["federation"], self._configs[version["federation"]]
+        federation = self._ledger.federation(name)
+        return {
+            "spec": str(self._blobs.path(federation["spec"])),
+            "base": str(self._blobs.path(federation["base"])),
+            "version": str(self._blobs.path(version["digest"])),
+            "number": version["number"],
+            "publish": str(folder),
+            "card": {
+                "federation": name,
+                "updates": version["updates"],
+                "nodes": len(self._ledger.members(name)),
+                "samples": version["samples"],
+                "training": config.table("training"),
+                "history": [
+                    {"version": v["number"], "updates": v["updates"], "heldout_loss": v["loss"]}
+                    for v in self._ledger.versions(name)
+                    if v["number"] < version["number"]
+                ],
+                "licence": config["publish.licence"],
+            },
+            "datasets": [
+                {"name": n, "root": root, "episodes": None} for n, root in dataset_names(config["evaluation.datasets"])
+            ],
+            "max_samples": config["evaluation.max_samples"],
+            "seed": config["evaluation.seed"],
+            "device": self._settings["runtime.device"],
+            "cache": str(self._directory / "cache"),
+        }
+
+    # -- metrics and chart -----------------------------------------------------------------------------------------
+
+    async def report(self, name: str) -> None:
+        """Write metrics.jsonl, a line per version up to the first that still waits, and draw the chart."""
+        lines = self.lines(name)
+        folder = self._directory / "federations" / name
+        path = folder / "metrics.jsonl"
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        if not lines or (path.exists() and path.read_text() == text and (folder / "chart.png").exists()):
+            return
+        await asyncio.to_thread(write_text, path, text)
+        await self._chart(name, folder)
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """What metrics.jsonl says. Bytes are payload bytes that came with a version's updates, and that nodes took
+        between the version before and it; losses are null where an evaluation was given up or had no dataset."""
+        lines: list[dict[str, Any]] = []
+        before = 0.0
+        for version in self._ledger.versions(name):
+            if version["evaluation"] == "waiting":
+                break
+            updates = self._ledger.merged_into(name, version["number"])
+            result = json.loads(version["result"])
+            statements = {u["node"]: json.loads(u["statement"]) for u in updates}
+            lines.append(
+                {
+                    "version": version["number"],
+                    "updates": version["updates"],
+                    "samples": version["samples"],
+                    "heldout_loss": version["loss"],
+                    "datasets": result.get("datasets", {}),
+                    "train_loss": {
+                        n: {"first": s["loss_first"], "last": s["loss_last"]} for n, s in sorted(statements.items())
+                    },
+                    "weights": {u["node"]: u["weight"] for u in updates},
+                    "norms": {u["node"]: u["norm"] for u in updates},
+                    "bytes_up": sum(u["size"] for u in updates),
+                    "bytes_down": self._ledger.bytes_down(name, before, version["created_at"]),
+                    "seconds": {
+                        "round": round(version["created_at"] - before, 3) if before else 0.0,
+                        "merge": round(version["merge_s"], 3),
+                        "evaluation": result.get("seconds"),
+                    },
+                    "created_at": timestamp(version["created_at"]),
+                    "digest": version["digest"],
+                    "evaluation": version["evaluation"],
+                    "problem": result.get("error", ""),
+                }
+            )
+            before = version["created_at"]
+        return lines
+
+    async def _chart(self, name: str, folder: Path) -> None:
+        work = self._directory / "work" / "chart"
+        job = {"title": name, "metrics": str(folder / "metrics.jsonl"), "out": str(folder / "chart.png")}
+        logs = self._directory / "log" / "chart.log"
+        worker: Worker | None = None
+        try:
+            worker = await Worker.start(self._settings["runtime.python"], "zk0d.hub.chart", job, work, logs)
+            async with asyncio.timeout(CHART_S):
+                await worker.wait()
+            self._chart_problem = ""
+        except (TimeoutError, Zk0Error) as error:
+            if str(error) != self._chart_problem:  # the same each version: said once
+                self._chart_problem = str(error)
+                log.warning("no chart", federation=name, reason=str(error) or "it took too long")
+        finally:
+            if worker is not None and worker.running:
+                await worker.kill()
+
+
+def dataset_names(locations: list[str]) -> list[tuple[str, str]]:
+    """`local:/path` → (name, folder); names are the folders' own, made different where two are alike."""
+    named: list[tuple[str, str]] = []
+    for location in locations:
+        root = location.removeprefix("local:")
+        name = Path(root).name
+        taken = sum(1 for n, _ in named if n == name or n.startswith(f"{name}-"))
+        named.append((f"{name}-{taken + 1}" if taken else name, root))
+    return named

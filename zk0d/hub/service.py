@@ -1,0 +1,308 @@
+"""The hub: one object that holds store, link, federations and evaluations together, and answers the nodes.
+
+Everything a node may ask comes in at `_request`; everything a maintainer may ask is in admin.py. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import socket
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from zk0d.durable import write_text
+from zk0d.errors import ConfigError, LinkLostError, RefusedError, UsageError, Zk0Error
+from zk0d.hub import aggregate
+from zk0d.hub.config import Config, check_name, load_hub, parse_address, parse_federation
+from zk0d.hub.evaluation import Evaluations, dataset_names
+from zk0d.hub.federation import FederationRunner
+from zk0d.hub.ledger import Ledger
+from zk0d.hub.receipts import ReceiptKey, read_statement
+from zk0d.hub.registry import Registry
+from zk0d.hub.store import Store
+from zk0d.invitation import Invitation
+from zk0d.link.hub import HubLink
+from zk0d.link.identity import Authority, ServerIdentity
+from zk0d.link.state import LinkLimits
+from zk0d.model.blobs import BlobStore
+from zk0d.model.payload import Payload
+from zk0d.model.spec import ModelSpec
+from zk0d.supervise import Worker
+
+log = structlog.get_logger("hub")
+
+PARTS = ("spec.json", "base.safetensors", "exchange.safetensors")
+"""What `zk0d.train.initial` leaves, and what a federation can be imported from."""
+
+
+class Hub:
+    """A running hub in `directory`. Make it inside an event loop, `start`, and `close`."""
+
+    def __init__(self, directory: Path, limits: LinkLimits | None = None) -> None:
+        self.directory = directory
+        self.config = load_hub(directory)
+        self.authority = Authority.load(directory / "ca")
+        self.receipt_key = ReceiptKey.load(directory / "keys")
+        self.store = Store(directory / "hub.db")
+        self.now = self.store.now
+        self.started_at = self.now()
+        self.registry = Registry(self.store, self.authority)
+        self.ledger = Ledger(self.store, self.receipt_key)
+        self.blobs = BlobStore(directory / "blobs")
+        self.federations: dict[str, FederationRunner] = {}
+        configs: dict[str, Config] = {}
+        for row in self.ledger.federations():
+            configs[row["name"]] = parse_federation(row["config"], f"federation {row['name']}")
+            self.federations[row["name"]] = FederationRunner(row["name"], configs[row["name"]], self)
+        self.evaluations = Evaluations(directory, self.config, self.ledger, self.blobs, configs)
+        self._configs = configs
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = False
+        self._taken: set[tuple[str, str]] = set()
+        listen = parse_address(self.config["hub.listen"])
+        assert listen is not None
+        self.link = HubLink(
+            host=listen[0],
+            port=listen[1],
+            authority=self.authority,
+            server_identity=ServerIdentity.load(directory / "keys"),
+            run_dir=directory / "run",
+            blobs=self.blobs,
+            allowed=self.registry.allowed,
+            on_request=self._request,
+            may_fetch=self._may_fetch,
+            on_enroll=self._enroll,
+            limits=limits,
+        )
+
+    async def start(self) -> None:
+        """Take up what a stop or a kill interrupted, and listen. ConfigError if the address cannot be had."""
+        await self.link.start()
+        for federation in self.federations.values():
+            federation.resume()
+        self.evaluations.start()
+        log.info("hub serves", listen=self.config["hub.listen"], port=self.link.port, ca=self.authority.fingerprint,
+                 federations=len(self.federations))  # fmt: skip
+
+    async def close(self) -> None:
+        """End links, workers and merges; everything committed is kept and the rest is taken up at the next start."""
+        self._stopping = True
+        for federation in self.federations.values():
+            federation.close()
+        await asyncio.gather(self.link.close(), self.evaluations.close())
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=3.0)
+        self.store.close()
+
+    # -- what federations need (HubServices) -----------------------------------------------------------------------
+
+    def stopping(self) -> bool:
+        return self._stopping
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Run `work` beside everything else; a defect in it is logged and harms nothing else."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a background task failed", task=task.get_name(), exc_info=error)
+
+    def certificate(self, node: str) -> bytes:
+        return self.registry.certificate(node)
+
+    async def push(self, node: str, kind: str, body: dict[str, Any]) -> None:
+        """Tell a node; nothing happens when it is not linked (it asks when it is back)."""
+        with contextlib.suppress(LinkLostError):
+            await self.link.push(node, kind, body)
+
+    async def fetch(self, node: str, digest: str, limit: int) -> Path:
+        return await self.link.fetch(node, digest, limit)
+
+    def version_made(self, federation: str) -> None:
+        self.evaluations.wake()
+
+    # -- what nodes ask --------------------------------------------------------------------------------------------
+
+    async def _enroll(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            reply = self.registry.enroll(request)
+        except RefusedError as error:
+            log.warning("enrolment refused", address=request.get("address"), reason=error.message)
+            raise
+        log.info("enrolment", state=reply["state"], node=reply["node_id"], address=request.get("address"))
+        return {**reply, "receipt_key": self.receipt_key.public}
+
+    def _may_fetch(self, node: str, digest: str) -> bool:
+        if (node, digest) in self._taken:
+            return True
+        for federation in self.federations.values():
+            if digest in federation.public_digests() and node in self.ledger.snapshot(federation.name).members:
+                self.ledger.downloaded(node, digest, federation.name, self.blobs.size(digest))
+                self._taken.add((node, digest))
+                return True
+        return False
+
+    async def _request(self, node: str, kind: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Answer one request of a node. Raises RefusedError with the reason."""
+        match kind:
+            case "hello":
+                return self._hello(node, body)
+            case "federation.join":
+                return self._federation(body["federation"]).join(node, body)
+            case "task.request":
+                return self._federation(body["federation"]).task(node)
+            case "update.offer":
+                return self._offer(node, body)
+            case "receipt.get":
+                return self._receipt(node, str(body["update"]))
+            case "version.latest":
+                return self._federation(body["federation"]).latest()
+        raise RefusedError(f"{kind} is not something a node asks a hub", reason="unknown_type")
+
+    def _hello(self, node: str, body: dict[str, Any]) -> dict[str, Any]:
+        self.registry.seen(node)
+        log.info("hello", node=node, software=body["software"][:80])
+        for federation in self.federations.values():
+            federation.node_is_here(node)
+        return {
+            "node_id": node,
+            "hub": self.config["hub.name"],
+            "federations": [
+                {"name": f.name, "spec_digest": f.row["spec"], "state": f.row["phase"],
+                 "version": self.ledger.snapshot(f.name).version}
+                for f in self.federations.values()
+            ],
+        }  # fmt: skip
+
+    def _federation(self, name: str) -> FederationRunner:
+        found = self.federations.get(name)
+        if found is None:
+            raise RefusedError(f"there is no federation {name[:80]!r} here", reason="no_federation")
+        return found
+
+    def _offer(self, node: str, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            name = read_statement(body["statement"], body["signature"]).federation
+        except Zk0Error as error:
+            raise RefusedError(error.message, reason="bad_statement") from None
+        return self._federation(name).offer(node, body["statement"], body["signature"])
+
+    def _receipt(self, node: str, update: str) -> dict[str, Any]:
+        row = self.ledger.update(update)
+        if row is None or row["node"] != node:
+            raise RefusedError("the hub does not know this update: offer it", reason="not_found")
+        if row["state"] == "refused":
+            return {"state": "refused", "reason": row["reason"]}
+        return self._federation(row["federation"]).standing(node, update)
+
+    # -- what maintainers do ---------------------------------------------------------------------------------------
+
+    def invitation(self, label: str, hours: float, actor: str, address: str = "") -> Invitation:
+        """A new invitation. `address` HOST:PORT overrides what the settings advertise."""
+        told = address or self.config["hub.advertise"] or f"{self._reachable_host()}:{self.link.port}"
+        found = parse_address(told)
+        if found is None or found[1] == 0:
+            raise UsageError(f"{told!r} is no address", "give HOST:PORT")
+        return Invitation(*found, self.authority.fingerprint, self.registry.invite(label, hours, actor))
+
+    def _reachable_host(self) -> str:
+        listen = parse_address(self.config["hub.listen"])
+        assert listen is not None
+        host = listen[0] if listen[0] not in ("0.0.0.0", "::") else socket.getfqdn()
+        return f"[{host}]" if ":" in host else host
+
+    def revoke(self, node: str, reason: str, actor: str) -> str:
+        """Lock a node out and close its link → its id."""
+        row = self.registry.revoke(node, reason, actor)
+        self.link.disconnect(row["node"], f"revoked: {reason or 'no reason given'}")
+        return str(row["node"])
+
+    async def create_federation(
+        self, name: str, toml: str, actor: str, on_event: Callable[[dict[str, Any]], None], parts: Path | None = None
+    ) -> dict[str, Any]:
+        """Make version 0 in a worker, or take it from the folder `parts` → what was made. Raises Zk0Error."""
+        check_name(name)
+        if name in self.federations:
+            raise UsageError(f"there is a federation {name!r} already", "choose another name")
+        config = parse_federation(toml, f"federation {name}")
+        for dataset, root in dataset_names(config["evaluation.datasets"]):
+            if not (Path(root) / "meta" / "info.json").is_file():
+                raise ConfigError(
+                    f"held-out dataset {dataset}: {root} is no LeRobot dataset", "no meta/info.json there"
+                )
+        work = self.directory / "work" / "initial" / name
+        try:
+            if parts is None:
+                await self._initial(config, work, on_event)
+            return await self.create_from_files(name, toml, actor, *((parts or work) / p for p in PARTS))
+        finally:
+            await asyncio.to_thread(shutil.rmtree, work, True)
+
+    async def _initial(self, config: Config, work: Path, on_event: Callable[[dict[str, Any]], None]) -> None:
+        model = config.table("model")
+        job = {"model": {k: v for k, v in model.items() if k != "seed"}, "seed": model["seed"], "out": str(work),
+               "cache": str(self.directory / "cache")}  # fmt: skip
+        logs = self.directory / "log" / "initial.log"
+        worker = await Worker.start(self.config["runtime.python"], "zk0d.train.initial", job, work, logs, on_event)
+        try:
+            await worker.wait()
+        finally:
+            if worker.running:
+                await worker.stop(3.0)
+
+    async def create_from_files(
+        self, name: str, toml: str, actor: str, spec_path: Path, base: Path, exchange: Path
+    ) -> dict[str, Any]:
+        """A federation from a spec without statistics, a base and version 0's exchange set; all are checked first."""
+        config = parse_federation(toml, f"federation {name}")
+        spec = ModelSpec.load(spec_path)
+        if spec.stats is not None or not spec.exchange:
+            raise ConfigError(f"{spec_path} has statistics already, or no exchange set", "take one that initial made")
+        if (spec.dtype, spec.policy_type) != (config["model.dtype"], config["model.policy"]):
+            raise ConfigError(
+                f"{spec_path} is {spec.policy_type} in {spec.dtype}, the federation's TOML says otherwise"
+            )
+
+        def take() -> tuple[str, str]:
+            with Payload.open(exchange) as payload:
+                payload.check_against(spec)
+                payload.check_finite()
+            aggregate.first_master(spec, exchange, base, exchange.with_name(".first.tmp"))
+            exchange.with_name(".first.tmp").unlink()
+            return self.blobs.add_file(base), self.blobs.add_file(exchange)
+
+        base_digest, exchange_digest = await asyncio.to_thread(take)
+        if base_digest != spec.base_digest:
+            raise ConfigError(f"{base} is {base_digest}, the spec says {spec.base_digest}", "take the files of one run")
+        draft = self.blobs.add_bytes(spec.to_bytes())
+        write_text(self.directory / "federations" / name / "federation.toml", toml)
+        self.ledger.create(name, toml, draft, base_digest, exchange_digest, actor)
+        self._configs[name] = config
+        self.federations[name] = FederationRunner(name, config, self)
+        log.info("federation created", federation=name, parameters=sum(t.elements for t in spec.exchange))
+        return {
+            "name": name,
+            "draft_spec": draft,
+            "base": base_digest,
+            "version_0": exchange_digest,
+            "tensors": len(spec.exchange),
+            "parameters": sum(t.elements for t in spec.exchange),
+            "payload_bytes": spec.payload_bytes,
+        }
+
+    def finish_federation(self, name: str, actor: str) -> None:
+        """End an open federation. Raises UsageError when it is not open."""
+        row = self.ledger.federation(name)
+        if row["phase"] != "open":
+            raise UsageError(f"federation {name} is {row['phase']}", "only an open one can be finished")
+        self.ledger.finish(name, actor)

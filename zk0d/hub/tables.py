@@ -1,0 +1,84 @@
+"""What the zk0-hub command prints for people: plain text, no colour, fit for a pipe. Not for `--json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], nothing: str) -> str:
+    """Columns aligned to the left, two spaces between; `nothing` where there are no rows."""
+    if not rows:
+        return nothing
+    widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
+    return "\n".join(lines)
+
+
+def size(count: float | None) -> str:
+    """Bytes for people; a dash where they are not known."""
+    if count is None:
+        return "-"
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def status(v: dict[str, Any]) -> str:
+    n = v["nodes"]
+    waiting = f", {n['pending']} wait for approval" if n["pending"] else ""
+    lines = [
+        f"{v['hub']}: {v['state']} since {v['since']}; {n['linked']} of {n['approved']} nodes linked{waiting}",
+        f"listens on {v['listen']} (port {v['port']}), authority {v['ca_fingerprint']}",
+    ]
+    lines += [f"federation {f['name']}: {f['headline']}{_loss(f)}" for f in v["federations"]]
+    if v["evaluating"]:
+        lines.append(f"evaluating {v['evaluating']}")
+    lines += [f"problem: {text}" for text in v["health"]]
+    return "\n".join(lines)
+
+
+def _loss(f: dict[str, Any]) -> str:
+    return "" if f["heldout_loss"] is None else f", held-out loss {f['heldout_loss']:.4g}"
+
+
+def nodes(v: list[dict[str, Any]]) -> str:
+    rows = [
+        (n["node"], n["label"], "linked" if n["linked"] else n["state"], n["last_seen"] or "-", n["phrase"]) for n in v
+    ]
+    return table(("NODE", "LABEL", "STATE", "LAST SEEN", "PHRASE"), rows, "no nodes")
+
+
+def federations(v: list[dict[str, Any]]) -> str:
+    rows = [(f["name"], f["phase"], str(f["members"]), f["headline"]) for f in v]
+    return table(("FEDERATION", "PHASE", "NODES", "STATE"), rows, "no federations")
+
+
+def federation(v: dict[str, Any]) -> str:
+    lines = [f"{v['name']}: {v['headline']}"]
+    if v["problem"]:
+        lines.append(f"problem: {v['problem']}")
+    if "policy" in v:
+        lines += [
+            f"policy {v['policy']}, {v['tensors']} tensors in {v['dtype']}, {size(v['payload_bytes'])} per update",
+            f"spec {v['spec_digest'] or 'not fixed yet'}, base {v['base_digest']}",
+            f"members: {', '.join(v['member_ids']) or 'none'}",
+        ]
+        lines += [
+            f"update from {b['node']} on version {b['base_version']}, {b['samples']} samples" for b in v["buffer"]
+        ]
+    return "\n".join(lines)
+
+
+def versions(v: list[dict[str, Any]]) -> str:
+    rows = []
+    for line in v:
+        loss = line["heldout_loss"]
+        told = {"waiting": "waits", "failed": "failed"}.get(line["evaluation"], "-") if loss is None else f"{loss:.4f}"
+        rows.append(
+            (str(line["version"]), str(line["updates"]), str(line["samples"]), told, size(line["bytes_up"]),
+             size(line["bytes_down"]), line["created_at"], line["folder"])
+        )  # fmt: skip
+    return table(("VERSION", "UPDATES", "SAMPLES", "HELD-OUT", "UP", "DOWN", "MADE", "FOLDER"), rows, "no versions yet")
