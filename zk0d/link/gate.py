@@ -12,6 +12,8 @@ from enum import Enum
 from zk0d.errors import ProtocolError
 
 GREETING = 64
+REFUSABLE = (0, 10, 11, GREETING)
+"""Offsets in the hub's stream at which a refusal may stand: where libzmq pauses, and ZMTP can't go on with a `Z`."""
 MAX_READY = 1024
 MAX_HELD = 4096
 REFUSAL_MAGIC = b"ZKNO"
@@ -149,7 +151,7 @@ def ready_properties(data: bytes) -> dict[bytes, bytes]:
 class ReverseHold:
     """Hub to node: lets the ROUTER's greeting through and holds the rest until the gate opens.
 
-    So a refusal can be said at byte 64, and an unnamed peer learns nothing.
+    So a refusal can still be said after it, and an unnamed peer learns nothing.
     """
 
     def __init__(self) -> None:
@@ -177,17 +179,17 @@ class ReverseHold:
     @property
     def can_refuse(self) -> bool:
         """Whether a refusal record may be put into the stream here."""
-        return not self._open and self._passed in (0, GREETING)
+        return not self._open and self._passed in REFUSABLE
 
 
 def refusal_record(code: str, message: str) -> bytes:
-    """What a hub sends, at byte 0 or 64 of its side, before it closes: `ZKNO`, two lengths, code, message (UTF-8)."""
+    """What a hub sends, at one of REFUSABLE of its side, before it closes: `ZKNO`, two lengths, code, message (UTF-8)."""
     c, m = code.encode()[:64], message.encode()[:512]
     return _REFUSAL_HEAD.pack(REFUSAL_MAGIC, len(c), len(m)) + c + m
 
 
 class RefusalScanner:
-    """Node's side: finds a refusal record at byte 0 or 64 of what the hub sends; else passes all on."""
+    """Node's side: finds a refusal record at one of REFUSABLE in what the hub sends; else passes all on."""
 
     def __init__(self) -> None:
         self.refusal: tuple[str, str] | None = None
@@ -200,12 +202,13 @@ class RefusalScanner:
             return data
         out = bytearray()
         rest = bytes(data)
-        while rest and self._passed <= GREETING:
-            if self._record or (self._passed in (0, GREETING) and rest[0] == REFUSAL_MAGIC[0]):
+        while rest:
+            if self._record or (self._passed in REFUSABLE and rest[0] == REFUSAL_MAGIC[0]):
                 self._record += rest
                 self._parse()
-                return bytes(out)
-            n = len(rest) if self._passed == GREETING else min(len(rest), GREETING - self._passed)
+                break
+            stop = next((at for at in REFUSABLE if at > self._passed), self._passed + len(rest))
+            n = min(len(rest), stop - self._passed)
             out += rest[:n]
             rest = rest[n:]
             self._passed += n

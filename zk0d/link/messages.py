@@ -224,7 +224,11 @@ def _check(fields: Mapping[str, Field], body: Mapping[str, Any], *, strict: bool
             return f"has {type(value).__name__} as `{name}`, not {' or '.join(t.__name__ for t in wanted.types)}"
         inside = wanted.inside or wanted.each
         if inside is not None:
-            items = value if isinstance(value, list) else [value] if wanted.inside else list(value.values())
+            items: list[Any] = [value]
+            if isinstance(value, list):
+                items = value
+            elif isinstance(value, dict) and wanted.each is not None:
+                items = list(value.values())
             for item in items:
                 if not isinstance(item, dict):
                     return f"has a {type(item).__name__} in `{name}`, not a map"

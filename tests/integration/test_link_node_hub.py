@@ -1,0 +1,363 @@
+"""Both ends of the link over real sockets and TLS: asking, pushing, fetching, breaking, refusing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from linked import FAST, Proxy, World, hello, until, world
+
+from zk0d.errors import LinkClosedError, LinkLostError, PayloadError, RefusedError
+from zk0d.link.identity import HUB_NAME, Authority
+from zk0d.link.state import LinkLimits
+from zk0d.link.tls import link_context
+from zk0d.model.blobs import BlobStore, digest_of
+
+BLOB = os.urandom(3 * 1024 * 1024 + 17)
+
+
+def refusals(logs: list[Any]) -> list[str]:
+    return [entry["code"] for entry in logs if entry["event"] == "link.refused"]
+
+
+def test_two_nodes_ask_push_and_transfer_both_ways(tmp_path: Path) -> None:
+    async def run() -> None:
+        pushed: list[tuple[str, str]] = []
+        async with (
+            world(tmp_path) as w,
+            w.node("alice", on_push=lambda kind, body: pushed.append(("alice", body["federation"]))) as alice,
+            w.node("bob", on_push=lambda kind, body: pushed.append(("bob", body["federation"]))) as bob,
+        ):
+            assert (await hello(alice))["node_id"] == "alice"
+            assert (await hello(bob))["node_id"] == "bob"
+            assert set(w.hub.nodes()) == {"alice", "bob"}
+            body = {"federation": "f", "number": 1, "digest": "d"}
+            assert await w.hub.push("bob", "version.new", body)
+            assert not await w.hub.push("carol", "version.new", body)
+            await until(lambda: pushed == [("bob", "f")], "bob has his push and alice none")
+
+            store = BlobStore(tmp_path / "blobs-alice", reserve=0)
+            digest = store.add_bytes(BLOB)
+            with pytest.raises(RefusedError) as refused:
+                await w.hub.fetch("alice", digest, 1 << 30)
+            assert refused.value.reason == "not_found"  # it was never shared
+            alice.share(digest)
+            with pytest.raises(PayloadError):
+                await w.hub.fetch("alice", digest, len(BLOB) - 1)
+            await until(lambda: "alice" not in w.hub.nodes(), "the hub dropped who offered too much")
+            await alice.wait_connected(10)
+            got = await w.hub.fetch("alice", digest, len(BLOB))
+            assert got.read_bytes() == BLOB
+            assert (await bob.fetch(digest)).read_bytes() == BLOB
+            assert alice.state.bytes_up > len(BLOB) and bob.state.bytes_down > len(BLOB)
+            assert w.hub.nodes()["bob"].bytes_up > len(BLOB)
+
+    asyncio.run(run())
+
+
+def test_refusals_and_failures_reach_the_one_who_asked(tmp_path: Path) -> None:
+    async def answer(node_id: str, kind: str, body: dict[str, Any]) -> dict[str, Any]:
+        if kind == "task.request":
+            raise RefusedError("no such federation", "look at hello", reason="unknown_federation")
+        if kind == "receipt.get":
+            raise ZeroDivisionError
+        await asyncio.sleep(30)
+        return {}
+
+    async def run() -> None:
+        async with world(tmp_path) as w, w.node("alice") as alice:
+            w.answer = answer
+            with pytest.raises(RefusedError, match="no such federation") as refused:
+                await alice.request("task.request", {"federation": "f"})
+            assert refused.value.reason == "unknown_federation" and refused.value.hint == "look at hello"
+            with pytest.raises(RefusedError) as refused:
+                await alice.request("receipt.get", {"update": "u"})
+            assert refused.value.reason == "internal"
+            with pytest.raises(LinkLostError):
+                await alice.request("version.latest", {"federation": "f"}, timeout=0.2)
+            with pytest.raises(RefusedError):
+                await alice.fetch("sha256:" + "0" * 64)
+            waiting = asyncio.ensure_future(alice.request("version.latest", {"federation": "f"}))
+            await asyncio.sleep(0)
+            await alice.close()
+            with pytest.raises(LinkClosedError):
+                await waiting
+            with pytest.raises(LinkClosedError):
+                await hello(alice)
+
+    asyncio.run(run())
+
+
+def test_an_impostor_is_refused_and_the_victim_goes_on(tmp_path: Path) -> None:
+    """Mallory's certificate is good, but her DEALER announces Alice's identity."""
+
+    async def run() -> None:
+        async with world(tmp_path) as w, w.node("alice") as alice:
+            since = w.hub.nodes()["alice"].since
+            mallory = w.identity("mallory")
+
+            class Lying(type(mallory)):  # type: ignore[misc]
+                node_id = "alice"
+
+            mallory.__class__ = Lying
+            with structlog.testing.capture_logs() as logs:
+                async with w.node("mallory", identity=mallory, wait=False, name="m") as liar:
+                    for _ in range(20):
+                        assert (await hello(alice))["node_id"] == "alice"
+                    await until(lambda: liar.state.phase == "refused", "the impostor knows")
+                    assert "certificate says" in liar.state.reason
+            assert "identity_mismatch" in refusals(logs)
+            assert w.hub.nodes()["alice"].since == since
+            assert {node for node, _, _ in w.requests} == {"alice"}
+
+    asyncio.run(run())
+
+
+def test_the_same_node_anew_replaces_its_old_link(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as w:
+            identity = w.identity("alice")
+            async with w.node("alice", identity=identity) as first:
+                since = w.hub.nodes()["alice"].since
+                phases: list[str] = []
+                first.on_state.append(lambda state: phases.append(state.phase))
+                slow = LinkLimits(**{**FAST.__dict__, "retry_min_s": 30.0, "retry_max_s": 30.0})
+                async with w.node("alice", identity=identity, name="second", limits=slow) as second:
+                    assert (await hello(second))["node_id"] == "alice"
+                    assert w.hub.nodes()["alice"].since > since
+                    await until(lambda: "waiting" in phases, "the first has lost its link")
+                await until(lambda: first.state.phase == "connected", "the first is back")
+                assert (await hello(first))["node_id"] == "alice"
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("case", ["wrong_ca", "expired", "revoked"])
+def test_a_bad_certificate_is_refused_with_the_reason_at_both_ends(tmp_path: Path, case: str) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as w, w.node("good") as good:
+            if case == "wrong_ca":
+                identity = w.identity("bad", Authority.create(tmp_path / "ca2"))
+            else:
+                identity = w.identity("bad", days=-1 if case == "expired" else 30)
+            if case == "revoked":
+                w.refused.add("bad")
+            with structlog.testing.capture_logs() as logs:
+                async with w.node("bad", identity=identity, wait=False) as bad:
+                    await until(lambda: bad.state.phase == "refused" and bad.state.next_attempt is not None, "refused")
+                    words = {"wrong_ca": "authority", "expired": "expired", "revoked": "not allowed"}
+                    assert words[case] in bad.state.reason
+                    with pytest.raises(LinkLostError, match=words[case]):
+                        await bad.wait_connected(0.01)
+                    await until(lambda: len(refusals(logs)) >= 6, "it tried again, and again")
+            expected = {"wrong_ca": "wrong_ca", "expired": "expired", "revoked": "not_allowed"}[case]
+            assert set(refusals(logs)) == {expected}
+            waits = [e["retry_s"] for e in logs if e.get("retry_s") is not None]
+            assert max(waits) > 1.5 * waits[0] or max(waits) >= FAST.refused_max_s / 2, waits
+            assert (await hello(good))["node_id"] == "good"
+
+    asyncio.run(run())
+
+
+def test_revoking_closes_the_live_link_at_once(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as w, w.node("alice") as alice, w.node("bob") as bob:
+            w.refused.add("alice")
+            w.hub.disconnect("alice", "revoked")
+            await until(lambda: alice.state.phase == "refused", "alice knows")
+            assert "alice" not in w.hub.nodes()
+            assert (await hello(bob))["node_id"] == "bob"
+            w.refused.clear()
+            alice.retry_now()
+            await alice.wait_connected(10)
+
+    asyncio.run(run())
+
+
+def test_a_node_does_not_talk_to_another_hub(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path / "a") as ours, world(tmp_path / "b") as theirs:
+            said: list[bytes] = []
+            with structlog.testing.capture_logs() as logs:
+                async with ours.node("alice", port=theirs.port, wait=False, tap=said.append) as alice:
+                    await until(lambda: alice.state.phase == "refused", "it sees that it is another hub")
+                    assert "not the hub this node enrolled with" in alice.state.reason
+            assert "wrong_hub" in refusals(logs) and "peer_refused" in refusals(logs)
+            assert said == []
+
+    asyncio.run(run())
+
+
+def test_what_is_not_a_node_is_turned_away_and_nobody_notices(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path, LinkLimits(**{**FAST.__dict__, "handshake_s": 0.6})) as w, w.node("alice") as alice:
+            identity = w.identity("noalpn")
+            with structlog.testing.capture_logs() as logs:
+                garbage = socket.create_connection(("127.0.0.1", w.port))
+                garbage.sendall(b"GET / HTTP/1.1\r\n\r\n" + os.urandom(4096))
+                idle = socket.create_connection(("127.0.0.1", w.port))
+                context = link_context(identity)
+                context.set_alpn_protocols([])
+                bare = link_context(identity)
+
+                def knock(settings: ssl.SSLContext, then: bytes) -> bytes:
+                    with (
+                        socket.create_connection(("127.0.0.1", w.port)) as raw,
+                        settings.wrap_socket(raw, server_hostname=HUB_NAME) as tls,
+                    ):
+                        tls.settimeout(10)
+                        tls.sendall(then)
+                        heard = b""
+                        while data := tls.recv(4096):
+                            heard += data
+                        return heard
+
+                anonymous = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+                anonymous.load_verify_locations(cadata=w.authority.pem.decode())
+                anonymous.set_alpn_protocols(["zk0/1"])
+                assert b"ZKNO" in await asyncio.to_thread(knock, context, b"")
+                assert b"no_certificate" in await asyncio.to_thread(knock, anonymous, b"")
+                assert b"bad_zmtp" in await asyncio.to_thread(knock, bare, b"not zmtp at all, for sure")
+                assert (await hello(alice))["node_id"] == "alice"
+                await until(lambda: "idle" in refusals(logs), "the idle one is turned away")
+                for sock in (garbage, idle):
+                    sock.close()
+            assert {"not_tls", "no_alpn", "no_certificate", "bad_zmtp", "idle"} <= set(refusals(logs))
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_resets_in_the_middle_lose_nothing_and_double_nothing(tmp_path: Path, direction: str) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as w:
+            proxy = Proxy(w.port)
+            try:
+                async with w.node("alice", port=proxy.port) as alice:
+                    store = BlobStore(tmp_path / "blobs-alice", reserve=0) if direction == "up" else w.blobs
+                    digest = store.add_bytes(BLOB)
+                    if direction == "up":
+                        alice.share(digest)
+                        proxy.cut_at = [proxy.passed + i * 600_000 for i in (1, 2, 3, 4)]
+                    stop = asyncio.Event()
+
+                    async def cutter() -> None:
+                        while not stop.is_set():
+                            await asyncio.sleep(0.05)
+                            proxy.cut()
+
+                    cutting = asyncio.create_task(cutter()) if direction == "down" else None
+                    asked = [alice.request("task.request", {"federation": str(i)}, timeout=20) for i in range(8)]
+                    fetching = w.hub.fetch("alice", digest, 1 << 30) if direction == "up" else alice.fetch(digest)
+                    if cutting is not None:
+                        asyncio.get_running_loop().call_later(0.6, stop.set)
+                    path, *replies = await asyncio.gather(fetching, *asked)
+                    stop.set()
+                    if cutting is not None:
+                        await cutting
+                    assert path.read_bytes() == BLOB
+                    assert len(replies) == 8
+                    heard = sorted(body["federation"] for _, kind, body in w.requests if kind == "task.request")
+                    assert heard == [str(i) for i in range(8)]
+                    assert proxy.cuts >= 4
+            finally:
+                await asyncio.to_thread(proxy.close)
+
+    asyncio.run(run())
+
+
+def test_a_hub_that_restarts_finds_its_nodes_again(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as w, w.node("alice") as alice:
+            digest = w.blobs.add_bytes(BLOB)
+            await w.hub.close()
+            await until(lambda: alice.state.phase == "waiting", "alice sees that the hub is away")
+            assert "cannot be reached" in alice.state.reason or "lost" in alice.state.reason
+            fetching = asyncio.create_task(alice.fetch(digest))
+            asking = asyncio.create_task(hello(alice))  # type: ignore[arg-type]
+            await asyncio.sleep(0.1)
+            await w.open()
+            assert (await fetching).read_bytes() == BLOB
+            assert (await asking)["node_id"] == "alice"
+
+    asyncio.run(run())
+
+
+def test_a_request_is_answered_while_a_slow_upload_runs(tmp_path: Path) -> None:
+    """The upload limit holds bulk back, not control."""
+
+    async def run() -> None:
+        limits = LinkLimits(**{**FAST.__dict__, "max_upload": 1_000_000.0})
+        async with world(tmp_path) as w, w.node("alice", limits=limits) as alice:
+            digest = BlobStore(tmp_path / "blobs-alice", reserve=0).add_bytes(BLOB)
+            alice.share(digest)
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            fetching = asyncio.create_task(w.hub.fetch("alice", digest, 1 << 30))
+            await until(lambda: bool(alice.state.transfers), "the upload has begun")
+            progress = alice.state.transfers[0]
+            assert progress.direction == "up" and progress.size == len(BLOB)
+            slowest = 0.0
+            while not fetching.done():
+                asked = loop.time()
+                await hello(alice)
+                slowest = max(slowest, loop.time() - asked)
+                await asyncio.sleep(0.05)
+            await fetching
+            assert loop.time() - began > 0.8 * (len(BLOB) / 1_000_000 - 1)
+            assert slowest < 1.0
+            await until(lambda: not alice.state.transfers, "the transfer is over")
+
+    asyncio.run(run())
+
+
+def test_the_tap_sees_everything_that_the_node_says(tmp_path: Path) -> None:
+    async def run() -> None:
+        said: list[bytes] = []
+        async with world(tmp_path) as w, w.node("alice", tap=said.append) as alice:
+            await alice.request("task.request", {"federation": "canary-in-a-request"})
+            digest = BlobStore(tmp_path / "blobs-alice", reserve=0).add_bytes(b"canary-in-a-blob" * 10)
+            alice.share(digest)
+            await w.hub.fetch("alice", digest, 1 << 20)
+        everything = b"".join(said)
+        assert b"canary-in-a-request" in everything and b"canary-in-a-blob" in everything
+
+    asyncio.run(run())
+
+
+def test_a_partial_survives_the_hub_and_only_the_rest_travels(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as w:
+            store = BlobStore(tmp_path / "blobs-alice", reserve=0)
+            digest = store.add_bytes(BLOB)
+            manifest = store.manifest(digest, FAST.chunk_size)
+            partial = w.blobs.partial(digest, manifest)
+            for i in range(len(manifest.chunks) - 3):
+                assert partial.write(i, store.read_chunk(digest, i, FAST.chunk_size))
+            partial.close()
+            async with w.node("alice") as alice:
+                alice.share(digest)
+                before = alice.state.bytes_up
+                assert (await w.hub.fetch("alice", digest, 1 << 30)).read_bytes() == BLOB
+                assert alice.state.bytes_up - before < 5 * FAST.chunk_size
+                assert digest_of(BLOB) == digest
+
+    asyncio.run(run())
+
+
+def test_close_before_and_without_start(tmp_path: Path) -> None:
+    async def run() -> None:
+        w = World(tmp_path)
+        w.port = 1
+        async with w.node("alice", wait=False) as alice:
+            await until(lambda: alice.state.phase == "waiting", "nothing listens there")
+        assert alice.state.phase == "closed"
+        await alice.close()
+
+    asyncio.run(run())

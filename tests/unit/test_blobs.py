@@ -1,0 +1,168 @@
+"""The blob store: whole and right, or not there; resumes what is good and finds what is torn."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zk0d.errors import PayloadError
+from zk0d.model.blobs import MAX_CHUNK, BlobStore, DiskFullError, Manifest, digest_of, hex_of
+
+DATA = os.urandom(10 * 4096 + 5)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> BlobStore:
+    return BlobStore(tmp_path / "blobs", reserve=0)
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    other = BlobStore(tmp_path / "other", reserve=0)
+    return other.manifest(other.add_bytes(DATA), 4096)
+
+
+def chunk(manifest: Manifest, index: int) -> bytes:
+    return DATA[index * 4096 : (index + 1) * 4096]
+
+
+def test_files_and_bytes(store: BlobStore, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(DATA)
+    digest = store.add_file(source)
+    assert digest == digest_of(DATA) == store.add_bytes(DATA) and store.has(digest)
+    assert store.path(digest).stat().st_mode & 0o777 == 0o444
+    assert store.read_bytes(digest) == DATA and store.size(digest) == len(DATA)
+    assert store.read_chunk(digest, 10, 4096) == DATA[-5:]
+    for bad in (11, -1):
+        with pytest.raises(PayloadError):
+            store.read_chunk(digest, bad, 4096)
+    assert list(store.digests()) == [digest] and store.total_bytes() == len(DATA)
+    assert store.add_file(source, move=True) == digest and not source.exists()
+    assert store.delete(digest) and not store.delete(digest) and not store.has(digest)
+    assert list(store.partials.iterdir()) == []
+    with pytest.raises(PayloadError):
+        store.size(digest)
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "sha256:", "sha256:" + "A" * 64, "sha256:../../etc/passwd", "md5:" + "a" * 64, None]
+)
+def test_only_digests_name_blobs(store: BlobStore, bad: str) -> None:
+    with pytest.raises(PayloadError):
+        store.path(bad)
+
+
+@settings(max_examples=25, deadline=None)
+@given(order=st.permutations(range(11)), restarts=st.sets(st.integers(0, 10)))
+def test_chunks_in_any_order_over_any_restarts(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int], restarts: set[int]
+) -> None:
+    folder = tmp_path_factory.mktemp("blobs")
+    other = BlobStore(folder / "o", reserve=0)
+    manifest = other.manifest(other.add_bytes(DATA), 4096)
+    store = BlobStore(folder / "s", reserve=0)
+    partial = store.partial(manifest.digest, manifest)
+    for n, index in enumerate(order):
+        if n in restarts:
+            partial.close()
+            partial = BlobStore(folder / "s", reserve=0).partial(manifest.digest, manifest)
+            assert partial.have == set(order[:n])
+        assert not partial.write(index, b"x" * manifest.length(index))
+        assert partial.write(index, chunk(manifest, index))
+    assert partial.finish().read_bytes() == DATA
+    assert list(store.partials.iterdir()) == []
+    shutil.rmtree(folder)
+
+
+def test_a_torn_chunk_is_found_again(store: BlobStore, manifest: Manifest) -> None:
+    partial = store.partial(manifest.digest, manifest)
+    for index in range(5):
+        partial.write(index, chunk(manifest, index))
+    partial.close()
+    part, have = sorted(store.partials.iterdir(), key=lambda p: p.suffix, reverse=True)
+    with part.open("r+b") as f:  # as a power cut leaves it: the log says yes, the data did not make it
+        f.seek(2 * 4096 + 7)
+        f.write(bytes(100))
+    with have.open("ab") as f:
+        f.write(b"\x09\0\0\0" + b"\x01\0")  # an index whose data never came, and half an entry
+    partial = store.partial(manifest.digest, manifest)
+    assert partial.have == {0, 1, 3, 4}
+    partial.close()
+
+
+def test_another_manifest_starts_anew_but_keeps_nothing_wrong(
+    store: BlobStore, manifest: Manifest, tmp_path: Path
+) -> None:
+    partial = store.partial(manifest.digest, manifest)
+    partial.write(0, chunk(manifest, 0))
+    partial.close()
+    lie = Manifest(manifest.digest, manifest.size, 4096, (manifest.chunks[1], *manifest.chunks[1:]))
+    with_lie = store.partial(manifest.digest, lie)
+    assert with_lie.have == set()
+    for index in range(len(lie.chunks)):
+        assert with_lie.write(index, chunk(manifest, index or 1))
+    with pytest.raises(PayloadError, match="whole"):
+        with_lie.finish()
+    assert not store.has(manifest.digest) and list(store.partials.iterdir()) == []
+
+
+def test_sigkill_while_chunks_come_loses_none_that_was_written(tmp_path: Path, manifest: Manifest) -> None:
+    script = (
+        "import sys; from pathlib import Path; from zk0d.model.blobs import BlobStore\n"
+        "o = BlobStore(Path(sys.argv[1]), reserve=0); d = next(o.digests()); m = o.manifest(d, 4096)\n"
+        "p = BlobStore(Path(sys.argv[2]), reserve=0).partial(d, m)\n"
+        "for i in range(7): assert p.write(i, o.read_chunk(d, i, 4096))\n"
+        "print('written', flush=True); sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "other"), str(tmp_path / "blobs")]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"written\n"
+        process.send_signal(signal.SIGKILL)
+    partial = BlobStore(tmp_path / "blobs", reserve=0).partial(manifest.digest, manifest)
+    assert partial.have == set(range(7))
+    partial.close()
+
+
+def test_no_room_is_said_before_anything_is_written(tmp_path: Path, manifest: Manifest) -> None:
+    store = BlobStore(tmp_path / "blobs", reserve=1 << 60)
+    with pytest.raises(DiskFullError, match="free"):
+        store.partial(manifest.digest, manifest)
+    with pytest.raises(DiskFullError):
+        store.add_bytes(DATA)
+    assert not store.has(manifest.digest)
+
+
+def test_damage_on_disk_is_not_served(store: BlobStore) -> None:
+    digest = store.add_bytes(DATA)
+    path = store.path(digest)
+    path.chmod(0o600)
+    path.write_bytes(DATA[:-1] + b"!")
+    with pytest.raises(PayloadError, match="damaged"):
+        store.manifest(digest)
+
+
+def test_an_empty_blob(store: BlobStore, tmp_path: Path) -> None:
+    other = BlobStore(tmp_path / "o", reserve=0)
+    digest = other.add_bytes(b"")
+    partial = store.partial(digest, other.manifest(digest))
+    assert partial.complete and partial.finish().read_bytes() == b""
+
+
+@given(st.integers(-10, 1 << 40), st.integers(-10, 2 * MAX_CHUNK), st.lists(st.binary(max_size=33), max_size=5))
+def test_a_manifest_is_consistent_or_refused(size: int, chunk_size: int, chunks: list[bytes]) -> None:
+    try:
+        manifest = Manifest("sha256:" + "0" * 64, size, chunk_size, tuple(chunks))
+    except PayloadError:
+        return
+    assert sum(manifest.length(i) for i in range(len(chunks))) == size
+    assert hex_of(manifest.digest) and not manifest.matches(len(chunks), b"")
