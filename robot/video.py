@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from robot.stats import ImageStats, sample_indices
 from zk0d.errors import DatasetError
 
-# Measured on one core, 640x480, GOP 2 (random access): x264 veryfast crf 20 costs 5 ms and about 11 KiB a frame,
-# ultrafast 3 ms and 25 KiB, LeRobot's SVT-AV1 preset 12 crf 30 costs 12 ms and 5.5 KiB, all within 1 dB of each other.
+# CPU and size of one frame, measured at 640x480, GOP 2 (random access), by bench/recording.py: x264 veryfast crf 20 5 ms
+# and 11 KiB, ultrafast crf 23 3 ms and 16 KiB, LeRobot's SVT-AV1 preset 12 crf 30 9-12 ms and 5 KiB; PSNR within 1 dB.
 # The operator's machine is theirs: CPU counts more than disk, and every browser plays H.264.
 CODEC = "libx264"
 CODEC_NAME = "h264"

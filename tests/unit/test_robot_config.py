@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from robot.config import RobotTable
-from zk0d.errors import ConfigError
+from robot.recorder import RecorderJob
+from robot.rollout import RolloutJob
+from zk0d.errors import ConfigError, DatasetError
 
 REAL: dict[str, Any] = {
     "follower": "/dev/ttyACM0",
@@ -50,3 +52,29 @@ def test_a_refusal_names_key_value_and_what_is_accepted(change: dict[str, Any], 
         RobotTable.parse({**REAL, **change})
     for word in named:
         assert word in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"dataset": "here"}, ["dataset", "here", "absolute"]),
+        ({"task": "  "}, ["task"]),
+        ({"episodes": 0}, ["episodes", "0", "1 to"]),
+        ({"fps": 30.5}, ["fps", "30.5"]),
+        ({"episode_s": -1}, ["episode_s", "-1"]),
+        ({"keep": "best"}, ["keep", "best", "success"]),
+        ({"pace": "slow"}, ["pace", "slow", "real"]),
+    ],
+)
+def test_a_recorder_job_is_refused_in_the_same_way(change: dict[str, Any], named: list[str]) -> None:
+    good = {"dataset": "/tmp/set", "task": "lift", "robot": REAL, "later_key": 1}
+    assert RecorderJob.parse(good).episodes == 1
+    with pytest.raises(ConfigError) as refused:
+        RecorderJob.parse({**good, **change})
+    for word in named:
+        assert word in str(refused.value)
+
+
+def test_a_rollout_job_needs_a_policy_folder() -> None:
+    with pytest.raises(DatasetError, match="no published policy"):
+        RolloutJob.parse({"policy": "/nowhere", "out": "/tmp/out", "robot": REAL})
