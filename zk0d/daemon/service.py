@@ -73,6 +73,7 @@ class Service:
         await self.uplink.start()
         training = asyncio.create_task(self.training.run(self._alive), name="training")
         self._ready = True
+        self.store.event("decision", self.training.decision.sentence)
         self._notifier.ready(self.training.decision.sentence)
         ending = asyncio.create_task(self.ending.wait())
         try:
@@ -88,8 +89,11 @@ class Service:
         self._notifier.stopping("ending")
         log.info("ending")
         training.cancel()
-        await asyncio.gather(self.sessions.close(), self.training.close(), return_exceptions=True)
+        self._ready = False
+        self.training.begin_close()
+        self.sessions.begin_close()
         await self.workers.stop_all()
+        await asyncio.gather(self.sessions.close(), self.training.close(), return_exceptions=True)
         await self.uplink.close()
         await self._control.close()
         self.store.event("daemon", "zk0d ended")

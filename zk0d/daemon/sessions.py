@@ -49,6 +49,8 @@ class Live:
     progress: dict[str, Any] = field(default_factory=dict)
     worker: Worker | None = None
     stopping: bool = False
+    why: str = ""
+    """Who or what ended it early."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ class Sessions:
         if live is None:
             raise RobotError("nothing is being recorded", "start with `zk0ctl record --task … --episodes …`")
         if action in ("stop", "finish"):
-            live.stopping = True
+            live.stopping, live.why = True, f"told to {action}"
         if live.worker is not None:
             if action == "stop":
                 task = asyncio.create_task(live.worker.stop(GRACE_S))
@@ -140,12 +142,13 @@ class Sessions:
                 live.worker.send(action)
         return {"kind": live.kind, "by": live.by, "dataset": live.dataset, "saved": live.saved, "goal": live.goal}
 
-    async def close(self) -> None:
-        """End the session cleanly; its caller gets what was saved."""
+    def begin_close(self) -> None:
+        """Start no worker any more; the session that runs is ending."""
         if self.live is not None:
-            self.live.stopping = True
-            if self.live.worker is not None:
-                await self.live.worker.stop(GRACE_S)
+            self.live.stopping, self.live.why = True, "zk0d was told to end"
+
+    async def close(self) -> None:
+        """Wait for the session's end, so that its caller gets what was saved."""
         pending = [t for t in self._tasks if not t.done()]
         if pending:
             await asyncio.wait(pending, timeout=1.0)
@@ -209,6 +212,7 @@ class Sessions:
         discarded, why, state = 0, "", "failed"
         try:
             discarded, why = await self._takes(live, request, root, emit)
+            why = why or live.why
             state = "stopped" if live.stopping else ("failed" if why else "done")
         except BaseException as error:
             why = str(error)

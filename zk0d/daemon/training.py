@@ -210,7 +210,7 @@ class Training:
             return
         self._ended()
         self._yielded()
-        if result.get("finished"):
+        if result.get("finished"):  # also while closing: the update is kept, and sent next time
             await self._finish(task, result)
         else:
             log.info("trainer left after its checkpoint", task=task.id)
@@ -269,11 +269,12 @@ class Training:
         self.progress = {}
         self.wake()
 
-    async def close(self) -> None:
-        """End the trainer with a checkpoint."""
+    def begin_close(self) -> None:
+        """Start no trainer any more; one that ends now has not died."""
         self._closing = True
-        if self._worker is not None:
-            await self._worker.stop(GRACE_S, cmd="yield")
+
+    async def close(self) -> None:
+        """Wait for what follows the trainer's end."""
         if self._run_task is not None:
             with contextlib.suppress(TimeoutError, asyncio.CancelledError):
                 await asyncio.wait_for(self._run_task, 1.0)

@@ -183,6 +183,9 @@ class Uplink:
         offered = [
             dict(f) for f in reply.get("federations", []) if isinstance(f, dict) and isinstance(f.get("name"), str)
         ]
+        for found in offered:
+            if not isinstance(found.get("version"), int) or found["version"] < 0:
+                found["version"] = None  # it gathers: there is no version yet
         self._store.put("offered", [{k: f.get(k) for k in ("name", "state", "version")} for f in offered])
         for found in offered:
             known = self._store.federation(found["name"])

@@ -25,7 +25,9 @@ from zk0d.supervise import OnEvent, Worker
 log = structlog.get_logger("workers")
 
 GRACE_S = 4.5
-"""Seconds a worker gets to end; less than the daemon's own five."""
+"""Seconds a worker gets to end."""
+CLOSE_GRACE_S = 3.5
+"""The same when the daemon ends, which itself has five seconds for everything."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Workers:
         self.logs = state / "log"
         self._config = config
         self._marks = self.work / "running"
-        self._running: set[Worker] = set()
+        self._running: dict[Worker, str] = {}
 
     @property
     def python(self) -> str:
@@ -85,7 +87,7 @@ class Workers:
         if k.background:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.setpriority(os.PRIO_PGRP, worker.pid, self._config["train", "niceness"])
-        self._running.add(worker)
+        self._running[worker] = kind
         mark = self._marks / str(worker.pid)
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.write_text(f"{_started(worker.pid)} {kind}\n")
@@ -95,7 +97,7 @@ class Workers:
 
     async def _forget(self, worker: Worker, mark: Path) -> None:
         await worker.ended()
-        self._running.discard(worker)
+        self._running.pop(worker, None)
         mark.unlink(missing_ok=True)
         log.info("worker ended", module=worker.module, pid=worker.pid, status=worker.returncode)
 
@@ -122,11 +124,9 @@ class Workers:
         return [kind for _, kind, _ in found]
 
     async def stop_all(self) -> None:
-        """Ask every worker to end and see that it does, within GRACE_S."""
-        await asyncio.gather(*(w.stop(GRACE_S) for w in list(self._running)), return_exceptions=True)
-
-    def any_running(self, module: str) -> bool:
-        return any(w.module == module and w.running for w in self._running)
+        """Ask every worker to end and see that it does, within CLOSE_GRACE_S; a trainer is asked for a checkpoint."""
+        stops = [w.stop(CLOSE_GRACE_S, "yield" if k == "trainer" else "stop") for w, k in self._running.items()]
+        await asyncio.gather(*stops, return_exceptions=True)
 
 
 def _started(pid: int) -> str:
