@@ -67,7 +67,7 @@ def test_nothing_undeclared_is_said() -> None:
     for body in (
         {**good, "hostname": "den"},
         {**good, "datasets": [{"uuid": "u", "episodes": 1, "frames": 2, "path": "/home/me"}]},
-        {**good, "stats": {"action": {**dict.fromkeys(("mean", "std", "min", "max", "count"), []), "raw": []}}},
+        {**good, "stats": {"action": {"mean": [], "std": [], "min": [], "max": [], "count": [], "raw": []}}},
         {**good, "datasets": ["name"]},
         {**good, "federation": True},
         {"federation": "f"},

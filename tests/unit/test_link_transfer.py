@@ -20,7 +20,7 @@ def manifest(chunks: int) -> Manifest:
 
 
 class Transfer(RuleBasedStateMachine):
-    """Whatever is lost, doubled, late or wrong: every chunk is asked for until it came, the window holds, nothing hangs."""
+    """Whatever is lost, doubled, late or wrong: every chunk is asked for until it came, and the window holds."""
 
     def __init__(self) -> None:
         super().__init__()

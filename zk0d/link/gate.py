@@ -183,7 +183,7 @@ class ReverseHold:
 
 
 def refusal_record(code: str, message: str) -> bytes:
-    """What a hub sends, at one of REFUSABLE of its side, before it closes: `ZKNO`, two lengths, code, message (UTF-8)."""
+    """What a hub sends, at one of REFUSABLE, before it closes: `ZKNO`, two lengths, code, message (UTF-8)."""
     c, m = code.encode()[:64], message.encode()[:512]
     return _REFUSAL_HEAD.pack(REFUSAL_MAGIC, len(c), len(m)) + c + m
 

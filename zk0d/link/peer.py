@@ -222,6 +222,13 @@ class Peer:
             log.warning("link.bad_message", peer=self.name, code=error.wire_code, reason=error.message)
             self._error(error.wire_code, error.message, error.re)
             return None
+        try:
+            self._dispatch(message)
+        except Exception:  # a handler's defect is not the link's end
+            log.exception("link.dispatch_failed", peer=self.name, type=message.type)
+        return message
+
+    def _dispatch(self, message: Message) -> None:
         if message.type == "ping":
             self.say("pong", {}, message.id)
         elif message.type in ANSWERS:
@@ -238,7 +245,6 @@ class Peer:
             self._pushed(message)
         else:
             self._error("unknown_type", f"{message.type} is not for this end", message.id)
-        return message
 
     def _answered(self, message: Message) -> None:
         if message.re in self._pending:

@@ -404,7 +404,7 @@ def _disk_error(error: OSError, path: Path) -> Zk0Error:
         return DiskFullError(
             f"no space left while writing {path}", "free some space; the transfer then goes on by itself"
         )
-    return PayloadError(f"{path}: {error.strerror}")
+    return Zk0Error(f"{path}: {error.strerror}", "look at the disk")
 
 
 def _pwrite_all(fd: int, data: bytes | memoryview, offset: int) -> None:
