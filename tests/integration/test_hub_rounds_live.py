@@ -1,0 +1,296 @@
+"""The hub as a process, nodes over loopback TLS: gathering, merges, refusals, kills."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hub_cast import HubProcess, TestNode, base_tensors, make_parts, reference, until
+
+from zk0d.errors import RefusedError
+from zk0d.link.enroll import enroll
+from zk0d.model.blobs import BlobStore, Manifest, digest_of
+from zk0d.model.payload import PayloadWriter
+from zk0d.model.spec import ModelSpec
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubProcess]:
+    made = HubProcess(tmp_path / "hub")
+    made.start()
+    try:
+        yield made
+    finally:
+        if made.process is not None and made.process.poll() is None:
+            made.kill()
+
+
+async def cast(hub: HubProcess, folder: Path, count: int) -> list[TestNode]:
+    nodes = [TestNode(folder, f"node{i}") for i in range(count)]
+    for node in nodes:
+        await node.enrol(hub)
+        await node.connect()
+    return sorted(nodes, key=lambda n: n.identity.node_id)
+
+
+async def round_of(nodes: list[TestNode], spec: ModelSpec, federation: str, version: int) -> list[dict[str, Any]]:
+    async def one(node: TestNode) -> dict[str, Any]:
+        task = await node.task(federation, version)
+        await node.fetch(task["version_digest"])
+        offer = node.prepare(spec, task, node.delta(spec, task))
+        return await node.give(offer, lambda r: r["new_version"] == version + 1)
+
+    return await asyncio.gather(*(one(n) for n in nodes))
+
+
+def expected(nodes: list[TestNode], spec: ModelSpec, master: dict[str, np.ndarray], version: int, folder: Path) -> str:
+    parts = [(n.delta(spec, {"version": version}), 40 + ord(n.name[-1])) for n in nodes]
+    return reference(spec, master, parts, folder / f"expected-{version + 1}")
+
+
+def test_gathering_two_merges_and_a_stop(hub: HubProcess, tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    spec = make_parts(parts)
+    hub.create("fed", parts, nodes=3, versions=2)
+
+    async def play() -> None:
+        nodes = await cast(hub, tmp_path, 3)
+        try:
+            for i, node in enumerate(nodes):
+                reply = await node.request("task.request", {"federation": "fed"})
+                assert "not joined" in reply["reason"]
+                assert (await node.join("fed", mean=float(i)))["state"] == "gathering"
+            for node in nodes:
+                await until(lambda n=node: any(k == "version.new" for k, _ in n.pushes), "version 0 announced")
+            master = base_tensors(parts, spec)
+            latest = await nodes[0].request("version.latest", {"federation": "fed"})
+            fixed = ModelSpec.load(await nodes[0].fetch(latest["spec_digest"]))
+            assert fixed.stats is not None
+            assert fixed.stats["action"]["mean"] == [1.0] * 6 and fixed.stats["action"]["count"] == [300.0]
+            assert fixed.stats["action"]["std"] == [round((4 + 2 / 3) ** 0.5, 6)] * 6
+            for version in (0, 1):
+                receipts = await round_of(nodes, spec, "fed", version)
+                assert sum(r["weight"] for r in receipts) == pytest.approx(1)
+                latest = await nodes[0].request("version.latest", {"federation": "fed"})
+                assert latest["number"] == version + 1
+                assert latest["digest"] == expected(nodes, spec, master, version, tmp_path)
+            reply = await nodes[0].request("task.request", {"federation": "fed"})
+            assert reply["task"] is None and "finished" in reply["reason"]
+            # A base that only the frozen tensors come from is there for members; what was not published is not.
+            await nodes[1].fetch(latest["base_digest"])
+            with pytest.raises(RefusedError):
+                await nodes[1].fetch(digest_of((parts / "spec.json").read_bytes()))
+        finally:
+            for node in nodes:
+                await node.close()
+
+    asyncio.run(play())
+    metrics = hub.folder / "federations" / "fed" / "metrics.jsonl"
+    asyncio.run(until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) == 3, "metrics of 3 versions"))
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [(line["version"], line["updates"], line["heldout_loss"], line["evaluation"]) for line in lines] == [
+        (0, 0, None, "failed"), (1, 3, None, "failed"), (2, 3, None, "failed")]  # fmt: skip
+    size = next(v["size"] for v in hub.ask("versions", name="fed"))
+    assert lines[1]["bytes_up"] == pytest.approx(3 * size, rel=0.01) and lines[2]["bytes_down"] == 3 * size
+    status = hub.ask("status")
+    assert status["schema_version"] == 1 and status["federations"][0]["phase"] == "finished"
+    assert any("could not be evaluated" in text for text in status["health"])
+    assert hub.stop() < 5
+
+
+def test_killed_again_and_again_gives_the_same_bytes(hub: HubProcess, tmp_path: Path) -> None:
+    parts, seed = tmp_path / "parts", random.randrange(1 << 30)
+    print("seed", seed)
+    moments = random.Random(seed)
+    spec = make_parts(parts, elements=2_000_000)
+    hub.create("fed", parts, nodes=3, versions=2)
+
+    async def killer(done: asyncio.Event) -> int:
+        kills = 0
+        while not done.is_set() and kills < 6:
+            try:
+                await asyncio.wait_for(done.wait(), moments.uniform(0.02, 0.7))
+            except TimeoutError:
+                hub.kill()
+                kills += 1
+                await asyncio.to_thread(hub.start)
+        return kills
+
+    async def play() -> None:
+        nodes = await cast(hub, tmp_path, 3)
+        for node in nodes:
+            assert node.link is not None
+            node.link.set_max_upload(5e6)  # slow enough that kills come in the middle of uploads
+        done = asyncio.Event()
+        killing = asyncio.create_task(killer(done))
+        try:
+            for node in nodes:
+                await node.join("fed")
+            master = base_tensors(parts, spec)
+            for version in (0, 1):
+                receipts = await round_of(nodes, spec, "fed", version)
+                latest = await nodes[0].request("version.latest", {"federation": "fed"})
+                assert latest["digest"] == expected(nodes, spec, master, version, tmp_path)
+                assert sum(r["weight"] for r in receipts) == pytest.approx(1)
+        finally:
+            done.set()
+            kills = await killing
+            for node in nodes:
+                await node.close()
+        assert kills >= 3
+        print("kills", kills)
+
+    asyncio.run(play())
+    shown = hub.ask("versions", name="fed")
+    assert [(v["version"], v["updates"]) for v in shown] == [(0, 0), (1, 3), (2, 3)]
+    assert hub.stop() < 5
+
+
+def test_bad_updates_are_refused_with_the_reason_and_the_round_goes_on(hub: HubProcess, tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    spec = make_parts(parts)
+    hub.create("fed", parts, nodes=2, versions=1)
+
+    async def play() -> None:
+        nodes = await cast(hub, tmp_path, 2)
+        bad, good = nodes
+        try:
+            for node in nodes:
+                await node.join("fed")
+            task = await bad.task("fed", 0)
+            delta = bad.delta(spec, task)
+
+            # Before a byte of the payload moves.
+            whole = bad.prepare(spec, task, delta)
+            statement = json.loads(whole["statement"])
+            for changed, said in (
+                ({"node": good.identity.node_id}, "no task of this node"),
+                ({"task": "task-0000000000000000"}, "no task of this node"),
+                ({"base_version": 1}, "the task was for version 0"),
+                ({"size": 10**9}, "have at most"),
+            ):
+                assert said in await bad.refused(bad.sign({**statement, **changed}))
+            assert "signature does not fit" in await bad.refused({**whole, "signature": bytes(64)})
+            assert "not canonical" in await bad.refused({**whole, "statement": whole["statement"] + b" "})
+            assert "there is no federation" in await bad.refused(bad.sign({**statement, "federation": "other"}))
+
+            # NaN in a payload that is whole and signed.
+            delta["head.bias"][3] = np.nan
+            assert "'head.bias' holds a NaN" in await bad.refused(bad.prepare(spec, task, delta))
+            reply = await bad.request("task.request", {"federation": "fed"})
+            again = reply["task"]
+            assert again["id"] != task["id"] and again["version"] == 0
+
+            # Another shape.
+            other = tmp_path / "other"
+            with PayloadWriter(other, {"head.bias": ("BF16", (7,)), "head.weight": ("BF16", (100, 600))}) as out:
+                out.write("head.bias", np.zeros(7, np.float32))
+                out.write("head.weight", np.zeros((100, 600), np.float32))
+            bad.blobs.add_file(other)
+            offer = bad.sign({**statement, "task": again["id"], "payload": out.digest, "size": out.size})
+            assert "shape [100, 600], the spec says [600, 100]" in await bad.refused(offer)
+
+            # The quarantine says why; a pause grows with refusals in a row.
+            kept = [json.loads(p.read_text())["reason"] for p in (hub.folder / "quarantine").glob("*.json")]
+            assert sorted("NaN" in k for k in kept) == [False, True]
+            reply = await bad.request("task.request", {"federation": "fed"})
+            assert reply["task"] is None and "refused" in reply["reason"] and 0 < reply["retry_s"] <= 15
+
+            # The other node's work is not disturbed, and a node that asks for the unknown is told so.
+            task = await good.task("fed", 0)
+            receipt = await good.give(good.prepare(spec, task, good.delta(spec, task)))
+            assert receipt["new_version"] is None
+            reply = await good.request("task.request", {"federation": "fed"})
+            assert "you have given your update to version 1; it is merged when 1 more is in" in reply["reason"]
+            with pytest.raises(RefusedError, match="there is no federation"):
+                await good.request("task.request", {"federation": "nope"})
+            with pytest.raises(RefusedError, match="does not know this update"):
+                await good.request("receipt.get", {"update": "sha256:" + "0" * 64})
+        finally:
+            for node in nodes:
+                await node.close()
+
+    asyncio.run(play())
+    assert hub.stop() < 5
+
+
+class LyingStore(BlobStore):
+    """A node that hands out other bytes than it signed: a chunk that does not fit, or a manifest of the lie."""
+
+    lie = ""
+
+    def read_chunk(self, digest: str, index: int, chunk_size: int = 1 << 20) -> bytes:
+        data = super().read_chunk(digest, index, chunk_size)
+        return data if not self.lie else data[:-1] + bytes([data[-1] ^ 1])
+
+    def manifest(self, digest: str, chunk_size: int = 1 << 20) -> Manifest:
+        true = super().manifest(digest, chunk_size)
+        if self.lie != "manifest":
+            return true
+        chunks = (hashlib.sha256(self.read_chunk(digest, i, chunk_size)).digest() for i in range(len(true.chunks)))
+        return Manifest(digest, true.size, chunk_size, tuple(chunks))
+
+
+@pytest.mark.parametrize("lie", ["chunk", "manifest"])
+def test_altered_byte_is_refused(hub: HubProcess, tmp_path: Path, lie: str) -> None:
+    parts = tmp_path / "parts"
+    spec = make_parts(parts)
+    hub.create("fed", parts, nodes=1, versions=1)
+
+    async def play() -> None:
+        node = TestNode(tmp_path, "node0")
+        node.blobs = LyingStore(node.folder / "blobs", reserve=0)
+        await node.enrol(hub)
+        await node.connect()
+        try:
+            await node.join("fed")
+            task = await node.task("fed", 0)
+            node.blobs.lie = lie
+            said = await node.refused(node.prepare(spec, task, node.delta(spec, task)))
+            assert "the update is refused" in said and "chunk" in said, said
+            # It may do better.
+            node.blobs.lie = ""
+            task = await node.task("fed", 0)
+            await node.give(node.prepare(spec, task, node.delta(spec, task)), lambda r: r["new_version"] == 1)
+        finally:
+            await node.close()
+
+    asyncio.run(play())
+    assert hub.stop() < 5
+
+
+def test_revoked_node_is_out_and_pending_node_waits_for_approval(hub: HubProcess, tmp_path: Path) -> None:
+    async def play() -> None:
+        first, second = TestNode(tmp_path, "first"), TestNode(tmp_path, "second")
+        await first.enrol(hub)
+        await first.connect()
+        try:
+            request = {"csr": second.identity.csr(), "label": "carol"}
+            where = (first.invitation.host, first.invitation.port)
+            reply = await enroll(*where, request, first.invitation.ca)
+            assert reply["state"] == "pending" and len(reply["phrase"].split()) == 5
+            with pytest.raises(RefusedError, match="has been used"):
+                await enroll(*where, {**request, "secret": first.invitation.secret}, first.invitation.ca)
+            await asyncio.to_thread(hub.ask, "approve", node="carol")
+            second.take(await enroll(*where, request, first.invitation.ca))
+            second.invitation = first.invitation
+            await second.connect()
+            hub.ask("revoke", node="first", reason="sold the arm")
+            assert first.link is not None
+            await until(lambda: first.link.state.phase in ("refused", "waiting"), "the revoked node is out")  # type: ignore[union-attr]
+            assert "node_id" in await second.request("hello", {"software": "test", "federations": []})
+            with pytest.raises(RefusedError, match="revoked: sold the arm"):
+                await enroll(*where, {"csr": first.identity.csr()}, first.invitation.ca)
+        finally:
+            await first.close()
+            await second.close()
+
+    asyncio.run(play())
+    assert hub.stop() < 5
