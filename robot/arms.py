@@ -24,6 +24,8 @@ from robot.video import Frame
 from zk0d.errors import ConfigError, RobotError, Zk0Error
 
 Pose = NDArray[np.float32]
+CONNECT_ATTEMPTS = 2
+PSEUDO_TIMEOUT_MS = 500.0
 
 
 class Bench:
@@ -213,7 +215,7 @@ def _claim_port(role: str, port: str) -> int:
 def _holder(port: str) -> str:
     """Another process of ours to see that has the device open, as "name (pid 123)"; "" if none is seen."""
     device = os.path.realpath(port)
-    if device.startswith("/dev/pts/"):
+    if _pseudo_terminal(port):
         return ""  # whoever made a pseudo-terminal always has it open
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
@@ -224,6 +226,21 @@ def _holder(port: str) -> str:
         except OSError:
             continue  # gone, or not ours to look at
     return ""
+
+
+def _pseudo_terminal(port: str) -> bool:
+    return os.path.realpath(port).startswith("/dev/pts/")
+
+
+def _wait_longer(handler: Any) -> None:
+    """LeRobot gives a servo 50 ms to answer. A process on a busy machine may need more; it loses no packets instead."""
+    start = handler.setPacketTimeout
+
+    def begin(length: int) -> None:
+        start(length)
+        handler.packet_timeout = PSEUDO_TIMEOUT_MS
+
+    handler.setPacketTimeout = begin
 
 
 def _open_follower(
@@ -275,10 +292,17 @@ def _open_leader(
 def _connect_bus(device: Any, role: str, table: RobotTable) -> None:
     """LeRobot's connect() without its calibrate(), which asks on the terminal. Torque stays off until that is right."""
     port = device.config.port
-    try:
-        device.bus.connect()
-    except Exception as error:
-        raise _bus_error(error, role, port) from error
+    if _pseudo_terminal(port):
+        _wait_longer(device.bus.port_handler)
+    for attempt in range(CONNECT_ATTEMPTS):
+        try:
+            device.bus.connect()
+            break
+        except Exception as error:
+            device.bus.port_handler.closePort()
+            # LeRobot asks each servo once; one lost packet is no missing servo. A port that is not there stays so.
+            if attempt + 1 == CONNECT_ATTEMPTS or isinstance(error, ConnectionError):
+                raise _bus_error(error, role, port) from error
     try:
         with _device_errors(f"the {role}", port):
             calibrated = bool(device.is_calibrated)

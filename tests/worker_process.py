@@ -42,7 +42,7 @@ class WorkerProcess:
         self._buffer = b""
         self.events: list[dict[str, Any]] = []
 
-    def read(self, timeout_s: float = 60.0) -> dict[str, Any] | None:
+    def read(self, timeout_s: float = 120.0) -> dict[str, Any] | None:
         """The next event; None when the worker has closed its end. Fails when neither comes in time."""
         deadline = time.monotonic() + timeout_s
         while b"\n" not in self._buffer:
@@ -60,7 +60,7 @@ class WorkerProcess:
         self.events.append(json.loads(line))
         return self.events[-1]
 
-    def until(self, *names: str, timeout_s: float = 60.0) -> dict[str, Any]:
+    def until(self, *names: str, timeout_s: float = 120.0) -> dict[str, Any]:
         """Read up to the next event of one of these names; fails when the worker ends before it."""
         deadline = time.monotonic() + timeout_s
         while (event := self.read(max(0.01, deadline - time.monotonic()))) is not None:

@@ -115,3 +115,11 @@ def test_a_busy_servo_line_gives_both_units(station: Any, tmp_path: Path) -> Non
         in_degrees, _ = bench.observe()
     assert abs(in_range).max() <= 100 and abs(in_range[:5] - in_degrees[:5]).max() > 1
     assert in_range[5] == pytest.approx(in_degrees[5], abs=0.5)
+
+
+def test_a_lost_packet_while_connecting_is_no_missing_servo(station: Any, tmp_path: Path) -> None:
+    robot = table(station, tmp_path / "calibration")
+    station.faults.follower.drop_next(1)
+    station.faults.leader.corrupt_next(1)
+    with open_bench(RobotTable.parse(robot), fps=30) as bench:
+        assert bench.observe()[0].shape == bench.leader_pose().shape == (6,)
