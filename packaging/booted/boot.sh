@@ -1,12 +1,31 @@
 #!/usr/bin/env bash
 # Boots a throw-away copy of a system image under its own systemd, on a machine that need not run one. Not for services: it ends with its caller.
-#   packaging/booted/boot.sh IMAGE SCRATCH      (SCRATCH: an empty folder; what the system writes goes there)
+#   packaging/booted/boot.sh IMAGE SCRATCH NAME      boot; SCRATCH: an empty folder; what the system writes goes there
+#   packaging/booted/boot.sh --clean NAME            take away the control groups that it left
 # Stays in the foreground, the system's console on stdout. Ending this process ends everything inside.
 # The system has a network of its own with nothing but loopback.
 set -euo pipefail
-image=$1 scratch=$2
+export groups; groups=$(mktemp -d)     # where this script sees version 2 of the control groups; the host may have them nowhere, or elsewhere
+if [ "$1" = --clean ]; then
+    unshare --mount bash -c '
+        mount -t cgroup2 none "$groups"
+        [ ! -d "$groups/$1" ] || find "$groups/$1" -depth -type d -exec rmdir {} +
+    ' clean "$2"
+    rmdir "$groups"
+    exit
+fi
+# A control group of its own, made before the cgroup namespace so that it becomes the root of that: what an earlier system left must not be
+# found by the next one (a unit whose group was left frozen stops the whole new systemd).
 # --pid: without it nspawn fails. The private cgroup2 mount: systemd 257 takes nothing else, and the host may have version 1.
-exec unshare --mount --cgroup --pid --fork --kill-child --mount-proc bash -c '
+exec unshare --mount bash -c '
+    set -eu
+    mount -t cgroup2 none "$groups"
+    mkdir "$groups/$3"
+    echo $$ >"$groups/$3/cgroup.procs"
+    umount "$groups"
+    rmdir "$groups"
+    exec unshare --mount --cgroup --pid --fork --kill-child --mount-proc bash -c "$0" boot "$@"
+' '
     set -eu
     mount --make-rprivate /
     if [ "$(stat -f -c %T /sys/fs/cgroup)" != cgroup2fs ]; then
@@ -19,4 +38,4 @@ exec unshare --mount --cgroup --pid --fork --kill-child --mount-proc bash -c '
     # The last two flags: without them DevicePolicy= is silently not enforced inside.
     exec systemd-nspawn --quiet --directory="$2/root" --machine="$3" --boot --register=no --keep-unit --link-journal=no \
         --console=pipe --private-network --resolv-conf=off --timezone=off --capability=all --system-call-filter=bpf
-' boot "$image" "$scratch" "zk0-booted-$$"
+' "$1" "$2" "$3"

@@ -45,9 +45,10 @@ class Container:
 
     def __init__(self, base: Path) -> None:
         self._scratch = Path(tempfile.mkdtemp(prefix="zk0-booted-"))
+        self._name = f"zk0-booted-{os.getpid()}-{time.monotonic_ns() % 10**9}"
         self._console = (self._scratch.parent / f"{self._scratch.name}.console").open("w+b")
         self._process = subprocess.Popen(
-            [HERE / "boot.sh", base, self._scratch],
+            [HERE / "boot.sh", base, self._scratch, self._name],
             stdin=subprocess.DEVNULL, stdout=self._console, stderr=self._console,
         )  # fmt: skip
         try:
@@ -67,11 +68,16 @@ class Container:
         """End the system; nothing of it is left. May be called twice."""
         if self._process.poll() is None:
             self._process.kill()  # unshare --kill-child: its namespaces' first process goes too, and everything in them
-        self._process.wait()
+            self._process.wait()
+            self.until(self._cleaned, 10, "the control groups to be empty")
         self._console.close()
         Path(self._console.name).unlink(missing_ok=True)
         if self._scratch.is_dir():
             self._scratch.rmdir()  # empty: what was in it lived in the system's own mount namespace
+
+    def _cleaned(self) -> bool:
+        """Take away the control groups; they are busy while the kernel is still ending the processes in them."""
+        return subprocess.run([HERE / "boot.sh", "--clean", self._name], capture_output=True, check=False).returncode == 0
 
     @property
     def console(self) -> str:
@@ -113,7 +119,7 @@ class Container:
         return found
 
     def run(
-        self, *command: str, user: str = "root", check: bool = True, input: str | None = None, timeout: float = 300.0
+        self, *command: str, user: str = "root", check: bool = True, input: str | None = None, timeout: float = 90.0
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the system as `user`, with that user's groups. `check`: fail, with all output, unless it exits 0."""
         enter = ["nsenter", f"--target={self._leader}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd"]
@@ -128,7 +134,7 @@ class Container:
             raise AssertionError(f"{' '.join(command)} (as {user}): exit {done.returncode}\n{done.stdout}{done.stderr}".strip())
         return done
 
-    def sh(self, script: str, user: str = "root", check: bool = True, timeout: float = 300.0) -> str:
+    def sh(self, script: str, user: str = "root", check: bool = True, timeout: float = 90.0) -> str:
         """Run a shell script in the system and return what it printed, both streams."""
         return self.run("bash", "-c", f"exec 2>&1\n{script}", user=user, check=check, timeout=timeout).stdout
 

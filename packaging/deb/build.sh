@@ -13,7 +13,7 @@ if ! { command -v dh && command -v dpkg-buildpackage; } >/dev/null; then
     as_root=()
     [ "$(id -u)" = 0 ] || as_root=(sudo -n)
     { "${as_root[@]}" apt-get update -qq && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -y -qq --no-install-recommends debhelper dpkg-dev fakeroot; } >/dev/null 2>&1 ||
+        apt-get install -y -qq --no-install-recommends debhelper dpkg-dev fakeroot; } </dev/null >/dev/null 2>&1 ||
         die "debhelper is missing and may not be installed from here: sudo apt-get install debhelper dpkg-dev fakeroot"
 fi
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || echo 1767225600)

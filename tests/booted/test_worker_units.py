@@ -13,6 +13,8 @@ import pytest
 TEMPLATES = ("train", "record", "rollout")
 BUS = "busctl call org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager"
 
+REFUSED = ("Access denied", "not permitted", "authentication")
+
 
 @pytest.fixture(autouse=True, scope="module")
 def stand_in(system: Any) -> Iterator[None]:
@@ -34,12 +36,16 @@ def test_the_daemon_runs_freezes_thaws_and_stops_its_workers(system: Any, kind: 
     unit = f"zk0d-{kind}@t1.service"
     system.run("systemctl", "--no-ask-password", "start", unit, user="zk0d")
     assert state(system, unit) == "active"
-    system.run("systemctl", "--no-ask-password", "freeze", unit, user="zk0d")
+    # Not `systemctl freeze`: it also asks for a reference to the unit, which the bus allows only to root.
+    system.run("bash", "-c", f"{BUS} FreezeUnit s {unit}", user="zk0d")
     assert state(system, unit, "FreezerState") == "frozen"
-    system.run("systemctl", "--no-ask-password", "thaw", unit, user="zk0d")
+    system.run("bash", "-c", f"{BUS} ThawUnit s {unit}", user="zk0d")
     assert state(system, unit, "FreezerState") == "running"
-    system.run("systemctl", "--no-ask-password", "freeze", unit, user="zk0d")
-    system.run("systemctl", "--no-ask-password", "stop", unit, user="zk0d")  # a frozen one too
+    system.run("bash", "-c", f"{BUS} FreezeUnit s {unit}", user="zk0d")
+    refused = system.run("systemctl", "--no-ask-password", "stop", unit, user="zk0d", check=False)
+    assert "frozen unit" in refused.stderr  # systemd stops no frozen unit: thaw first
+    system.run("bash", "-c", f"{BUS} ThawUnit s {unit}", user="zk0d")
+    system.run("systemctl", "--no-ask-password", "stop", unit, user="zk0d")
     assert state(system, unit) == "inactive"
 
 
@@ -53,9 +59,8 @@ def test_the_daemon_manages_nothing_else(system: Any, unit: str, verb: str) -> N
     arguments = f"s {unit}" if verb in ("FreezeUnit", "ThawUnit") else f"ss {unit} replace"
     tried = system.run("bash", "-c", f"exec 2>&1; {BUS} {verb} {arguments}", user="zk0d", check=False)
     assert tried.returncode != 0, tried.stdout
-    assert any(word in tried.stdout for word in ("Access denied", "not permitted", "authentication", "not loaded", "not found")), tried.stdout
-    if unit in ("dbus.service", "zk0d.service"):
-        assert any(word in tried.stdout for word in ("Access denied", "not permitted", "authentication")), tried.stdout
+    missing = ("not loaded", "not found") if "zk0d-evil" in unit or "xzk0d" in unit or unit.endswith((".timer", ".target")) else ()
+    assert any(word in tried.stdout for word in (*REFUSED, *missing)), tried.stdout
 
 
 def test_the_daemon_may_not_change_its_workers_confinement(system: Any) -> None:
@@ -63,12 +68,13 @@ def test_the_daemon_may_not_change_its_workers_confinement(system: Any) -> None:
     for call in (
         "SetUnitProperties 'sba(sv)' zk0d-train@t1.service true 1 DevicePolicy s auto",
         "Reload",
-        "StartTransientUnit 'ssa(sv)a(sa(sv))' zk0d-train@t2.service fail 0 0",
+        "StartTransientUnit 'ssa(sv)a(sa(sv))' mine.service fail 0 0",
+        "StartTransientUnit 'ssa(sv)a(sa(sv))' zk0d-train@t2.service fail 0 0",  # a template's name cannot be taken
         "EnableUnitFiles 'asbb' 1 zk0d-train@.service true true",
     ):
         tried = system.run("bash", "-c", f"exec 2>&1; {BUS} {call}", user="zk0d", check=False)
         assert tried.returncode != 0, f"{call}: {tried.stdout}"
-        assert any(w in tried.stdout for w in ("Access denied", "not permitted", "authentication")), f"{call}: {tried.stdout}"
+        assert any(w in tried.stdout for w in (*REFUSED, "has a fragment file")), f"{call}: {tried.stdout}"
     system.sh("systemctl stop zk0d-train@t1.service")
 
 
@@ -95,15 +101,14 @@ def test_workers_are_confined(system: Any) -> None:
 
 def test_devices_by_major_number_are_enforced(system: Any) -> None:
     """A recorder may open serial ports, a trainer may not: by number, so that it holds before the module is loaded."""
-    system.sh("[ -e /run/tty-acm ] || mknod -m 666 /run/tty-acm c 166 0; [ -e /run/fuse-x ] || mknod -m 666 /run/fuse-x c 10 229")
-    for kind, node, allowed in (("record", "/run/tty-acm", True), ("train", "/run/tty-acm", False), ("record", "/run/fuse-x", False)):
+    system.sh("mknod -m 666 /dev/zk0-acm c 166 0; mknod -m 666 /dev/zk0-fuse c 10 229")
+    for kind, node, allowed in (("record", "/dev/zk0-acm", True), ("train", "/dev/zk0-acm", False), ("record", "/dev/zk0-fuse", False)):
         system.sh(
-            f"d=/run/systemd/system/zk0d-{kind}@.service.d; printf '[Service]\\nExecStart=\\nExecStart=/bin/sh -c \"exec <{node}\"\\n'"
-            " >$d/stand-in.conf; systemctl daemon-reload; journalctl --rotate --vacuum-time=1s -q 2>/dev/null; true"
+            f"printf '[Service]\\nType=oneshot\\nExecStart=\\nExecStart=/bin/sh -c \"exec <{node}\"\\n'"
+            f" >/run/systemd/system/zk0d-{kind}@.service.d/stand-in.conf; systemctl daemon-reload"
         )
-        system.run("systemctl", "start", "--wait", f"zk0d-{kind}@t1.service", check=False)
-        said = system.sh(f"journalctl --sync; journalctl -q -o cat -u zk0d-{kind}@t1.service -n 8")
+        system.run("systemctl", "start", f"zk0d-{kind}@t1.service", check=False, timeout=30)
+        said = system.sh(f"journalctl --sync; journalctl -q -o cat -u zk0d-{kind}@t1.service -n 6")
         # ENXIO or ENODEV: the open got past the device policy, and no such device is plugged in.
-        passed = "No such device" in said
-        denied = "Operation not permitted" in said
-        assert (passed, denied) == (allowed, not allowed), f"{kind} {node}: {said}"
+        found = ("No such device" in said, "Operation not permitted" in said)
+        assert found == (allowed, not allowed), f"{kind} {node}: {said}"
