@@ -1,4 +1,4 @@
-"""The processes of the demo: a hub and nodes that can be started, asked, stopped and killed. Also what end-to-end tests use."""
+"""The processes of the demo, and of the end-to-end tests: a hub and nodes to start, ask, stop and kill."""
 
 from __future__ import annotations
 
@@ -129,7 +129,16 @@ class Node(Server):
 
     def command(self) -> list[str]:
         config = self.folder / "zk0d.toml"
-        return [sys.executable, "-m", "zk0d.daemon.main", "--foreground", "--state", str(self.folder), "--config", str(config)]
+        return [
+            sys.executable,
+            "-m",
+            "zk0d.daemon.main",
+            "--foreground",
+            "--state",
+            str(self.folder),
+            "--config",
+            str(config),
+        ]
 
     @property
     def socket(self) -> Path:

@@ -6,6 +6,7 @@ Run as `python -m zk0d.demo`; see docs/demo.md for what each step shows.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shutil
 import sys
@@ -68,7 +69,9 @@ def fresh(out: Path) -> Path:
     out = out.resolve()
     if out.exists() and any(out.iterdir()):
         if not (out / MARKER).exists():
-            raise UsageError(f"{out} is not empty and was not made by the demo", "choose another: make demo DEMO_OUT=DIR")
+            raise UsageError(
+                f"{out} is not empty and was not made by the demo", "choose another: make demo DEMO_OUT=DIR"
+            )
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
     (out / MARKER).touch()
@@ -111,7 +114,9 @@ class Demo:
         began = time.monotonic()
         with self.step("start", "A hub, and three operators who enrol with it over TLS"):
             self.start()
-        with self.step("record", "Each operator records on their own arm; the maintainer records what versions are judged on"):
+        with self.step(
+            "record", "Each operator records on their own arm; the maintainer records what versions are judged on"
+        ):
             self.record()
         with self.step("train", "The nodes train and exchange; the hub merges and evaluates"):
             self.join()
@@ -132,23 +137,26 @@ class Demo:
         for (task, _), node in zip(OPERATORS.values(), self.nodes.values(), strict=False):
             node.configure(f"virtual:{task}", "expert", CAMERAS)
         self.bench.configure("virtual:Touch", "expert", CAMERAS)
-        self.in_parallel([(lambda n=n: n.start(n.answers)) for n in (*self.nodes.values(), self.bench)])
+        self.in_parallel([functools.partial(n.start, n.answers) for n in (*self.nodes.values(), self.bench)])
         for name, node in self.nodes.items():
             token = json.loads(self.hub.admin("invite", "--label", name, "--json"))["token"]
             node.ctl("enroll", token)
-            self.board.say(name, f"enrolled: {node.status().get('node_id', '')}")
+            self.board.say(name, f"enrolled: {node.status()['hub']['node_id']}")
 
     def record(self) -> None:
+        """Operators and maintainer at the same time, as in life."""
         acts: list[Callable[[], None]] = [self.create_federation]
-        for index, name in enumerate(self.nodes):
-            acts.append(lambda name=name, seed=1000 * index: self.record_on(self.nodes[name], name, OPERATORS[name], seed))  # type: ignore[misc]
+        for index, (name, node) in enumerate(self.nodes.items()):
+            acts.append(functools.partial(self.record_on, node, name, OPERATORS[name], 1000 * index))
         self.in_parallel(acts)
 
     def create_federation(self) -> None:
-        """Held-out episodes of every task first (other seeds than the operators'), then the federation that uses them."""
+        """Held-out episodes of every task (other seeds than the operators'), then the federation that uses them."""
         for index, name in enumerate(self.nodes):
             task = OPERATORS[name]
-            self.record_on(self.bench, f"heldout-{task[0].lower()}", task, 50_000 + 1000 * index, episodes=2, keep="--no-train")
+            self.record_on(
+                self.bench, f"heldout-{task[0].lower()}", task, 50_000 + 1000 * index, episodes=2, keep="--no-train"
+            )
         settings = TRAINING[self.options.policy] | {
             k: v for k, v in (("local_steps", self.options.steps), ("lr", self.options.lr)) if v is not None
         }
@@ -156,7 +164,9 @@ class Demo:
         config = self.out / "federation.toml"
         durable.write_text(config, federation_toml(self.options, settings, datasets))
         self.hub.admin("federation", "create", FEDERATION, "--config", str(config))
-        self.board.say("hub", f"federation '{FEDERATION}': {self.options.policy}, {settings['local_steps']} local steps per update")
+        self.board.say(
+            "hub", f"federation '{FEDERATION}': {self.options.policy}, {settings['local_steps']} local steps per update"
+        )
 
     def record_on(
         self, node: Node, dataset: str, task: tuple[str, str], seed: int, episodes: int = 0, keep: str = ""
@@ -185,18 +195,15 @@ class Demo:
         while seen <= self.options.versions:
             for line in self.hub.versions(FEDERATION)[seen:]:
                 seen += 1
-                loss = line.get("heldout_loss")
-                self.board.say(
-                    "hub",
-                    f"version {line['version']}: {line['updates']} updates merged, held-out loss {'not known' if loss is None else format(loss, '.4f')}",
-                    strong=True,
-                )
+                loss = "not known" if line["heldout_loss"] is None else f"{line['heldout_loss']:.4f}"
+                text = f"version {line['version']}: {line['updates']} updates merged, held-out loss {loss}"
+                self.board.say("hub", text, strong=True)
             if seen > self.options.versions:
                 break
             if time.monotonic() > deadline:
                 raise Zk0Error(f"only {seen - 1} versions after {timeout_s:.0f} s", f"see the logs in {self.out}")
             for name, node in self.nodes.items():
-                self.board.change(name, str(node.status().get("headline", "does not answer")))
+                self.board.change(name, str(node.status().get("state", {}).get("sentence", "does not answer")))
             self._ended.wait(2.0)
 
     def export(self) -> Path:
@@ -211,11 +218,13 @@ class Demo:
     def wait_until_held(self, node: Node, number: int, timeout_s: float = 60) -> None:
         deadline = time.monotonic() + timeout_s
         while True:
-            held = json.loads(node.ctl("model", "list", "--json").stdout)["models"]
-            if any(m["version"] == number for m in held):
+            held = json.loads(node.ctl("model", "list", "--json").stdout)
+            if any(m["version"] == number and m["fetched"] for m in held):
                 return
             if time.monotonic() > deadline:
-                raise Zk0Error(f"{node.name} has not received version {number} after {timeout_s:.0f} s", f"see {node.log}")
+                raise Zk0Error(
+                    f"{node.name} has not received version {number} after {timeout_s:.0f} s", f"see {node.log}"
+                )
             self._ended.wait(0.5)
 
     def rollout(self) -> Path:
@@ -241,7 +250,9 @@ class Demo:
         durable.write_json(self.out / "summary.json", summary)
         self.board.title("What came of it")
         print(table(lines))
-        print(f"policy   {policy}\nchart    {chart}\nvideo    {rollout / 'rollout.mp4'}\nsummary  {self.out / 'summary.json'}")
+        print(
+            f"policy   {policy}\nchart    {chart}\nvideo    {rollout / 'rollout.mp4'}\nsummary  {self.out / 'summary.json'}"
+        )
         print("seconds  " + ", ".join(f"{k} {v:.0f}" for k, v in self.seconds.items()))
         name, node = next(iter(self.nodes.items()))
         print(f"\n$ zk0ctl status        # {name}")

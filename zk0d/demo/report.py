@@ -73,13 +73,15 @@ def table(lines: list[dict[str, Any]]) -> str:
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows) + "\n"
 
 
-def summarise(nodes: dict[str, Node], lines: list[dict[str, Any]], policy: Path, seconds: dict[str, float]) -> dict[str, Any]:
+def summarise(
+    nodes: dict[str, Node], lines: list[dict[str, Any]], policy: Path, seconds: dict[str, float]
+) -> dict[str, Any]:
     """The content of summary.json. Bytes are of the whole run, as the nodes counted them on their links (TLS payload)."""
     up = down = episodes = 0
     for node in nodes.values():
         status = node.status()
-        up += status.get("link", {}).get("bytes_up", 0)
-        down += status.get("link", {}).get("bytes_down", 0)
+        up += status["bytes"]["up"]
+        down += status["bytes"]["down"]
         episodes += sum(d["episodes"] for d in status.get("datasets", []))
     return {
         "nodes": len(nodes),
