@@ -250,9 +250,8 @@ class Demo:
         durable.write_json(self.out / "summary.json", summary)
         self.board.title("What came of it")
         print(table(lines))
-        print(
-            f"policy   {policy}\nchart    {chart}\nvideo    {rollout / 'rollout.mp4'}\nsummary  {self.out / 'summary.json'}"
-        )
+        for what, where in (("policy", policy), ("chart", chart), ("video", rollout / "rollout.mp4")):
+            print(f"{what:<8} {where}")
         print("seconds  " + ", ".join(f"{k} {v:.0f}" for k, v in self.seconds.items()))
         name, node = next(iter(self.nodes.items()))
         print(f"\n$ zk0ctl status        # {name}")

@@ -76,7 +76,7 @@ def table(lines: list[dict[str, Any]]) -> str:
 def summarise(
     nodes: dict[str, Node], lines: list[dict[str, Any]], policy: Path, seconds: dict[str, float]
 ) -> dict[str, Any]:
-    """The content of summary.json. Bytes are of the whole run, as the nodes counted them on their links (TLS payload)."""
+    """The content of summary.json. Bytes are of the whole run, as the nodes counted them."""
     up = down = episodes = 0
     for node in nodes.values():
         status = node.status()
