@@ -145,7 +145,8 @@ def health(store: Store, live: LiveParts | None) -> list[dict[str, str]]:
     session = next(iter(store.sessions(1)), None)
     if session is not None and session.state in ("cut", "failed") and not (live and live.session):
         have = next((d.episodes for d in store.datasets() if d.name == session.dataset), 0)
-        goal = have - session.saved + session.wanted
-        hint = f"{have} episodes are saved; `zk0ctl record --dataset {session.dataset} --until {goal}` goes on"
-        found.append(_problem("degraded", "record", f"the last recording was {session.state}: {session.reason}", hint))
+        how = "was cut" if session.state == "cut" else "failed"
+        hint = f"{have} episodes are saved; `zk0ctl record --dataset {session.dataset} --until {session.goal}` goes on"
+        if have < session.goal:
+            found.append(_problem("degraded", "record", f"the last recording {how}: {session.reason}", hint))
     return sorted(found, key=lambda p: p["level"] != "error")

@@ -27,7 +27,7 @@ SCHEMA: tuple[str, ...] = (
     " spec_digest TEXT NOT NULL, base_digest TEXT NOT NULL, metrics TEXT NOT NULL, at REAL NOT NULL,"
     " fetched INTEGER NOT NULL, PRIMARY KEY (federation, number))",
     "CREATE TABLE sessions (id INTEGER PRIMARY KEY, dataset TEXT NOT NULL, task TEXT NOT NULL, by TEXT NOT NULL,"
-    " wanted INTEGER NOT NULL, saved INTEGER NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL,"
+    " goal INTEGER NOT NULL, saved INTEGER NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL,"
     " started_at REAL NOT NULL, ended_at REAL)",
     "CREATE TABLE events (id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL)",
 )

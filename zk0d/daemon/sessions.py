@@ -208,7 +208,7 @@ class Sessions:
             return _outcome(request.dataset, first, first, goal, 0, "there already")
         live = Live("recording", request.by, time.time(), request.dataset, goal, first, first=first)
         self._hold(live)
-        session = live.session = self._store.begin_session(request.dataset, request.task, request.by, goal - first)
+        session = live.session = self._store.begin_session(request.dataset, request.task, request.by, goal)
         discarded, why, state = 0, "", "failed"
         try:
             discarded, why = await self._takes(live, request, root, emit)

@@ -119,7 +119,8 @@ class Session:
     dataset: str
     task: str
     by: str
-    wanted: int
+    goal: int
+    """Episodes that the dataset was to have at the end."""
     saved: int
     state: str
     reason: str
@@ -343,11 +344,11 @@ class Store:
 
     # -- recording sessions ------------------------------------------------------------------------------------------
 
-    def begin_session(self, dataset: str, task: str, by: str, wanted: int) -> int:
+    def begin_session(self, dataset: str, task: str, by: str, goal: int) -> int:
         return self._do(
-            "INSERT INTO sessions (dataset, task, by, wanted, saved, state, reason, started_at)"
+            "INSERT INTO sessions (dataset, task, by, goal, saved, state, reason, started_at)"
             " VALUES (?,?,?,?,0,'running','',?)",
-            dataset, task, by, wanted, time.time(),
+            dataset, task, by, goal, time.time(),
         )  # fmt: skip
 
     def set_session(self, number: int, **fields: Any) -> None:

@@ -1,0 +1,216 @@
+"""The daemon as a process, driven by zk0ctl: states, crashes, restarts, signals, and what systemd sees of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from daemon_process import Daemon, loads, wait_until
+
+from zk0d.control import call
+
+HEAVY = {"torch", "lerobot", "transformers", "pandas", "pyarrow", "datasets", "mujoco", "cv2"}
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[Daemon]:
+    with Daemon(tmp_path / "node") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """For tests that leave the daemon as they found it."""
+    with Daemon(tmp_path_factory.mktemp("lasting") / "node") as running:
+        yield running
+
+
+def test_fresh_daemon_says_what_it_waits_for(lasting: Daemon) -> None:
+    ran = lasting.ctl("status")
+    assert ran.code == 0, ran
+    assert ran.out.splitlines()[0] == "idle: not enrolled at a hub; waits for `zk0ctl enroll`"
+    assert "\x1b" not in ran.out
+    why = lasting.ctl("why")
+    assert "rule: enrol" in why.out and "enrolled" in why.out
+
+
+def test_heavy_modules_are_not_in_it(lasting: Daemon) -> None:
+    assert not HEAVY & set(lasting.ask("modules"))
+
+
+def test_status_imports_only_the_standard_library(lasting: Daemon) -> None:
+    code = (
+        "import sys\nfrom zk0d.ctl.main import main\nmain(sys.argv[1:])\n"
+        "tops = {m.partition('.')[0] for m in sys.modules} - set(sys.stdlib_module_names)\n"
+        "print(sorted(t for t in tops if not t.startswith(('_', 'sitecustomize', 'usercustomize'))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--state", str(lasting.state), "status"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "['zk0d']"
+
+
+def test_state_is_private(lasting: Daemon) -> None:
+    assert (lasting.state / "control.sock").stat().st_mode & 0o007 == 0
+
+
+def test_overrides_show_and_end(lasting: Daemon) -> None:
+    assert "paused: by " in lasting.ctl("train", "pause", "--for", "2h").out
+    assert lasting.status()["training"]["override"]["kind"] == "pause"
+    assert lasting.ctl("train", "resume").out.startswith("idle: ")
+    lasting.ask("train", action="pause", for_s=0.3)
+    wait_until(lambda: lasting.status()["state"]["word"] == "idle", "the pause ends by itself", 5)
+    bad = lasting.ctl("train", "pause", "--for", "soon")
+    assert bad.code == 64 and "90s, 30min" in bad.err
+
+
+def test_killed_daemon_is_reported_and_starts_again(daemon: Daemon) -> None:
+    daemon.ctl("train", "pause", "--for", "2h")
+    daemon.kill()
+    ran = daemon.ctl("status")
+    assert ran.code == 3
+    assert ran.out.startswith("zk0d is not running (state as of ") and "told to pause" in ran.out
+    document = daemon.ctl("status", "--json")
+    assert document.code == 3 and loads(document)["running"] is False
+    logs = daemon.ctl("logs")
+    assert logs.code == 3 and "zk0d started" in logs.out
+    refused = daemon.ctl("train", "resume")
+    assert refused.code == 3 and "not running" in refused.err
+    daemon.start()
+    assert daemon.status()["state"]["word"] == "paused"
+
+
+def test_never_started(tmp_path: Path) -> None:
+    ran = Daemon(tmp_path / "node").ctl("status")
+    assert ran.code == 3 and "systemctl start zk0d" in ran.err
+
+
+def test_two_daemons_cannot_share_a_folder(lasting: Daemon) -> None:
+    second = subprocess.run(
+        [sys.executable, "-m", "zk0d.daemon.main", "--state", str(lasting.state)],
+        env=lasting.environ, capture_output=True, text=True, timeout=20, check=False,
+    )  # fmt: skip
+    assert second.returncode == 1 and f"process {lasting.pid}" in second.stderr
+    assert lasting.status()["running"]
+
+
+def test_bad_setting_ends_with_78(tmp_path: Path) -> None:
+    node = Daemon(tmp_path / "node", "[train]\ndevice = 7\n")
+    ran = subprocess.run(
+        [sys.executable, "-m", "zk0d.daemon.main", "--state", str(node.state)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 78 and "train.device = 7" in ran.stderr and "zk0d.toml" in ran.stderr
+
+
+def test_sigterm_ends_it_cleanly(daemon: Daemon) -> None:
+    follower = daemon.begin("logs", "--follow")
+    assert follower.stdout is not None
+    assert "zk0d started" in follower.stdout.readline()
+    assert daemon.terminate() < 5
+    assert daemon.process is not None and daemon.process.returncode == 0
+    follower.communicate(timeout=10)
+    assert not daemon.socket.exists()
+
+
+def test_unknown_operations_and_arguments_are_explained(lasting: Daemon) -> None:
+    assert lasting.ctl("bogus").code == 64
+    assert lasting.ctl("record", "--dataset", "x").code == 64
+    missing = lasting.ctl("dataset", "show", "nothing")
+    assert missing.code == 1 and "there is no dataset 'nothing'" in missing.err
+    nobody = lasting.ctl("record", "stop")
+    assert nobody.code == 1 and "nothing is being recorded" in nobody.err
+    unenrolled = lasting.ctl("federation", "join", "pick")
+    assert unenrolled.code == 1 and "enroll" in unenrolled.err
+
+
+def test_garbage_on_the_control_socket_harms_nothing(lasting: Daemon) -> None:
+    for data in (
+        b"{}\n",
+        b"\xff\xfe\n",
+        b'{"op": ["x"]}\n',
+        b'{"op": "record", "dataset": "../x"}\n',
+        b"[" * 100_000 + b"\n",
+    ):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.settimeout(10)
+            sock.connect(str(lasting.socket))
+            sock.sendall(data)
+            with sock.makefile("rb") as lines:
+                assert json.loads(lines.readline())["ok"] is False
+    assert lasting.status()["running"]
+
+
+def test_dataset_add_refuses_what_is_none(lasting: Daemon, tmp_path: Path) -> None:
+    ran = lasting.ctl("dataset", "add", "lift", str(tmp_path))
+    assert ran.code == 1 and "info.json" in ran.err
+    assert lasting.ctl("dataset").out.startswith("no datasets yet")
+
+
+def test_systemd_sees_ready_status_and_watchdog(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        notify.bind(str(tmp_path / "notify"))
+        notify.settimeout(10)
+        node = Daemon(tmp_path / "node", NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="2000000")
+        with node:
+            seen = ""
+            while not ("READY=1" in seen and "WATCHDOG=1" in seen and "STATUS=idle: not enrolled" in seen):
+                seen += notify.recv(4096).decode() + "\n"
+            os.kill(node.pid, signal.SIGSTOP)
+            notify.setblocking(False)
+            try:
+                while True:
+                    notify.recv(4096)
+            except BlockingIOError:
+                pass
+            time.sleep(1.5)  # a stopped daemon must not feed the watchdog: silence is what is looked for
+            with pytest.raises(BlockingIOError):
+                notify.recv(4096)
+            os.kill(node.pid, signal.SIGCONT)
+            notify.settimeout(10)
+            assert "WATCHDOG=1" in notify.recv(4096).decode()
+            node.terminate()
+        notify.settimeout(10)
+        seen = ""
+        while "STOPPING=1" not in seen:
+            seen += notify.recv(4096).decode()
+
+
+def test_socket_activation(tmp_path: Path) -> None:
+    path = tmp_path / "activated.sock"
+    state = tmp_path / "node"
+    state.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def inherit() -> None:
+            os.dup2(listener.fileno(), 3)
+            os.environ["LISTEN_PID"] = str(os.getpid())
+
+        # LISTEN_PID must name the process itself: a shell puts its own number, which exec keeps.
+        command = 'LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" -m zk0d.daemon.main --state "$1"'
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", command, sys.executable, str(state)], preexec_fn=inherit, pass_fds=(3,), close_fds=True,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            assert call(path, {"op": "status"}, timeout=20)["pid"] == process.pid
+            assert not (state / "control.sock").exists()
+        finally:
+            process.terminate()
+            assert process.wait(10) == 0
+        assert path.is_socket()
