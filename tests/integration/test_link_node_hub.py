@@ -361,3 +361,17 @@ def test_close_before_and_without_start(tmp_path: Path) -> None:
         await alice.close()
 
     asyncio.run(run())
+
+
+def test_folders_of_any_depth_will_do(tmp_path: Path) -> None:
+    """A unix socket's path has 108 bytes at most; a person's folder may have more."""
+
+    async def run() -> None:
+        deep = tmp_path / ("a" * 60) / ("b" * 60)
+        async with world(deep) as w, w.node("alice") as alice:
+            assert (await hello(alice))["node_id"] == "alice"
+            assert (deep / "hub").stat().st_mode & 0o777 == 0o700
+            assert (deep / "r-alice").stat().st_mode & 0o777 == 0o700
+        assert list((deep / "hub").iterdir()) == list((deep / "r-alice").iterdir()) == []
+
+    asyncio.run(run())

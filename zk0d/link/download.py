@@ -101,7 +101,7 @@ async def _chunks(peer: Peer, manifest: Manifest, partial: Partial) -> None:
                 if not good:
                     log.warning("transfer.wrong_chunk", peer=peer.name, digest=digest, index=index)
                 receiver.arrived(index, good, time.monotonic())
-                progress.done += len(data) if good else 0
+                progress.done, progress.moved = progress.done + (len(data) if good else 0), time.time()
             elif code == "busy":
                 receiver.unavailable(index)
                 await asyncio.sleep(_BUSY_PAUSE_S)

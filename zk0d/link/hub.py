@@ -21,6 +21,7 @@ from zk0d.link.enroll import hello_frame, serve_enroll
 from zk0d.link.identity import Authority, ServerIdentity
 from zk0d.link.messages import MAX_BULK, PUSHES
 from zk0d.link.peer import Peer
+from zk0d.link.rundir import RunDir
 from zk0d.link.state import LinkLimits, NodeLinkInfo, Progress
 from zk0d.link.terminator import Terminator
 from zk0d.link.tls import server_context
@@ -29,6 +30,7 @@ from zk0d.model.blobs import BlobStore, hex_of
 
 log = structlog.get_logger("zk0d.link.hub")
 
+_SOCKET = "router.sock"
 _ROOM_S = 0.002
 _UNKNOWN_S = 2.0
 """For so long after a gate opened the ROUTER may not know the node yet."""
@@ -74,7 +76,6 @@ class HubLink:
         self._closed = False
         self._terminator = Terminator(
             context=server_context(authority.directory / "ca.pem", server_identity),
-            router_path=run_dir / "router.sock",
             enroll_hello=hello_frame(authority.pem), allowed=allowed, on_up=self._from_up, on_down=self._from_down,
             on_enroll=self._from_enroll, limits=self._limits,
         )  # fmt: skip
@@ -82,11 +83,14 @@ class HubLink:
     async def start(self) -> None:
         """Listen; `port` is then the real one. ConfigError if the address cannot be had."""
         self._loop = asyncio.get_running_loop()
-        self._run_dir.mkdir(parents=True, exist_ok=True)
-        self._run_dir.chmod(0o700)  # whoever reaches the ROUTER's socket has passed no gate
-        path = self._run_dir / "router.sock"
-        if len(bytes(path)) > 100:
-            raise ConfigError(f"{path} is too long for a unix socket (100 bytes)", "use a shorter hub directory")
+        try:
+            self._folder = RunDir(self._run_dir)
+        except OSError as error:
+            raise ConfigError(
+                f"{self._run_dir} cannot be used: {error.strerror}", "it must be a folder of ours"
+            ) from None
+        self._folder.clear(_SOCKET)
+        self._terminator.router_path = path = self._folder.socket(_SOCKET)
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="zk0-link")
         self._context = zmq.asyncio.Context(io_threads=1)
         self._socket = _router(self._context)
@@ -114,7 +118,8 @@ class HubLink:
             self._socket.close(linger=0)
             self._context.term()
             await asyncio.to_thread(self._pool.shutdown)
-            (self._run_dir / "router.sock").unlink(missing_ok=True)
+            self._folder.clear(_SOCKET)
+            self._folder.close()
 
     async def push(self, node_id: str, type: str, body: dict[str, Any]) -> bool:
         """Say something to a node, unanswered. False (and nothing raised) when it is not linked now."""
@@ -152,7 +157,7 @@ class HubLink:
 
     def transfers(self) -> dict[str, list[Progress]]:
         """What is moving now, by node."""
-        return {name: list(peer.progress.values()) for name, peer in self._peers.items() if peer.progress}
+        return {name: moving for name, peer in self._peers.items() if (moving := peer.transfers())}
 
     def _peer(self, node_id: str) -> Peer:
         """One per node id that passed the gate or is waited for: bounded by who is enrolled. Outlives its links."""
@@ -189,6 +194,7 @@ class HubLink:
     async def _receive(self) -> None:
         while True:
             sender, *frames = await self._socket.recv_multipart(copy=False)
+            await asyncio.sleep(0)  # a future that is done already does not yield: a flood must not starve the loop
             node_id = sender.bytes.decode(errors="replace")
             peer = self._peer(node_id)
             if not peer.linked.is_set() and node_id in self._terminator.links():
@@ -235,6 +241,7 @@ class HubLink:
 def _router(context: zmq.asyncio.Context) -> zmq.asyncio.Socket:
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.BACKLOG, 512)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an absent node is an error we handle, not silence
     socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # safe behind the gate; makes a half-open link's node reachable again
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_BULK)

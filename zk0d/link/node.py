@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,11 @@ class NodeLink:
         """Begin connecting; returns at once. ConfigError when the node has no certificate or run_dir cannot be used."""
         node_id = self._identity.node_id
         self._loop = asyncio.get_running_loop()
-        self._tunnel.start()
+        path = self._tunnel.start()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="zk0-link")
         self._context = zmq.asyncio.Context(io_threads=1)
         self._socket = _dealer(self._context, node_id)
-        self._socket.connect(f"ipc://{self._tunnel.path}")
+        self._socket.connect(f"ipc://{path}")
         self._peer = Peer(
             "hub", transmit=self._transmit, blobs=self._blobs, pool=self._pool, may_take=self._shared.__contains__,
             limits=self._limits, bucket=self._bucket, on_push=self._on_push,
@@ -108,10 +109,9 @@ class NodeLink:
     @property
     def state(self) -> LinkState:
         """A current snapshot."""
-        state = self._state
-        state.bytes_up, state.bytes_down = self._tunnel.counters
-        state.transfers = list(self._peer.progress.values()) if self._tasks else []
-        return state
+        up, down = self._tunnel.counters
+        transfers = self._peer.transfers() if self._tasks else []
+        return replace(self._state, bytes_up=up, bytes_down=down, transfers=transfers)
 
     async def wait_connected(self, timeout: float) -> None:
         """Until the hub has answered on this link; LinkLostError with the current reason after `timeout` seconds."""
@@ -181,6 +181,7 @@ class NodeLink:
     async def _receive(self) -> None:
         while True:
             frames = await self._socket.recv_multipart(copy=False)
+            await asyncio.sleep(0)  # a future that is done already does not yield: a flood must not starve the loop
             message = self._peer.heard([f.buffer for f in frames])
             if message is not None and not self._connected.is_set() and self._peer.linked.is_set():
                 self._tunnel.proven()

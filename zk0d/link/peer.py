@@ -101,6 +101,11 @@ class Peer:
         for interrupted in list(self.interruptions):
             interrupted()
 
+    def transfers(self) -> list[Progress]:
+        """What is moving. A sender cannot know that the receiver had the rest already: silence ends it here."""
+        silent = time.time() - 3 * self.limits.reask_s
+        return [p for p in self.progress.values() if p.direction == "down" or p.moved > silent]
+
     async def close(self) -> None:
         """End: everything that waits gets LinkClosedError."""
         self._closed = True
@@ -206,6 +211,7 @@ class Peer:
             return
         served.add(index)
         progress.done += size
+        progress.moved = time.time()
         if progress.done >= progress.size:
             del self.progress["up", digest], self._served[digest]
 

@@ -148,8 +148,8 @@ class Session:
             )
         app = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            app.setblocking(False)  # a full backlog is this link's trouble, not the thread's
             app.connect(str(self._desk.router_path))
-            app.setblocking(False)
         except OSError:
             app.close()
             raise

@@ -55,6 +55,9 @@ class Progress:
     skipped: int = 0
     """Bytes of `done` that were here before this transfer began."""
 
+    moved: float = field(default_factory=time.time)
+    """When the last chunk came or went."""
+
     @property
     def rate(self) -> float:
         return (self.done - self.skipped) / max(time.time() - self.started, 1e-3)

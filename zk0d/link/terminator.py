@@ -36,7 +36,6 @@ class Terminator:
         self,
         *,
         context: ssl.SSLContext,
-        router_path: Path,
         enroll_hello: bytes,
         allowed: Callable[[str, str], bool],
         on_up: Callable[[str], None],
@@ -46,7 +45,8 @@ class Terminator:
     ) -> None:
         """`on_up(node)`, `on_down(node, reason)`, `on_enroll(token, request, address)` (then call `answer`)."""
         self._context = context
-        self.router_path, self.enroll_hello = router_path, enroll_hello
+        self.router_path = Path()  # set before start
+        self.enroll_hello = enroll_hello
         self.allowed, self.limits = allowed, limits
         self._on_up, self._on_down, self._on_enroll = on_up, on_down, on_enroll
         self._selector = selectors.DefaultSelector()

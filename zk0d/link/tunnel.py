@@ -24,10 +24,13 @@ from zk0d.errors import ConfigError
 from zk0d.link.gate import GateError, RefusalScanner
 from zk0d.link.identity import HUB_NAME
 from zk0d.link.pump import Scratch, TlsPump, Wire, WireEnd
+from zk0d.link.rundir import RunDir
 from zk0d.link.state import LinkLimits
 from zk0d.link.tls import ALPN_LINK, explain_hub_failure
 
 log = structlog.get_logger("zk0d.link.tunnel")
+
+_SOCKET = "tunnel.sock"
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ class Tunnel:
     ) -> None:
         """`context` is called for every attempt, so that a renewed certificate is picked up."""
         self._host, self._port, self._context = host, port, context
-        self.path = run_dir / "tunnel.sock"
+        self._run_dir = run_dir
+        self._folder: RunDir | None = None
         self._on_event, self._limits, self._tap = on_event, limits, tap
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._closing = self._reset = self._proven = self._retry = False
@@ -80,20 +84,23 @@ class Tunnel:
         self._past_up = self._past_down = 0
         self._failures = 0
 
-    def start(self) -> None:
-        """Listen on `path` and begin to dial."""
-        if len(os.fsencode(self.path)) > 100:
-            raise ConfigError(f"{self.path} is too long for a unix socket (100 bytes)", "use a shorter run directory")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.parent.chmod(0o700)
-        self.path.unlink(missing_ok=True)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.bind(str(self.path))
-        listener.listen(4)
-        listener.setblocking(False)
-        self._listener = listener
+    def start(self) -> Path:
+        """Listen, begin to dial; where the DEALER is to connect. ConfigError if the run directory cannot be used."""
+        try:
+            self._folder = RunDir(self._run_dir)
+            self._folder.clear(_SOCKET)
+            path = self._folder.socket(_SOCKET)
+            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._listener.bind(str(path))
+        except OSError as error:
+            raise ConfigError(
+                f"{self._run_dir} cannot be used: {error.strerror}", "it must be a folder of ours"
+            ) from None
+        self._listener.listen(4)
+        self._listener.setblocking(False)
         self._selector.register(self._wake, selectors.EVENT_READ, None)
         self._thread.start()
+        return path
 
     def close(self) -> None:
         """End the thread; at most a second or so. Safe to call twice."""
@@ -106,7 +113,9 @@ class Tunnel:
         self._selector.close()
         if self._listener is not None:
             self._listener.close()
-        self.path.unlink(missing_ok=True)
+        if self._folder is not None:
+            self._folder.clear(_SOCKET)
+            self._folder.close()
         os.close(self._wake)
         self._wake = -1
 
@@ -137,13 +146,13 @@ class Tunnel:
     def _run(self) -> None:
         while not self._closing:
             self._reset = self._proven = self._retry = False
-            self._on_event(TunnelEvent("dialling"))
             try:
-                self._link()
-                return  # closing
-            except _Failed as failure:
-                self._back_off(failure)
-            except Exception as error:  # a bug here must not end the link for good
+                self._on_event(TunnelEvent("dialling"))
+                try:
+                    self._link()
+                except _Failed as failure:
+                    self._back_off(failure)
+            except Exception as error:  # a defect here must not end the link for good
                 log.exception("link.internal")
                 self._back_off(_Failed("internal", f"internal error: {error}"))
 
