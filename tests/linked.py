@@ -156,6 +156,7 @@ class Proxy:
         """Values of `passed` at which everything is cut."""
         self.cuts = 0
         self._closing = False
+        self._age = 0
         self._spawn(self._accept)
 
     def _spawn(self, target: Callable[..., None], *args: Any) -> None:
@@ -175,9 +176,16 @@ class Proxy:
             self._spawn(self._relay, client, server, True)
             self._spawn(self._relay, server, client, False)
 
+    def freeze(self) -> None:
+        """Swallow what comes on the connections that are open now, as a dead router does."""
+        self._age += 1
+
     def _relay(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
+        age = self._age
         try:
             while data := source.recv(32768):
+                if age < self._age:
+                    continue
                 if counted:
                     self.passed += len(data)
                     if self.cut_at and self.passed >= self.cut_at[0]:

@@ -375,3 +375,25 @@ def test_folders_of_any_depth_will_do(tmp_path: Path) -> None:
         assert list((deep / "hub").iterdir()) == list((deep / "r-alice").iterdir()) == []
 
     asyncio.run(run())
+
+
+def test_a_half_open_link_is_left_for_a_new_one(tmp_path: Path) -> None:
+    """The hub still believes in the old link when the node comes back over a new one."""
+
+    async def run() -> None:
+        async with world(tmp_path) as w:
+            proxy = Proxy(w.port)
+            try:
+                limits = LinkLimits(**{**FAST.__dict__, "silence_s": 1.2, "ping_s": 0.3})
+                async with w.node("alice", port=proxy.port, limits=limits) as alice:
+                    digest = w.blobs.add_bytes(BLOB)
+                    since = w.hub.nodes()["alice"].since
+                    proxy.freeze()
+                    fetching = asyncio.create_task(alice.fetch(digest))
+                    assert (await hello(alice))["node_id"] == "alice"
+                    assert (await fetching).read_bytes() == BLOB
+                    assert w.hub.nodes()["alice"].since > since
+            finally:
+                await asyncio.to_thread(proxy.close)
+
+    asyncio.run(run())

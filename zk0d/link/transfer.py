@@ -29,6 +29,7 @@ class Receiver:
         self._wrong = 0
         self._latency = 0.0
         self._heard = now
+        self._silences = 0
         self.progressed = now
         """When a good chunk last came."""
 
@@ -50,6 +51,7 @@ class Receiver:
             self._take_back(list(self._asked))
             self._window = max(1, self._window // 2)
             self._heard = now
+            self._silences += 1
         asks = []
         while self._missing and len(self._asked) < self._window:
             index = self._missing.popleft()
@@ -68,7 +70,7 @@ class Receiver:
         asked = self._asked.pop(index, None)
         if index in self._done:
             return
-        self._heard = now
+        self._heard, self._silences = now, 0
         if good:
             if asked is None:
                 self._missing.remove(index)  # it had been taken back (the link broke) while it was being stored
@@ -103,7 +105,8 @@ class Receiver:
             self._missing.appendleft(index)
 
     def _patience(self) -> float:
-        return max(self._limits.reask_s, 4 * self._latency)
+        # Doubled after each silence: on a line slower than expected, asking again only makes it slower.
+        return max(self._limits.reask_s, 4 * self._latency) * 2.0 ** min(self._silences, 3)
 
     def _adapt(self, latency: float) -> None:
         """Few chunks in flight on a slow line (control messages wait behind them), more on a fast one."""
