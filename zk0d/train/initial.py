@@ -5,9 +5,10 @@ Not for statistics, which the hub gathers from the nodes and puts into the spec 
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zk0d.durable import write_bytes
 from zk0d.errors import ConfigError, WorkerError
@@ -35,7 +36,7 @@ def main(job: Message, channel: WorkerChannel) -> Message:
     torch.set_num_threads(int(job.get("threads", 1)))
     channel.emit("ready")
     torch.manual_seed(int(job["seed"]))
-    fields = dict(model.preset.config)
+    fields = {**_pretrained_fields(model.policy, model.preset.weights), **model.preset.config}
     if model.policy == "act":
         fields["pretrained_backbone_weights"] = None  # nodes take them from the base, not from a download
     config = make_config(model.policy, fields, model.features, model.preset.backbone, cache, "cpu")
@@ -70,6 +71,22 @@ def main(job: Message, channel: WorkerChannel) -> Message:
         "parameters": sum(p.numel() for p in parameters.values()),
         "exchange_parameters": sum(t.elements for t in spec.exchange),
     }
+
+
+def _pretrained_fields(policy_type: str, source: str) -> dict[str, Any]:
+    """Configuration that pretrained weights were made with, as far as this LeRobot knows its fields."""
+    if source in ("", "torchvision"):
+        return {}
+    from dataclasses import fields
+
+    from zk0d.train.policy import BACKBONE_FIELD, LOCAL_FIELDS, config_class, local_model
+
+    folder = local_model(source, ("model.safetensors", "config.json"))
+    found = json.loads((folder / "config.json").read_text())
+    if found.get("type", policy_type) != policy_type:
+        raise ConfigError(f"[model] weights {source!r} are of a {found['type']} policy, not {policy_type}")
+    known = {f.name for f in fields(config_class(policy_type))} - LOCAL_FIELDS - {BACKBONE_FIELD, "load_vlm_weights"}
+    return {k: v for k, v in found.items() if k in known}
 
 
 def _load_pretrained(policy: Policy, source: str) -> None:

@@ -46,6 +46,9 @@ def write(folder: Path, spec: ModelSpec, policy: Policy, pre: Processor, post: P
     metrics: dict[str, Any] = {
         "federation": version.card.get("federation"),
         "version": version.number,
+        "policy": policy.name,
+        "units": spec.units,
+        "fps": spec.fps,
         "heldout_loss": version.loss,
         "datasets": version.datasets,
         "spec_digest": spec.digest,
@@ -124,7 +127,8 @@ def card(folder: Path, spec: ModelSpec, policy: Policy, version: Version) -> str
         "",
         *_table([("Feature", "Shape"), *((f"`{n}`", " × ".join(map(str, f.shape))) for n, f in spec.features.items())]),
         "",
-        f"Joints are in {units}, at {spec.fps} steps a second. Pictures are fitted into the size given, with their proportions kept.",
+        f"Joints are in {units}, at {spec.fps} steps a second. "
+        "Pictures are fitted into the size given, with their proportions kept.",
         "",
         "## How to load it",
         "",

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,9 @@ def directory(cache: Path) -> Path:
     target = cache / f"tiny-vlm-{digest.hexdigest()[:16]}"
     if target.is_dir():
         return target
-    part = cache / f".{target.name}.{os.getpid()}.tmp"
-    part.mkdir(parents=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=cache))
+    part.chmod(0o755)
     for name, data in files.items():
         (part / name).write_bytes(data)
     try:

@@ -59,7 +59,7 @@ def load_base(policy: Policy, spec: ModelSpec, path: Path) -> None:
 
 
 def load_exchange(spec: ModelSpec, path: Path) -> Tensors:
-    """A version or delta file as float32 CPU tensors by name. Raises PayloadError if it does not fit or is not finite."""
+    """A version or delta file as float32 CPU tensors by name. Raises PayloadError unless it fits and is finite."""
     with Payload.open(path) as payload:
         payload.check_against(spec)
         payload.check_finite()
