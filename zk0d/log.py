@@ -9,6 +9,7 @@ import logging
 import logging.handlers
 import os
 import sys
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,18 @@ _SHARED: list[Any] = [
 
 def configure(program: str, file: Path | None = None, level: str = "info") -> None:
     """Send structlog and the stdlib's logging to stderr and, as JSON lines, to `file`. Call once, at start."""
+
+    def name_it(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event.setdefault("program", program)  # not a context variable: the link's threads log too
+        return event
+
+    shared = [*_SHARED, name_it]
     structlog.configure(
-        processors=[*_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=False,
     )
-    structlog.contextvars.bind_contextvars(program=program)
     tty = sys.stderr.isatty()
     console: list[Any] = (
         [structlog.dev.ConsoleRenderer(colors="NO_COLOR" not in os.environ, pad_event=40)] if tty else _json()
@@ -39,10 +45,11 @@ def configure(program: str, file: Path | None = None, level: str = "info") -> No
     for old in list(root.handlers):
         root.removeHandler(old)
         old.close()
-    _add(root, logging.StreamHandler(sys.stderr), console)
+    _add(root, logging.StreamHandler(sys.stderr), shared, console)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        _add(root, logging.handlers.RotatingFileHandler(file, maxBytes=8 << 20, backupCount=4, delay=True), _json())
+        rotating = logging.handlers.RotatingFileHandler(file, maxBytes=8 << 20, backupCount=4, delay=True)
+        _add(root, rotating, shared, _json())
     root.setLevel(level.upper())
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
@@ -51,7 +58,7 @@ def _json() -> list[Any]:
     return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(ensure_ascii=False)]
 
 
-def _add(root: logging.Logger, handler: logging.Handler, last: list[Any]) -> None:
+def _add(root: logging.Logger, handler: logging.Handler, shared: list[Any], last: list[Any]) -> None:
     remove = structlog.stdlib.ProcessorFormatter.remove_processors_meta
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=_SHARED, processors=[remove, *last]))
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[remove, *last]))
     root.addHandler(handler)

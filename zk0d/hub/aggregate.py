@@ -21,6 +21,9 @@ from zk0d.model.codec import BLOCK, Float32, decode_bfloat16, encode_bfloat16, i
 from zk0d.model.payload import Payload, PayloadWriter, exchange_entries, write_exchange
 from zk0d.model.spec import ModelSpec
 
+BREATHE_EVERY = 4
+"""Blocks."""
+
 
 @dataclass(frozen=True)
 class Merged:
@@ -51,24 +54,33 @@ def merge(
         full = stack.enter_context(PayloadWriter(out_master, exchange_entries(spec, "float32")))
         published = stack.enter_context(PayloadWriter(out_published, exchange_entries(spec)))
         for tensor in spec.exchange:
-            if cancelled():
-                raise CancelledError
-            merged = _tensor(base.float32(tensor.name), [(p.tensor(tensor.name), w) for p, w in deltas])
+            parts = [(p.tensor(tensor.name), w) for p, w in deltas]
+            merged = _tensor(
+                base.float32(tensor.name), parts, lambda: _breathe([base, *(p for p, _ in deltas)], cancelled)
+            )
             travels = encode_bfloat16(merged) if spec.dtype == "bfloat16" else merged
             if not is_finite(travels):
                 raise PayloadError(f"merging makes tensor {tensor.name!r} infinite", "the updates are too large")
             full.write(tensor.name, merged)
             published.write(tensor.name, travels)
-            for payload in (base, *(p for p, _ in deltas)):
-                payload.release()
     return Merged(full.digest, published.digest, published.size)
 
 
-def _tensor(base: Float32, deltas: list[tuple[NDArray[Any], float]]) -> Float32:
+def _breathe(mapped: list[Payload], cancelled: Callable[[], bool]) -> None:
+    """Between blocks: stop if asked to, and give read pages back, as mapped files count as this process's memory."""
+    if cancelled():
+        raise CancelledError
+    for payload in mapped:
+        payload.release()
+
+
+def _tensor(base: Float32, deltas: list[tuple[NDArray[Any], float]], breathe: Callable[[], None]) -> Float32:
     """base + Σ weight · delta, block by block in float64; bfloat16 deltas come as uint16."""
     out = np.empty(base.shape, np.float32)
     flat_base, flat_out = base.reshape(-1), out.reshape(-1)
     for start in range(0, flat_out.size, BLOCK):
+        if start % (BREATHE_EVERY * BLOCK) == 0:
+            breathe()
         part = slice(start, start + BLOCK)
         total = np.zeros(flat_out[part].size, np.float64)
         for delta, weight in deltas:

@@ -63,6 +63,7 @@ HUB: tuple[Setting, ...] = (
     Setting("runtime.python", str, sys.executable, ANY, "the interpreter that has the training packages, for workers"),
     Setting("runtime.device", str, "auto", ANY, "where versions are evaluated: auto, cpu, cuda, cuda:1 …"),
     Setting("runtime.attempts", int, 3, at_least(1), "how often an evaluation that fails is tried"),
+    Setting("runtime.retry_s", float, 10.0, above(0), "seconds before the second try; doubles each time"),
     Setting("runtime.evaluation_timeout_s", float, 3600.0, above(0), "an evaluation that takes longer is ended"),
 )  # fmt: skip
 

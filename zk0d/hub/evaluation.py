@@ -11,7 +11,6 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +41,16 @@ class Evaluations:
         ledger: Ledger,
         blobs: BlobStore,
         configs: dict[str, Config],
-        retry_s: Callable[[int], float] = lambda attempts: 2.0**attempts,
     ) -> None:
         self.progress = ""
         """What is being evaluated, for status; "" when nothing is."""
         self._directory, self._settings = directory, settings
         self._ledger, self._blobs, self._configs = ledger, blobs, configs
-        self._retry_s = retry_s
         self._wake = asyncio.Event()
         self._worker: Worker | None = None
         self._loop: asyncio.Task[None] | None = None
         self._chart_problem = ""
+        self._undrawn: set[str] = set()
 
     def start(self) -> None:
         self._loop = asyncio.create_task(self._run(), name="evaluations")
@@ -76,6 +74,9 @@ class Evaluations:
             self._wake.clear()
             version = self._ledger.to_evaluate()
             if version is None:
+                # Drawing takes seconds of a core: not while a version waits.
+                while self._undrawn and not self._wake.is_set():
+                    await self._chart(self._undrawn.pop())
                 await self._wake.wait()
                 continue
             try:
@@ -85,7 +86,7 @@ class Evaluations:
                 self._failed(version, "a defect of the hub: see its log")
             latest = self._ledger.version(version["federation"], version["number"])
             if latest is not None and latest["evaluation"] == "waiting":
-                await asyncio.sleep(self._retry_s(latest["attempts"]))
+                await asyncio.sleep(self._settings["runtime.retry_s"] * 2.0 ** (latest["attempts"] - 1))
             else:
                 await self.report(version["federation"])
 
@@ -160,7 +161,7 @@ class Evaluations:
     # -- metrics and chart -----------------------------------------------------------------------------------------
 
     async def report(self, name: str) -> None:
-        """Write metrics.jsonl, a line per version up to the first that still waits, and draw the chart."""
+        """Write metrics.jsonl, a line per version up to the first that still waits; the chart follows."""
         lines = self.lines(name)
         folder = self._directory / "federations" / name
         path = folder / "metrics.jsonl"
@@ -168,7 +169,7 @@ class Evaluations:
         if not lines or (path.exists() and path.read_text() == text and (folder / "chart.png").exists()):
             return
         await asyncio.to_thread(write_text, path, text)
-        await self._chart(name, folder)
+        self._undrawn.add(name)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """What metrics.jsonl says. Bytes are payload bytes that came with a version's updates, and that nodes took
@@ -209,7 +210,8 @@ class Evaluations:
             before = version["created_at"]
         return lines
 
-    async def _chart(self, name: str, folder: Path) -> None:
+    async def _chart(self, name: str) -> None:
+        folder = self._directory / "federations" / name
         work = self._directory / "work" / "chart"
         job = {"title": name, "metrics": str(folder / "metrics.jsonl"), "out": str(folder / "chart.png")}
         logs = self._directory / "log" / "chart.log"

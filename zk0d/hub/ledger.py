@@ -174,13 +174,13 @@ class Ledger:
     def blob_needed(self, digest: str) -> bool:
         """Whether any federation still needs this blob: published, part of its base, or of its next or last merge."""
         row = self._store.one(
-            "SELECT EXISTS (SELECT 1 FROM federations WHERE ?1 IN (draft_spec, base, exchange, spec))"
-            " OR EXISTS (SELECT 1 FROM versions v WHERE digest = ?1 OR master = ?1 AND number >="
+            "SELECT EXISTS (SELECT 1 FROM federations WHERE ? IN (draft_spec, base, exchange, spec))"
+            " OR EXISTS (SELECT 1 FROM versions v WHERE digest = ? OR master = ? AND number >="
             "  (SELECT max(number) FROM versions w WHERE w.federation = v.federation) - 1)"
-            " OR EXISTS (SELECT 1 FROM updates u WHERE payload = ?1 AND (state IN ('receiving','admitted')"
+            " OR EXISTS (SELECT 1 FROM updates u WHERE payload = ? AND (state IN ('receiving','admitted')"
             "  OR new_version = (SELECT max(number) FROM versions w WHERE w.federation = u.federation))) AS needed",
-            digest,
-        )
+            digest, digest, digest, digest,
+        )  # fmt: skip
         return row is not None and bool(row["needed"])
 
     def offer(self, s: Statement) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ UPDATE_PREFIX = b"zk0 update v1\0"
 RECEIPT_PREFIX = b"zk0 receipt v1\0"
 MAX_STATEMENT = 4096
 MAX_SAMPLES = 10**9
+MAX_LOSS = 1e30
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def read_statement(raw: bytes, signature: bytes) -> Statement:
         raise ProtocolError("the update statement has a text that is none")
     if not all(type(value[k]) is int and 0 <= value[k] < 1 << 53 for k in _COUNT):
         raise ProtocolError("the update statement has a number that is no count")
-    if not all(type(value[k]) in (int, float) and math.isfinite(value[k]) for k in _LOSS):
+    if not all(type(value[k]) in (int, float) and abs(value[k]) <= MAX_LOSS for k in _LOSS):  # not so for NaN
         raise ProtocolError("the update statement has a loss that is not finite")
     if not 1 <= value["samples"] <= MAX_SAMPLES or value["steps"] < 1:
         raise ProtocolError(f"an update of {value['samples']} samples and {value['steps']} steps")

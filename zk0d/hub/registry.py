@@ -143,7 +143,9 @@ class Registry:
 
     def nodes(self, state: str | None = None) -> list[Row]:
         """All nodes, or those in one state, oldest request first."""
-        return self._store.all("SELECT * FROM nodes WHERE ?1 IS NULL OR state = ?1 ORDER BY requested_at, node", state)
+        return self._store.all(
+            "SELECT * FROM nodes WHERE ? IS NULL OR state = ? ORDER BY requested_at, node", state, state
+        )
 
     def certificate(self, node: str) -> bytes:
         """The certificate an approved node signs with."""

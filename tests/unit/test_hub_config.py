@@ -1,0 +1,175 @@
+"""Settings: each mistake names file, key, value and what is accepted. And the pooling of statistics."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hub_cast import TOML, make_parts, stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zk0d.errors import ConfigError, RefusedError
+from zk0d.hub import statistics
+from zk0d.hub.chart import draw
+from zk0d.hub.config import FEDERATION, HUB, check_name, load_hub, parse, parse_address, parse_federation, reference
+
+GOOD = TOML.format(nodes=3, versions=3, dtype="bfloat16")
+
+
+def test_good_settings_and_defaults() -> None:
+    config = parse_federation(
+        GOOD + '[model.config]\nchunk_size = 4\n[evaluation]\ndatasets = ["local:/x"]\n', "f.toml"
+    )
+    assert config["rounds.target"] == 3 and config["training.lr"] == 1e-4 and config["evaluation.max_samples"] == 512
+    model = config.table("model")
+    assert model["cameras"] == {"front": [96, 96]} and model["config"] == {"chunk_size": 4} and model["policy"] == "act"
+    assert config.table("training") == {"local_steps": 5, "batch_size": 8, "lr": 1e-4, "mu": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[model", "not TOML"),
+        ("[model]", "model.policy is missing"),
+        ('[model]\npolicy = "gpt"', "model.policy = 'gpt'"),
+        ('[model]\npolicy = 3', "model.policy = 3"),
+        ('[model]\npolicy = "act"\ncolour = 1', "model.colour is not a setting"),
+        ("[modle]\n", "[modle] is not a table"),
+        ("model = 3", "[model] is not a table"),
+        (GOOD + "[training2]\n", "[training2]"),
+        (GOOD.replace("target = 3", "target = 0"), "rounds.target = 0"),
+        (GOOD.replace("target = 3", "target = true"), "rounds.target = True"),
+        (GOOD.replace("quorum = 1", "quorum = 4"), "rounds.quorum = 4 is above rounds.target = 3"),
+        (GOOD.replace("deadline_s = 600", "deadline_s = 0"), "rounds.deadline_s = 0.0"),
+        (GOOD.replace("deadline_s = 600", "deadline_s = nan"), "rounds.deadline_s = nan"),
+        (GOOD + '[evaluation]\ndatasets = ["hf:a/b"]', "evaluation.datasets = ['hf:a/b']"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_named(text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_federation(text, "the/file.toml")
+    assert said in caught.value.message and caught.value.message.startswith("the/file.toml: ")
+    assert caught.value.hint or "not TOML" in said
+
+
+def test_hub_settings(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"hub\.toml is missing"):
+        load_hub(tmp_path)
+    (tmp_path / "hub.toml").write_text('[hub]\nlisten = "nowhere"\n')
+    with pytest.raises(ConfigError, match=r"hub.listen = 'nowhere' is not accepted"):
+        load_hub(tmp_path)
+    (tmp_path / "hub.toml").write_text('[hub]\nlisten = "[::1]:7"\n')
+    assert load_hub(tmp_path)["runtime.python"] == sys.executable
+
+
+def test_addresses_and_names() -> None:
+    assert parse_address("a.b:80") == ("a.b", 80) and parse_address("[::1]:80") == ("::1", 80)
+    assert [parse_address(t) for t in ("", "a", "a:", ":1", "a:x", "::1:80", "a:70000")] == [None] * 7
+    assert check_name("so101-pick_1") == "so101-pick_1"
+    for bad in ("", "A", "-a", "a/b", "..", "a" * 64, "a\n"):
+        with pytest.raises(ConfigError):
+            check_name(bad)
+
+
+def test_every_setting_is_documented_and_its_default_accepted() -> None:
+    for settings in (HUB, FEDERATION):
+        page = reference(settings)
+        for setting in settings:
+            assert f"`{setting.key}`" in page and setting.help
+            if setting.default is not None:
+                assert type(setting.default) is setting.kind and setting.allowed.test(setting.default), setting.key
+    assert parse("", HUB, "x")["hub.listen"] == "0.0.0.0:7730"
+
+
+# -- statistics ----------------------------------------------------------------------------------------------------
+
+samples = st.lists(st.lists(st.floats(-180, 180), min_size=1, max_size=30), min_size=1, max_size=5)
+
+
+@given(samples)
+def test_pooling_is_exact(groups: list[list[float]]) -> None:
+    parts = [
+        {"action": {"mean": [float(np.mean(g))], "std": [float(np.std(g))], "min": [min(g)], "max": [max(g)],
+                    "count": [float(len(g))]}}
+        for g in groups
+    ]  # fmt: skip
+    whole = np.concatenate([np.array(g) for g in groups])
+    merged = statistics.merge(parts)["action"]
+    assert merged["count"] == [len(whole)] and merged["min"] == [whole.min()] and merged["max"] == [whole.max()]
+    assert merged["mean"][0] == pytest.approx(whole.mean(), abs=2e-6)
+    assert merged["std"][0] == pytest.approx(max(0.5, whole.std()), abs=2e-6)
+    assert merged == statistics.merge(parts[::-1])["action"]
+
+
+def spoil(key: str, value: Any) -> dict[str, Any]:
+    made: dict[str, Any] = stats(0.0)
+    made["action"] = {**made["action"], key: value}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({}, "statistics of nothing"), ({"action": stats(0)["action"]}, "needs action, observation.state"),
+        ({**stats(0), "observation.images.front": {}}, "needs"), (spoil("mean", [0.0] * 5), "mean of action is not 6"),
+        (spoil("std", [-1.0] * 6), "contradict"), (spoil("min", [99.0] * 6), "contradict"),
+        (spoil("mean", [float("nan")] * 6), "finite"), (spoil("count", [0.0]), "contradict"),
+        (spoil("count", 5), "not 1 finite"), (spoil("mean", ["x"] * 6), "finite"),
+        (spoil("more", [1.0]), "are not mean"),
+        (spoil("mean", [10**400] * 6), "finite"), ([], "nothing"),
+    ],
+)  # fmt: skip
+def test_bad_statistics(tmp_path: Path, value: Any, said: str) -> None:
+    with pytest.raises(RefusedError, match=said):
+        statistics.check(value, make_parts(tmp_path))
+
+
+def test_good_statistics(tmp_path: Path) -> None:
+    assert statistics.check(stats(3.0), make_parts(tmp_path)) == stats(3.0)
+
+
+# -- chart and command ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_chart_of_any_length(tmp_path: Path, count: int) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    lines = [
+        {"version": i, "heldout_loss": None if i == 1 else 1 / (1 + i), "bytes_up": i * 1000, "bytes_down": 0,
+         "train_loss": {"node-1": {"first": 2.0, "last": 1.0}} if i else {}}
+        for i in range(count)
+    ]  # fmt: skip
+    draw(lines, "fed", tmp_path / "c.png")
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "zk0d.hub.main", *arguments], capture_output=True, text=True,
+        cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+
+
+def test_exit_statuses_of_the_command(tmp_path: Path) -> None:
+    away = run("--dir", str(tmp_path), "status")
+    assert away.returncode == 3 and "nothing listens" in away.stderr and away.stdout == ""
+    assert run("--dir", str(tmp_path), "nonsense").returncode == 64
+    assert run("nodes").returncode == 64
+    unmade = run("--dir", str(tmp_path), "serve")
+    assert unmade.returncode == 78 and "init" in unmade.stderr
+
+
+def test_the_hub_imports_no_torch() -> None:
+    code = (
+        "import sys, zk0d.hub.serve, zk0d.hub.main;"
+        " bad = {'torch', 'lerobot', 'transformers', 'safetensors', 'matplotlib'} & set(sys.modules);"
+        " sys.exit(repr(bad) if bad else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
