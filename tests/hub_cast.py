@@ -49,7 +49,7 @@ local_steps = 5
 min_nodes = {nodes}
 target = {nodes}
 quorum = 1
-deadline_s = 600
+deadline_s = {deadline_s}
 versions = {versions}
 """
 
@@ -118,9 +118,9 @@ class HubProcess:
         return call(self.folder / "admin.sock", {"op": op, **fields}, timeout=20)
 
     def create(
-        self, name: str, parts: Path, nodes: int, versions: int = 0, dtype: str = "bfloat16", more: str = ""
+        self, name: str, parts: Path, nodes: int, versions: int = 0, dtype: str = "bfloat16", deadline_s: int = 600
     ) -> None:
-        toml = TOML.format(nodes=nodes, versions=versions, dtype=dtype) + more
+        toml = TOML.format(nodes=nodes, versions=versions, dtype=dtype, deadline_s=deadline_s)
         self.ask("federation_create", name=name, toml=toml, parts=str(parts))
 
     def kill(self) -> None:

@@ -15,6 +15,7 @@ import pytest
 from hub_cast import HubProcess, TestNode, base_tensors, make_parts, reference, until
 
 from zk0d.errors import RefusedError
+from zk0d.hub.main import main
 from zk0d.link.enroll import enroll
 from zk0d.model.blobs import BlobStore, Manifest, digest_of
 from zk0d.model.payload import PayloadWriter
@@ -150,6 +151,50 @@ def test_killed_again_and_again_gives_the_same_bytes(hub: HubProcess, tmp_path: 
     asyncio.run(play())
     shown = hub.ask("versions", name="fed")
     assert [(v["version"], v["updates"]) for v in shown] == [(0, 0), (1, 3), (2, 3)]
+    assert hub.stop() < 5
+
+
+def test_the_deadline_merges_with_the_quorum_also_over_a_kill(
+    hub: HubProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = tmp_path / "parts"
+    spec = make_parts(parts)
+    hub.create("fed", parts, nodes=2, deadline_s=2)
+
+    async def play() -> None:
+        nodes = await cast(hub, tmp_path, 2)
+        try:
+            for node in nodes:
+                await node.join("fed")
+            task = await nodes[0].task("fed", 0)
+            offer = nodes[0].prepare(spec, task, nodes[0].delta(spec, task))
+            assert (await nodes[0].give(offer))["new_version"] is None
+            hub.kill()
+            await asyncio.to_thread(hub.start)
+            receipt = await nodes[0].give(offer, lambda r: r["new_version"] == 1)
+            assert receipt["weight"] == 1.0
+            assert (await nodes[0].request("receipt.get", {"update": receipt["update"]}))["state"] == "merged"
+            # The one who comes late starts from the old version and counts for less.
+            late = await nodes[1].task("fed", 1)
+            assert late["version"] == 1
+        finally:
+            for node in nodes:
+                await node.close()
+
+    asyncio.run(play())
+
+    def command(*arguments: str) -> str:
+        assert main(["--dir", str(hub.folder), *arguments]) in (0, 2), arguments
+        return capsys.readouterr().out
+
+    capsys.readouterr()
+    assert "version 1 is out; 0 of 2 updates for the next" in command("status")
+    assert "node0" in command("nodes", "list") and "no nodes" in command("nodes", "pending")
+    assert "open" in command("federation", "list") and "policy act" in command("federation", "show", "fed")
+    assert json.loads(command("versions", "fed", "--json"))[1]["updates"] == 1
+    assert command("versions", "fed").splitlines()[2].startswith("1        1        ")
+    assert "finished with version 1" in command("federation", "finish", "fed")
+    assert main(["--dir", str(hub.folder), "federation", "finish", "fed"]) == 64
     assert hub.stop() < 5
 
 

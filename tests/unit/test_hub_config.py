@@ -18,7 +18,7 @@ from zk0d.hub import statistics
 from zk0d.hub.chart import draw
 from zk0d.hub.config import FEDERATION, HUB, check_name, load_hub, parse, parse_address, parse_federation, reference
 
-GOOD = TOML.format(nodes=3, versions=3, dtype="bfloat16")
+GOOD = TOML.format(nodes=3, versions=3, dtype="bfloat16", deadline_s=600)
 
 
 def test_good_settings_and_defaults() -> None:

@@ -140,7 +140,7 @@ class Hub:
             log.warning("enrolment refused", address=request.get("address"), reason=error.message)
             raise
         log.info("enrolment", state=reply["state"], node=reply["node_id"], address=request.get("address"))
-        return {**reply, "receipt_key": self.receipt_key.public}
+        return {**reply, "receipt_key": self.receipt_key.public, "hub": self.config["hub.name"]}
 
     def _may_fetch(self, node: str, digest: str) -> bool:
         if (node, digest) in self._taken:
