@@ -151,6 +151,14 @@ def test_damage_on_disk_is_not_served(store: BlobStore) -> None:
         store.manifest(digest)
 
 
+def test_what_a_killed_process_was_adding_is_cleared(store: BlobStore) -> None:
+    dead, alive = store.partials / "add-99999999-1", store.partials / f"add-{os.getpid()}-1"
+    for path in (dead, alive):
+        path.write_bytes(b"half")
+    BlobStore(store.directory)
+    assert not dead.exists() and alive.exists()
+
+
 def test_an_empty_blob(store: BlobStore, tmp_path: Path) -> None:
     other = BlobStore(tmp_path / "o", reserve=0)
     digest = other.add_bytes(b"")

@@ -230,6 +230,9 @@ class BlobStore:
         self._lock = threading.Lock()
         self.partials.mkdir(parents=True, exist_ok=True)
         (directory / "sha256").mkdir(exist_ok=True)
+        for leftover in [*self.partials.glob("add-*"), *self.partials.glob(".add-*")]:
+            if not Path("/proc", leftover.name.split("-")[1]).exists():  # whoever was adding it was killed
+                leftover.unlink(missing_ok=True)
 
     def path(self, digest: str) -> Path:
         """Where the blob is, or would be: pure name, see `has`."""
