@@ -30,9 +30,9 @@ def why_not() -> str:
     return f"new namespaces are not permitted here: {tried.stderr.strip()}" if tried.returncode else ""
 
 
-def image() -> Path:
-    """The system image, made when there is none. Raises RuntimeError with the script's own words when it cannot be made."""
-    made = subprocess.run([HERE / "image.sh"], capture_output=True, text=True, check=False)
+def image(which: str = "ready") -> Path:
+    """The system image, made when there is none ("bare" has not even Python). Raises RuntimeError with the script's own words when it cannot be made."""
+    made = subprocess.run([HERE / "image.sh", which], capture_output=True, text=True, check=False)
     if made.returncode:
         raise RuntimeError(made.stderr.strip())
     if shutil.which("systemd-nspawn") is None:

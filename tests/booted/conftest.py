@@ -70,15 +70,14 @@ def install(system: Any, debs: list[Path], *flags: str) -> str:
 
 
 @pytest.fixture(scope="session")
-def boot() -> Callable[[], Any]:
-    """Boots a new system; use it with `with`."""
+def boot() -> Callable[..., Any]:
+    """Boots a new system (`boot("bare")`: one without what zk0d depends on); use it with `with`."""
     tool = _tool()
-    image = tool.image()
-    return lambda: tool.Container(image)
+    return lambda which="ready": tool.Container(tool.image(which))
 
 
 @pytest.fixture(scope="module")
-def system(boot: Callable[[], Any], debs: list[Path]) -> Iterator[Any]:
+def system(boot: Callable[..., Any], debs: list[Path]) -> Iterator[Any]:
     """One booted system for a module: the three packages, and the people alice (in group zk0) and mallory (not)."""
     with boot() as booted:
         install(booted, debs)

@@ -11,8 +11,8 @@ from conftest import install
 from test_installed import show, wait_active
 
 
-def test_install_remove_reinstall_upgrade_purge(boot: Callable[[], Any], debs: list[Path], newer_debs: list[Path]) -> None:
-    with boot() as system:
+def test_install_remove_reinstall_upgrade_purge(boot: Callable[..., Any], debs: list[Path], newer_debs: list[Path]) -> None:
+    with boot("bare") as system:
         said = install(system, debs)
         assert "usermod -aG zk0" in said
         pid = wait_active(system, "zk0d.service")
@@ -65,7 +65,7 @@ def _worker(system: Any) -> None:
     )
 
 
-def test_an_older_program_refuses_a_newer_database(boot: Callable[[], Any], debs: list[Path]) -> None:
+def test_an_older_program_refuses_a_newer_database(boot: Callable[..., Any], debs: list[Path]) -> None:
     with boot() as system:
         install(system, debs)
         wait_active(system, "zk0d.service")
@@ -78,7 +78,7 @@ def test_an_older_program_refuses_a_newer_database(boot: Callable[[], Any], debs
         assert show(system, "zk0d.service", "NRestarts") == "0"
 
 
-def test_without_a_terminal_nothing_is_asked(boot: Callable[[], Any], debs: list[Path], newer_debs: list[Path]) -> None:
+def test_without_a_terminal_nothing_is_asked(boot: Callable[..., Any], debs: list[Path], newer_debs: list[Path]) -> None:
     with boot() as system:
         system.sh("unset DEBIAN_FRONTEND")
         install(system, debs)
