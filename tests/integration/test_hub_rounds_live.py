@@ -15,7 +15,11 @@ import pytest
 from hub_cast import HubProcess, TestNode, base_tensors, make_parts, reference, until
 
 from zk0d.errors import RefusedError
+from zk0d.hub.ledger import Ledger
 from zk0d.hub.main import main
+from zk0d.hub.receipts import ReceiptKey
+from zk0d.hub.rounds import Merge, shares
+from zk0d.hub.store import Store
 from zk0d.link.enroll import enroll
 from zk0d.model.blobs import BlobStore, Manifest, digest_of
 from zk0d.model.payload import PayloadWriter
@@ -113,7 +117,12 @@ def test_killed_again_and_again_gives_the_same_bytes(hub: HubProcess, tmp_path: 
     spec = make_parts(parts, elements=2_000_000)
     hub.create("fed", parts, nodes=3, versions=2)
 
-    async def killer(done: asyncio.Event) -> int:
+    def upload_at(nodes: list[TestNode], bytes_per_s: float) -> None:
+        for node in nodes:
+            assert node.link is not None
+            node.link.set_max_upload(bytes_per_s)
+
+    async def killer(done: asyncio.Event, nodes: list[TestNode]) -> int:
         kills = 0
         while not done.is_set() and kills < 6:
             try:
@@ -121,16 +130,16 @@ def test_killed_again_and_again_gives_the_same_bytes(hub: HubProcess, tmp_path: 
             except TimeoutError:
                 hub.kill()
                 kills += 1
+                if kills == 3:
+                    upload_at(nodes, 10e6)
                 await asyncio.to_thread(hub.start)
         return kills
 
     async def play() -> None:
         nodes = await cast(hub, tmp_path, 3)
-        for node in nodes:
-            assert node.link is not None
-            node.link.set_max_upload(5e6)  # slow enough that kills come in the middle of uploads
+        upload_at(nodes, 0.5e6)  # 8 s an update: the first three kills come in the middle of uploads
         done = asyncio.Event()
-        killing = asyncio.create_task(killer(done))
+        killing = asyncio.create_task(killer(done, nodes))
         try:
             for node in nodes:
                 await node.join("fed")
@@ -151,6 +160,52 @@ def test_killed_again_and_again_gives_the_same_bytes(hub: HubProcess, tmp_path: 
     asyncio.run(play())
     shown = hub.ask("versions", name="fed")
     assert [(v["version"], v["updates"]) for v in shown] == [(0, 0), (1, 3), (2, 3)]
+    assert hub.stop() < 5
+
+
+def test_a_merge_that_was_begun_is_made_of_what_it_was_begun_with(hub: HubProcess, tmp_path: Path) -> None:
+    """The hub dies between fixing a merge's updates and its version; a further update must not slip in."""
+    parts = tmp_path / "parts"
+    spec = make_parts(parts)
+    hub.create("fed", parts, nodes=3)
+    debris = hub.folder / "work" / "merge" / "fed" / ".master.1.tmp"
+
+    def begin_and_die(first: list[str]) -> None:
+        hub.kill()
+        store = Store(hub.folder / "hub.db")
+        ledger = Ledger(store, ReceiptKey.load(hub.folder / "keys"))
+        snapshot = ledger.snapshot("fed")
+        updates = sorted((g for g in snapshot.buffer if g.node in first), key=lambda g: g.node)
+        ledger.begin_merge("fed", Merge(1, shares(0, updates)))
+        store.close()
+        debris.parent.mkdir(parents=True, exist_ok=True)
+        debris.write_bytes(b"half a master")
+        hub.start()
+
+    async def play() -> None:
+        nodes = await cast(hub, tmp_path, 3)
+        try:
+            for node in nodes:
+                await node.join("fed")
+            offers = []
+            for node in nodes[:2]:
+                task = await node.task("fed", 0)
+                offers.append(node.prepare(spec, task, node.delta(spec, task)))
+                await node.give(offers[-1])
+            await asyncio.to_thread(begin_and_die, [nodes[1].identity.node_id])
+            await nodes[1].give(offers[1], lambda r: r["new_version"] == 1)
+            latest = await nodes[2].request("version.latest", {"federation": "fed"})
+            master = base_tensors(parts, spec)
+            assert latest["digest"] == expected(nodes[1:2], spec, master, 0, tmp_path)
+            reply = await nodes[0].request("receipt.get", {"update": digest_of(offers[0]["statement"])})
+            assert reply["state"] == "admitted"  # and counts in the next
+        finally:
+            for node in nodes:
+                await node.close()
+
+    asyncio.run(play())
+    assert not debris.exists()
+    assert hub.ask("federation_show", name="fed")["updates_waiting"] == 1
     assert hub.stop() < 5
 
 

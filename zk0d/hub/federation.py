@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -280,6 +281,7 @@ class FederationRunner:
             spec = self.spec.with_stats(statistics.merge(parts))
             blobs = self._hub.blobs
             exchange, base, out = blobs.path(row["exchange"]), blobs.path(row["base"]), self._work / "master"
+            await asyncio.to_thread(shutil.rmtree, self._work, True)
             made = await asyncio.to_thread(aggregate.first_master, spec, exchange, base, out)
             await asyncio.to_thread(blobs.add_file, out, move=True)
             digest = blobs.add_bytes(spec.to_bytes())
@@ -353,6 +355,7 @@ class FederationRunner:
             assert row is not None
             updates.append((blobs.path(row["payload"]), share.weight))
         master, published = self._work / "master", self._work / "published"
+        await asyncio.to_thread(shutil.rmtree, self._work, True)  # what a kill left unfinished
         blobs.require_space(2 * self.spec.payload_bytes + previous["size"])
         made = await asyncio.to_thread(
             aggregate.merge, self.spec, blobs.path(previous["master"]), updates, master, published, self._hub.stopping
