@@ -1,17 +1,18 @@
-"""One node and a real hub, both as processes: approval, a misfit put right, training interrupted in every way, one receipt.
+"""One node and a real hub, both processes: approval, a misfit put right, training interrupted in every way, a receipt.
 
 The whole life of one update, in the order an operator would meet it; the demo tests many nodes.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from daemon_process import Daemon, loads, wait_until
-from drawn_dataset import make_dataset
 from hub_cast import HubProcess
 from status_schema import check
 
@@ -53,13 +54,24 @@ def node(tmp_path: Path) -> Iterator[Daemon]:
 
 def enrol_by_approval(hub: HubProcess, node: Daemon) -> None:
     port = hub.ask("status")["port"]
-    ca = hub.ask("status")["ca"]
+    ca = hub.ask("status")["ca_fingerprint"]
     asking = node.begin("enroll", f"127.0.0.1:{port}", "--ca-fingerprint", ca)
     waiting = wait_until(lambda: [n for n in hub.ask("nodes") if n["state"] == "pending"], "the node asks")
     hub.ask("approve", node=waiting[0]["node"])
     out = asking.communicate(timeout=30)[0]
     assert asking.returncode == 0 and waiting[0]["phrase"] in out and waiting[0]["node"] in out, out
     assert node.ctl("status", "--wait", "connected").code == 0
+
+
+def draw(root: Path, task: str) -> None:
+    """A small dataset whose camera is called mycam; by another process, because LeRobot's writer leaves threads."""
+    code = (
+        "import sys, pathlib, drawn_dataset as d\n"
+        "d.make_dataset(pathlib.Path(sys.argv[1]), episodes=2, frames=20, cameras=('mycam',), task=sys.argv[2])"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(root), task], check=True, cwd=Path(__file__).parent.parent, capture_output=True
+    )
 
 
 def trainer(node: Daemon) -> psutil.Process | None:
@@ -80,7 +92,8 @@ def test_life_of_an_update(hub: HubProcess, node: Daemon, tmp_path: Path) -> Non
     assert node.ctl("federation", "join", "pick").out == "pick: joining (waits for a dataset to train on)\n"
 
     # A dataset whose camera has another name: nothing is trained, and what to do is said.
-    root = make_dataset(tmp_path / CANARY, episodes=2, frames=20, cameras=("mycam",), task=f"task {CANARY}")
+    root = tmp_path / CANARY
+    draw(root, f"task {CANARY}")
     add = ("dataset", "add", CANARY, str(root), "--units", "degrees", "--task", f"task {CANARY}")
     assert node.ctl(*add).code == 0
     wait_until(lambda: node.status()["state"]["rule"] == "blocked", "no training on what does not fit")
@@ -128,7 +141,7 @@ def test_life_of_an_update(hub: HubProcess, node: Daemon, tmp_path: Path) -> Non
     done = node.ctl("status", "--wait", "version=1")
     assert done.code == 0 and "merged into version 1" in done.out, done
     check(node.status())
-    assert [u["updates"] for u in hub.ask("versions", federation="pick") if u["number"] == 1] == [1]
+    assert [u["updates"] for u in hub.ask("versions", name="pick") if u["version"] == 1] == [1]
 
     # The version comes out as a folder; nothing of this home is on the hub.
     assert node.ctl("model", "export", "latest", str(tmp_path / "out"), timeout=180).code == 0

@@ -27,12 +27,13 @@ from zk0d.daemon.store import Store
 from zk0d.daemon.training import Training
 from zk0d.daemon.uplink import Uplink
 from zk0d.daemon.workers import Workers
-from zk0d.errors import LinkClosedError, UsageError
+from zk0d.errors import LinkClosedError, UsageError, Zk0Error
 from zk0d.notify import Notifier
 
 log = structlog.get_logger("zk0d")
 
 _SEEN_S = 10.0
+_MISFITS_S = 10.0
 _FIRST_FD = 3
 
 
@@ -52,7 +53,7 @@ class Service:
         self.started_at = time.time()
         self.ending = asyncio.Event()
         self._ready = False
-        self._misfits: tuple[float, tuple[str, ...]] = (0.0, ())
+        self._misfits: tuple[Any, float, tuple[str, ...]] = (None, 0.0, ())
         self._seen = 0.0
         self._notifier = Notifier()
         self._control = ControlServer(_listening_fd() or socket, self._handle, mode=0o660)
@@ -71,9 +72,9 @@ class Service:
         self.store.event("daemon", "zk0d started")
         await self._control.start()
         await self.uplink.start()
+        self.training.tick()
         training = asyncio.create_task(self.training.run(self._alive), name="training")
         self._ready = True
-        self.store.event("decision", self.training.decision.sentence)
         self._notifier.ready(self.training.decision.sentence)
         ending = asyncio.create_task(self.ending.wait())
         try:
@@ -125,7 +126,7 @@ class Service:
 
     def datasets_changed(self) -> None:
         """A dataset was recorded, added or removed: tell the hub, and look again whether a task fits."""
-        self._misfits = (0.0, ())
+        self._misfits = (None, 0.0, ())
         self.uplink.kick()
         self.changed()
 
@@ -178,15 +179,15 @@ class Service:
 
     def _misfit_texts(self) -> tuple[str, ...]:
         """Datasets that do not fit a federation whose spec is here; looked at again at most every ten seconds."""
-        if time.monotonic() - self._misfits[0] > 10.0 or self._misfits[0] == 0.0:
+        specs = [(f.name, f.spec_digest) for f in self.store.federations() if f.spec_digest]
+        here = [(name, digest) for name, digest in specs if self.uplink.blobs.has(digest)]
+        if self._misfits[0] != here or time.monotonic() - self._misfits[1] > _MISFITS_S:
             found: list[str] = []
-            for federation in self.store.federations():
-                if federation.spec_digest and self.uplink.blobs.has(federation.spec_digest):
-                    with contextlib.suppress(Exception):  # a damaged spec shows where it is used
-                        reasons = self.uplink.fitting(federation.spec_digest)[1]
-                        found.extend(f"{r} (federation {federation.name})" for r in reasons)
-            self._misfits = (time.monotonic(), tuple(found))
-        return self._misfits[1]
+            for name, digest in here:
+                with contextlib.suppress(Zk0Error):  # a damaged spec shows where it is used
+                    found.extend(f"{r} (federation {name})" for r in self.uplink.fitting(digest)[1])
+            self._misfits = (here, time.monotonic(), tuple(found))
+        return self._misfits[2]
 
     def why(self) -> dict[str, Any]:
         """The decision, every signal, and which rule fired."""

@@ -69,6 +69,7 @@ class Training:
         self._run_task: asyncio.Task[None] | None = None
         self._frozen_since: float | None = None
         self._closing = False
+        self._told = ("", "")
         self._wake = asyncio.Event()
         self._runtime: tuple[float, str] = (-_RUNTIME_CHECK_S, "")
         self.decision = decide(self.signals(), self.policy, time.time())
@@ -155,7 +156,8 @@ class Training:
         changed = (decision.action, decision.rule, decision.reason) != (
             self.decision.action, self.decision.rule, self.decision.reason
         )  # fmt: skip
-        if (decision.state, decision.rule) != (self.decision.state, self.decision.rule):
+        if (decision.state, decision.rule) != self._told:
+            self._told = (decision.state, decision.rule)
             log.info("decision", action=decision.action.value, sentence=decision.sentence)
             self._store.event("decision", decision.sentence)
         self.decision = decision
