@@ -1,0 +1,89 @@
+"""The loop around the arbiter with real trainers that fail: counted, paused, given up where anyone can see it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zk0d.daemon import training
+from zk0d.daemon.arbiter import Activity, LinkSignal
+from zk0d.daemon.config import Config
+from zk0d.daemon.store import Hub, Store, Task
+from zk0d.daemon.training import Training
+from zk0d.daemon.workers import Workers
+
+TASK = {"id": "t1", "federation": "pick", "version": 0, "local_steps": 1}
+
+
+class Source:
+    """A task whose model spec is not there, so that the real trainer ends with an error before it loads anything."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def job(self, task: Task) -> dict[str, Any]:
+        return {"spec": "/nonexistent/spec.json", "local_steps": 1, "batch_size": 1, "lr": 0.0, "mu": 0.0, "seed": 0}
+
+    def blocked(self, task: Task) -> tuple[str, str]:
+        return "", ""
+
+    async def trained(self, task: Task, result: dict[str, Any]) -> None:
+        raise AssertionError("it cannot be trained")
+
+    def given_up(self, task: Task, reason: str) -> None:
+        self.reasons.append(reason)
+
+    def link_signal(self) -> LinkSignal:
+        return LinkSignal()
+
+    def no_task(self) -> tuple[str, float | None]:
+        return "", None
+
+
+async def until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            while not condition():
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"not within {seconds:g} s: {what}") from None
+
+
+def test_a_task_is_given_up_visibly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_BACKOFF_S", (0.01, 0.02))
+    (tmp_path / "zk0d.toml").write_text("[train]\ntries = 2\n")
+    asyncio.run(_give_up(tmp_path))
+
+
+async def _give_up(folder: Path) -> None:
+    store, source = Store(folder / "zk0d.db"), Source()
+    store.set_hub(Hub("h", "host", 1, "node-1", b"k", 1.0))
+    store.join("pick")
+    store.add_task(TASK)
+    store.set_task("t1", state="ready")
+    config = Config.load([folder / "zk0d.toml"])
+    busy = [Activity("recording", "alice", 1.0)]
+    loop = Training(store, config, Workers(folder, config), source, lambda: tuple(busy), lambda decision: None)
+    running = asyncio.create_task(loop.run(lambda: None))
+    try:
+        await until(
+            lambda: [e for e in store.events(9) if "paused: recording by alice" in e["text"]], "the recording is told"
+        )
+        assert loop.trainer_state == "none" and not (folder / "log/trainer.log").exists()
+        busy.clear()
+        loop.wake()
+        await until(lambda: source.reasons, "the task is given up")
+        task = store.task("t1")
+        assert task is not None and task.state == "given_up" and task.deaths == 2
+        assert "died 2 times" in task.reason and "spec.json" in task.reason
+        assert [e["text"] for e in store.events(100) if "(1 of 2)" in e["text"]]
+        await until(lambda: loop.decision.rule == "datasets", "without a task the next thing missing is told")
+    finally:
+        running.cancel()
+        loop.begin_close()
+        await loop.close()
+        store.close()
