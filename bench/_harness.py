@@ -60,7 +60,9 @@ def revision() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def write(name: str, small: bool, sizes: dict[str, Any], figures: dict[str, Any], packages: tuple[str, ...], **more: Any) -> Path:
+def write(
+    name: str, small: bool, sizes: dict[str, Any], figures: dict[str, Any], packages: tuple[str, ...], **more: Any
+) -> Path:
     """Write bench/results/NAME.json and print the figures as a table; returns the file's path."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"

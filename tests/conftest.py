@@ -26,7 +26,17 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data" / "so101_teleop"
 # Threads that libraries keep for the whole process; they are not a test's to end.
 _LASTING = ("pytest_timeout", "ThreadPoolExecutor-libs", "asyncio_", "QueueFeederThread", "TokenizersParallel", "pymp-")
 # Descriptors that libraries open once and keep (EGL devices, CUDA probes, pyarrow's pool, urandom, event pollers).
-_LASTING_FDS = ("/dev/dri", "/dev/nvidia", "/dev/urandom", "/dev/null", "/proc/", "/sys/", "/memfd:", "/usr/", "anon_inode:[eventfd]")
+_LASTING_FDS = (
+    "/dev/dri",
+    "/dev/nvidia",
+    "/dev/urandom",
+    "/dev/null",
+    "/proc/",
+    "/sys/",
+    "/memfd:",
+    "/usr/",
+    "anon_inode:[eventfd]",
+)
 
 
 def _threads() -> set[threading.Thread]:

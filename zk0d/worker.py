@@ -32,7 +32,7 @@ class WorkerChannel:
     """The worker's end. `emit` sends an event; `commands` receives what the supervisor says.
 
     Without a supervisor (a person runs the module by hand) events are printed on stdout as JSON lines and the only
-    command is the `stop` that SIGINT or SIGTERM makes. When the supervisor dies the channel delivers `{"cmd": "orphaned"}`.
+    command is the `stop` that SIGINT or SIGTERM makes. When the supervisor dies, `{"cmd": "orphaned"}` comes.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class WorkerChannel:
 
 
 def run_worker(main: Callable[[Message, WorkerChannel], Message]) -> int:
-    """Run `main(job, channel)` with the job file named in argv[1]; report its result or its error; give the exit status.
+    """Run `main(job, channel)` with the job file named in argv[1], report its result or error, give the exit status.
 
     Emits `done` with `result`, or `error` with `code`, `message` and `hint`. Exit status 0, the error's own, or 1.
     """
@@ -98,7 +98,9 @@ def run_worker(main: Callable[[Message, WorkerChannel], Message]) -> int:
         return error.exit_code
     except Exception as error:
         traceback.print_exc()
-        channel.emit("error", code="crash", message=f"{type(error).__name__}: {error}"[:2000], hint="see the worker's log")
+        channel.emit(
+            "error", code="crash", message=f"{type(error).__name__}: {error}"[:2000], hint="see the worker's log"
+        )
         return 1
     channel.emit("done", result=result)
     return 0

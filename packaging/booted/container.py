@@ -61,7 +61,9 @@ class Container:
     def __enter__(self) -> Container:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
@@ -77,7 +79,9 @@ class Container:
 
     def _cleaned(self) -> bool:
         """Take away the control groups; they are busy while the kernel is still ending the processes in them."""
-        return subprocess.run([HERE / "boot.sh", "--clean", self._name], capture_output=True, check=False).returncode == 0
+        return (
+            subprocess.run([HERE / "boot.sh", "--clean", self._name], capture_output=True, check=False).returncode == 0
+        )
 
     @property
     def console(self) -> str:
@@ -122,7 +126,18 @@ class Container:
         self, *command: str, user: str = "root", check: bool = True, input: str | None = None, timeout: float = 90.0
     ) -> subprocess.CompletedProcess[str]:
         """Run a command in the system as `user`, with that user's groups. `check`: fail, with all output, unless it exits 0."""
-        enter = ["nsenter", f"--target={self._leader}", "--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--root", "--wd"]
+        enter = [
+            "nsenter",
+            f"--target={self._leader}",
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--net",
+            "--pid",
+            "--cgroup",
+            "--root",
+            "--wd",
+        ]
         plain = ["env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8", "TERM=dumb", "DEBIAN_FRONTEND=noninteractive",
                  f"HOME={'/root' if user == 'root' else '/'}"]  # fmt: skip
         become = [] if user == "root" else ["setpriv", f"--reuid={user}", f"--regid={user}", "--init-groups", "--"]
@@ -131,7 +146,9 @@ class Container:
             stdin=subprocess.DEVNULL if input is None else None,
         )  # fmt: skip
         if check and done.returncode:
-            raise AssertionError(f"{' '.join(command)} (as {user}): exit {done.returncode}\n{done.stdout}{done.stderr}".strip())
+            raise AssertionError(
+                f"{' '.join(command)} (as {user}): exit {done.returncode}\n{done.stdout}{done.stderr}".strip()
+            )
         return done
 
     def sh(self, script: str, user: str = "root", check: bool = True, timeout: float = 90.0) -> str:

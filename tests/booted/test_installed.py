@@ -28,7 +28,9 @@ def wait_active(system: Any, unit: str, not_pid: str = "") -> str:
 def test_it_runs_after_the_installation_and_no_unit_has_failed(system: Any) -> None:
     wait_active(system, "zk0d.service")
     assert system.sh("systemctl --failed --no-legend").strip() == ""
-    assert "zk0d" in show(system, "zk0d.service", "StatusText") or show(system, "zk0d.service", "NotifyAccess") == "main"
+    assert (
+        "zk0d" in show(system, "zk0d.service", "StatusText") or show(system, "zk0d.service", "NotifyAccess") == "main"
+    )
     assert show(system, "zk0d.service", "User") == "zk0d"
 
 
@@ -48,7 +50,9 @@ def test_someone_outside_the_group_is_refused_and_told_why(system: Any) -> None:
 
 
 def test_operators_read_neither_keys_nor_other_peoples_data(system: Any) -> None:
-    system.sh("install -d -o zk0d -g zk0d -m 700 /var/lib/zk0d/keys; echo secret >/var/lib/zk0d/keys/x; chown zk0d: /var/lib/zk0d/keys/x")
+    system.sh(
+        "install -d -o zk0d -g zk0d -m 700 /var/lib/zk0d/keys; echo secret >/var/lib/zk0d/keys/x; chown zk0d: /var/lib/zk0d/keys/x"
+    )
     for user in ("alice", "mallory"):
         for path in ("/var/lib/zk0d", "/var/lib/zk0d/keys/x", "/var/lib/zk0-hub"):
             assert system.run("ls", path, user=user, check=False).returncode != 0, f"{user} may list {path}"
@@ -64,7 +68,9 @@ def test_no_file_of_the_daemon_is_open_to_others(system: Any) -> None:
 def test_killed_it_comes_back_and_clients_wait(system: Any) -> None:
     pid = wait_active(system, "zk0d.service")
     system.sh(f"kill -9 {pid}")
-    done = system.run(*STATUS, user="alice", check=False)  # the socket is systemd's: the question waits for the next daemon
+    done = system.run(
+        *STATUS, user="alice", check=False
+    )  # the socket is systemd's: the question waits for the next daemon
     assert done.returncode in (0, 2), done.stdout + done.stderr
     assert wait_active(system, "zk0d.service", not_pid=pid) != pid
 
@@ -78,34 +84,52 @@ def test_hung_it_is_ended_by_the_watchdog_and_comes_back(system: Any) -> None:
     system.sh(f"kill -STOP {pid}")
     wait_active(system, "zk0d.service", not_pid=pid)
     assert "Watchdog timeout" in system.sh("journalctl --sync; journalctl -q -o cat -u zk0d.service -n 60")
-    system.sh("rm /run/systemd/system/zk0d.service.d/fast.conf; systemctl daemon-reload; systemctl restart zk0d.service")
+    system.sh(
+        "rm /run/systemd/system/zk0d.service.d/fast.conf; systemctl daemon-reload; systemctl restart zk0d.service"
+    )
     wait_active(system, "zk0d.service")
 
 
 def test_a_wrong_setting_is_named_and_not_tried_again_and_again(system: Any) -> None:
-    system.sh("printf '[train]\\nniceness = \"high\"\\n' >/etc/zk0d/conf.d/50-wrong.toml; systemctl restart zk0d.service", check=False)
+    system.sh(
+        "printf '[train]\\nniceness = \"high\"\\n' >/etc/zk0d/conf.d/50-wrong.toml; systemctl restart zk0d.service",
+        check=False,
+    )
     try:
         system.until(lambda: show(system, "zk0d.service", "ActiveState") == "failed", 30, "zk0d to give up")
         said = system.sh("journalctl --sync; journalctl -q -o cat -u zk0d.service -n 20")
         assert "50-wrong.toml" in said and "niceness" in said and "0 … 19" in said
         assert show(system, "zk0d.service", "ExecMainStatus") == "78"
     finally:
-        system.sh("rm /etc/zk0d/conf.d/50-wrong.toml; systemctl reset-failed zk0d.service; systemctl restart zk0d.socket zk0d.service")
+        system.sh(
+            "rm /etc/zk0d/conf.d/50-wrong.toml; systemctl reset-failed zk0d.service; systemctl restart zk0d.socket zk0d.service"
+        )
     wait_active(system, "zk0d.service")
 
 
 def test_the_sandbox_scores(system: Any) -> None:
-    for unit, limit in (("zk0d.service", 1.6), ("zk0-hub.service", 1.3), ("zk0d-train@x.service", 1.6), ("zk0d-record@x.service", 1.6)):
+    for unit, limit in (
+        ("zk0d.service", 1.6),
+        ("zk0-hub.service", 1.3),
+        ("zk0d-train@x.service", 1.6),
+        ("zk0d-record@x.service", 1.6),
+    ):
         said = system.sh(f"systemd-analyze security --no-pager {unit}")
         score = float(re.search(r"exposure level for \S+: ([0-9.]+)", said)[1])  # type: ignore[index]
         assert score <= limit, said
 
 
 def test_units_and_rules_are_understood_without_a_warning(system: Any) -> None:
-    said = system.sh("systemd-analyze verify --man=no /usr/lib/systemd/system/zk0*.service /usr/lib/systemd/system/zk0*.slice zk0d.socket")
+    said = system.sh(
+        "systemd-analyze verify --man=no /usr/lib/systemd/system/zk0*.service /usr/lib/systemd/system/zk0*.slice zk0d.socket"
+    )
     assert said.strip() == ""
-    assert "zk0" not in system.sh("udevadm verify /usr/lib/udev/rules.d/70-zk0d.rules 2>&1 | grep -i -E 'error|warn' || true")
+    assert "zk0" not in system.sh(
+        "udevadm verify /usr/lib/udev/rules.d/70-zk0d.rules 2>&1 | grep -i -E 'error|warn' || true"
+    )
     # dbus-daemon reads the policy once before its user exists (at unpacking); what counts is what it says afterwards.
-    system.sh("busctl call org.freedesktop.DBus /org/freedesktop/DBus org.freedesktop.DBus ReloadConfig; journalctl --sync")
+    system.sh(
+        "busctl call org.freedesktop.DBus /org/freedesktop/DBus org.freedesktop.DBus ReloadConfig; journalctl --sync"
+    )
     said = system.sh("journalctl -q -o cat -b -u dbus.service | tail -n 3; journalctl -q -o cat -b -u polkit.service")
     assert not re.search("error|unknown|failed", said, re.IGNORECASE), said

@@ -11,14 +11,18 @@ from conftest import install
 from test_installed import show, wait_active
 
 
-def test_install_remove_reinstall_upgrade_purge(boot: Callable[..., Any], debs: list[Path], newer_debs: list[Path]) -> None:
+def test_install_remove_reinstall_upgrade_purge(
+    boot: Callable[..., Any], debs: list[Path], newer_debs: list[Path]
+) -> None:
     with boot("bare") as system:
         said = install(system, debs)
         assert "usermod -aG zk0" in said
         pid = wait_active(system, "zk0d.service")
         system.sh("useradd -m alice; usermod -aG zk0 alice")
         before = json.loads(system.run("zk0ctl", "status", "--json", user="alice", check=False).stdout)
-        system.sh("install -d -o zk0d -g zk0d /var/lib/zk0d/datasets /var/lib/zk0d/datasets/cups; echo data >/var/lib/zk0d/datasets/cups/x")
+        system.sh(
+            "install -d -o zk0d -g zk0d /var/lib/zk0d/datasets /var/lib/zk0d/datasets/cups; echo data >/var/lib/zk0d/datasets/cups/x"
+        )
         system.sh("printf '[train]\\nniceness = 12\\n' >/etc/zk0d/conf.d/50-mine.toml")
         _worker(system)
 
@@ -35,7 +39,10 @@ def test_install_remove_reinstall_upgrade_purge(boot: Callable[..., Any], debs: 
         # Remove: everything stops, also what runs in templates; data and settings stay.
         system.sh("apt-get remove -y zk0d zk0-hub zk0-common </dev/null")
         assert system.sh("pgrep -u zk0d -a || true").strip() == ""
-        assert system.sh("systemctl list-units --all --no-legend 'zk0d-*' 'zk0-*.slice' | grep -w active || true").strip() == ""
+        assert (
+            system.sh("systemctl list-units --all --no-legend 'zk0d-*' 'zk0-*.slice' | grep -w active || true").strip()
+            == ""
+        )
         assert system.sh("ls /usr/lib/zk0 /usr/bin/zk0* /run/zk0d/control.sock 2>/dev/null || true").strip() == ""
         assert system.sh("cat /var/lib/zk0d/datasets/cups/x").strip() == "data"
         system.sh("test -f /var/lib/zk0d/zk0d.db && test -f /etc/zk0d/conf.d/50-mine.toml")
@@ -69,7 +76,9 @@ def test_an_older_program_refuses_a_newer_database(boot: Callable[..., Any], deb
     with boot() as system:
         install(system, debs)
         wait_active(system, "zk0d.service")
-        system.sh("systemctl stop zk0d.service; python3 -c \"import sqlite3; d=sqlite3.connect('/var/lib/zk0d/zk0d.db'); d.execute('PRAGMA user_version=99')\"")
+        system.sh(
+            "systemctl stop zk0d.service; python3 -c \"import sqlite3; d=sqlite3.connect('/var/lib/zk0d/zk0d.db'); d.execute('PRAGMA user_version=99')\""
+        )
         system.sh("systemctl start zk0d.service", check=False)
         system.until(lambda: show(system, "zk0d.service", "ActiveState") == "failed", 30, "zk0d to give up")
         said = system.sh("journalctl --sync; journalctl -q -o cat -u zk0d.service -n 20")
@@ -78,10 +87,14 @@ def test_an_older_program_refuses_a_newer_database(boot: Callable[..., Any], deb
         assert show(system, "zk0d.service", "NRestarts") == "0"
 
 
-def test_without_a_terminal_nothing_is_asked(boot: Callable[..., Any], debs: list[Path], newer_debs: list[Path]) -> None:
+def test_without_a_terminal_nothing_is_asked(
+    boot: Callable[..., Any], debs: list[Path], newer_debs: list[Path]
+) -> None:
     with boot() as system:
         system.sh("unset DEBIAN_FRONTEND")
         install(system, debs)
-        system.sh("echo '# mine' >>/usr/share/zk0d/zk0d.toml 2>/dev/null; printf '[log]\\nlevel = \"debug\"\\n' >/etc/zk0d/conf.d/10-a.toml")
+        system.sh(
+            "echo '# mine' >>/usr/share/zk0d/zk0d.toml 2>/dev/null; printf '[log]\\nlevel = \"debug\"\\n' >/etc/zk0d/conf.d/10-a.toml"
+        )
         said = install(system, newer_debs)
         assert "?" not in said.replace("[Y/n]", ""), said

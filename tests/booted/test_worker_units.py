@@ -59,7 +59,11 @@ def test_the_daemon_manages_nothing_else(system: Any, unit: str, verb: str) -> N
     arguments = f"s {unit}" if verb in ("FreezeUnit", "ThawUnit") else f"ss {unit} replace"
     tried = system.run("bash", "-c", f"exec 2>&1; {BUS} {verb} {arguments}", user="zk0d", check=False)
     assert tried.returncode != 0, tried.stdout
-    missing = ("not loaded", "not found") if "zk0d-evil" in unit or "xzk0d" in unit or unit.endswith((".timer", ".target")) else ()
+    missing = (
+        ("not loaded", "not found")
+        if "zk0d-evil" in unit or "xzk0d" in unit or unit.endswith((".timer", ".target"))
+        else ()
+    )
     assert any(word in tried.stdout for word in (*REFUSED, *missing)), tried.stdout
 
 
@@ -80,7 +84,10 @@ def test_the_daemon_may_not_change_its_workers_confinement(system: Any) -> None:
 
 @pytest.mark.parametrize("user", ["alice", "mallory"])
 def test_people_may_not_manage_workers(system: Any, user: str) -> None:
-    for verb, arguments in (("StartUnit", "ss zk0d-train@t1.service replace"), ("FreezeUnit", "s zk0d-train@t1.service")):
+    for verb, arguments in (
+        ("StartUnit", "ss zk0d-train@t1.service replace"),
+        ("FreezeUnit", "s zk0d-train@t1.service"),
+    ):
         tried = system.run("bash", "-c", f"exec 2>&1; {BUS} {verb} {arguments}", user=user, check=False)
         assert tried.returncode != 0, f"{verb}: {tried.stdout}"
 
@@ -102,7 +109,11 @@ def test_workers_are_confined(system: Any) -> None:
 def test_devices_by_major_number_are_enforced(system: Any) -> None:
     """A recorder may open serial ports, a trainer may not: by number, so that it holds before the module is loaded."""
     system.sh("mknod -m 666 /dev/zk0-acm c 166 0; mknod -m 666 /dev/zk0-fuse c 10 229")
-    for kind, node, allowed in (("record", "/dev/zk0-acm", True), ("train", "/dev/zk0-acm", False), ("record", "/dev/zk0-fuse", False)):
+    for kind, node, allowed in (
+        ("record", "/dev/zk0-acm", True),
+        ("train", "/dev/zk0-acm", False),
+        ("record", "/dev/zk0-fuse", False),
+    ):
         system.sh(
             f"printf '[Service]\\nType=oneshot\\nExecStart=\\nExecStart=/bin/sh -c \"exec <{node}\"\\n'"
             f" >/run/systemd/system/zk0d-{kind}@.service.d/stand-in.conf; systemctl daemon-reload"

@@ -94,7 +94,7 @@ def test_life_of_an_update(hub: HubProcess, node: Daemon, tmp_path: Path) -> Non
     # A dataset whose camera has another name: nothing is trained, and what to do is said.
     root = tmp_path / CANARY
     draw(root, f"task {CANARY}")
-    add = ("dataset", "add", CANARY, str(root), "--units", "degrees", "--task", f"task {CANARY}")
+    add = ("dataset", "add", str(root), "--name", CANARY, "--units", "degrees", "--task", f"task {CANARY}")
     assert node.ctl(*add).code == 0
     wait_until(lambda: node.status()["state"]["rule"] == "blocked", "no training on what does not fit")
     wait_until(lambda: "--rename mycam=front" in node.ctl("status").out, "the misfit is explained")

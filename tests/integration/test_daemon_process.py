@@ -155,7 +155,7 @@ def test_garbage_on_the_control_socket_harms_nothing(lasting: Daemon) -> None:
 
 
 def test_dataset_add_refuses_what_is_none(lasting: Daemon, tmp_path: Path) -> None:
-    ran = lasting.ctl("dataset", "add", "lift", str(tmp_path))
+    ran = lasting.ctl("dataset", "add", str(tmp_path), "--name", "lift")
     assert ran.code == 1 and "info.json" in ran.err
     assert lasting.ctl("dataset").out.startswith("no datasets yet")
 

@@ -7,6 +7,7 @@ gives to TLS is searched for them, plain and in the encodings that a careless pr
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import socket
@@ -109,14 +110,18 @@ def test_the_tap_sees_what_the_node_sends(captured: tuple[bytes, Path, World]) -
     assert b"zk0d/" in sent and b"update.offer" in sent and b"private" in sent
     update = json.loads(world.hub.admin("versions", "private", "--json"))
     assert update
-    largest = max((p for p in (world.folder / "hub" / "blobs").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    largest = max(
+        (p for p in (world.folder / "hub" / "blobs").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
     assert len(sent) > 100_000, largest  # the delta itself went through the tap
     for form, piece in text_forms("update.offer"):
         if form == "utf-8":
             assert piece in sent
 
 
-@pytest.mark.parametrize("word", [TASK, FOLDER, USER, HOST, "Zeisig", "stieglitz", "gimpel", "observation.images.front/"])
+@pytest.mark.parametrize(
+    "word", [TASK, FOLDER, USER, HOST, "Zeisig", "stieglitz", "gimpel", "observation.images.front/"]
+)
 def test_no_text_leaves(captured: tuple[bytes, Path, World], word: str) -> None:
     sent = captured[0]
     lower = sent.lower()
@@ -157,7 +162,7 @@ def test_no_exact_statistics_leave(captured: tuple[bytes, Path, World]) -> None:
     for feature in ("observation.state", "action"):
         for kind in ("mean", "std", "min", "max"):
             values = np.array(stats[feature][kind])
-            for a, b in zip(values[:-1], values[1:], strict=True):
+            for a, b in itertools.pairwise(values):
                 for form, piece in number_forms(np.array([a, b])):
                     if abs(a - round(a * 2) / 2) > 1e-6:  # one that is on the coarse grid by chance may be sent
                         assert piece not in sent, f"{kind} of {feature} leaves as {form}"

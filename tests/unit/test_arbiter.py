@@ -1,5 +1,4 @@
 """The arbiter: every rule by table, and what must hold for any signals."""
-# ruff: noqa: E501 (a table reads best one row to a line)
 
 from __future__ import annotations
 

@@ -47,7 +47,8 @@ def test_usage_errors_end_with_64(capsys: pytest.CaptureFixture[str]) -> None:
         ["nonsense"],
         ["status", "--nonsense"],
         ["train"],
-        ["dataset", "add", "x"],
+        ["dataset", "add"],
+        ["dataset", "add", "hf:user/name"],
         ["status", "--wait", "rain"],
     ):
         try:

@@ -67,10 +67,16 @@ def renames(pairs: list[str] | None) -> dict[str, str]:
 
 def _add(context: Context, args: Args) -> int:
     rename = renames(args.rename)
+    if args.path.startswith("hf:"):
+        name = args.path.removeprefix("hf:")
+        raise UsageError(
+            f"{args.path}: this node fetches no datasets by itself",
+            f"hf download {name} --repo-type dataset --local-dir DIR, then zk0ctl dataset add local:DIR",
+        )
     path = Path(args.path.removeprefix("local:")).expanduser().absolute()
     d = context.call(
-        "dataset_add", name=args.name, path=str(path), rename=rename or None, units=args.units, task=args.task,
-        train=None if args.train is None else args.train,
+        "dataset_add", name=args.name or path.name, path=str(path), rename=rename or None, units=args.units,
+        task=args.task, train=None if args.train is None else args.train,
     )  # fmt: skip
     print(f"{safe(d['name'])}: {plural(d['episodes'], 'episode')}, {plural(d['frames'], 'frame')}"
           f"{'' if d['train'] else ', not trained on'}")  # fmt: skip
@@ -87,8 +93,8 @@ COMMAND = Command(
             "add",
             "take in a LeRobotDataset folder, or change its settings",
             (
-                arg("name", help="what to call it here (it stays here)"),
-                arg("path", help="its folder"),
+                arg("path", help="its folder", metavar="[local:]PATH"),
+                arg("--name", help="what to call it here (it stays here; default: the folder's name)"),
                 arg("--rename", help="this camera is the federation's THEIRS", action="append", metavar="OWN=THEIRS"),
                 arg("--units", help="units of its joints", choices=("degrees", "range")),
                 arg("--task", help="what is done in it"),
