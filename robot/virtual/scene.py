@@ -124,8 +124,8 @@ class Scene:
             camera.fixedcamid = self.env._wrist_cam_id
             return camera
         camera.type = mujoco.mjtCamera.mjCAMERA_FREE
-        camera.lookat[:] = (0.22, 0.0, 0.02) if view == "top" else (0.2, 0.0, 0.06)
-        camera.distance = 0.95 if view == "top" else 0.9
+        camera.lookat[:] = (0.22, 0.0, 0.02) if view == "top" else (0.2, 0.0, 0.05)
+        camera.distance = 0.95 if view == "top" else 0.68
         camera.azimuth, camera.elevation = (0.0, -89.0) if view == "top" else (180.0, -38.0)
         camera.distance *= max(1.0, 1 / aspect)
         return camera
