@@ -64,7 +64,7 @@ def test_the_exported_policy_loads_with_lerobot(world: World, tmp_path: Path) ->
         ),
         "version 2 on the node",
     )
-    node.ctl("model", "export", "main:2", str(folder))
+    node.ctl("model", "export", "main/2", str(folder))
     from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
 
     policy = SmolVLAPolicy.from_pretrained(str(folder))
