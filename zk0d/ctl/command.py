@@ -60,7 +60,7 @@ class Context:
         given_socket = socket or (None if state else os.environ.get("ZK0_SOCKET"))
         if given_socket:
             path = Path(given_socket)
-            beside = path.parent if (path.parent / "zk0d.db").exists() else DEFAULT_STATE
+            beside = path.parent if os.access(path.parent / "zk0d.db", os.F_OK) else DEFAULT_STATE
             return cls(path, Path(given_state) if given_state else beside)
         if given_state:
             return cls(Path(given_state) / "control.sock", Path(given_state))

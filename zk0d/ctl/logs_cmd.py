@@ -5,6 +5,7 @@ Reads the files when the daemon is down.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any
@@ -27,7 +28,7 @@ def _entry(event: dict[str, Any]) -> None:
 def _from_files(context: Context, args: Args) -> None:
     if args.worker:
         path = context.state / "log" / f"{args.worker}.log"
-        if path.exists():
+        if os.access(path, os.R_OK):
             for line in path.read_text(errors="replace").splitlines()[-args.lines :]:
                 print(safe(line))
         return
@@ -44,7 +45,7 @@ def run(context: Context, args: Args) -> int:
         context.call("logs", _entry, timeout=None if args.follow else 30.0, which=args.worker or "events",
                      count=args.lines, follow=args.follow)  # fmt: skip
     except NotRunningError as error:
-        if not (context.state / "zk0d.db").exists():
+        if not os.access(context.state / "zk0d.db", os.R_OK):
             raise
         _from_files(context, args)
         print(f"({error.message})", file=sys.stderr)

@@ -150,10 +150,12 @@ class Store:
     @classmethod
     def read(cls, path: Path) -> Store:
         """Open for reading only, while no daemon runs. Raises UnknownStateError when there is nothing to read."""
-        if not path.exists():
-            raise UnknownStateError(f"{path} does not exist", "name the daemon's folder with --state")
         try:
+            if not path.exists():
+                raise UnknownStateError(f"{path} does not exist", "name the daemon's folder with --state")
             return cls(path, readonly=True)
+        except PermissionError as error:
+            raise UnknownStateError(f"{path} is not yours to read", "members of group zk0 ask the daemon") from error
         except sqlite3.Error as error:
             raise UnknownStateError(f"{path} cannot be read: {error}") from error
 
