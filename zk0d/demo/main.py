@@ -89,6 +89,7 @@ class Demo:
         self.nodes = {name: Node(name, self.out / "nodes" / name) for name in list(OPERATORS)[: options.nodes]}
         self.bench = Node("maintainer", self.out / "heldout")
         self.seconds: dict[str, float] = {}
+        self.dropped: list[str] = []
         self._ended = threading.Event()
 
     def __enter__(self) -> Demo:
@@ -176,12 +177,17 @@ class Demo:
         arguments = ["record", "--dataset", dataset, "--task", task[1], "--until", str(wanted), "--seed", str(seed)]
         arguments += ["--follower", f"virtual:{task[0]}"] + ([keep] if keep else [])
         for _ in range(5):
-            status = node.follow(*arguments, on_line=lambda line: self.board.say(node.name, line, faint=True))
+            status = node.follow(*arguments, on_line=functools.partial(self._recorded, node))
             if status != 3:
                 break
             self._ended.wait(1.0)
         if status:
             raise Zk0Error(f"{node.name}: zk0ctl record ended with status {status}", f"see {node.log}")
+
+    def _recorded(self, node: Node, line: str) -> None:
+        self.board.say(node.name, line, faint=True)
+        if line.startswith("discarded"):
+            self.dropped.append(f"{node.name}: {line}")
 
     def join(self) -> None:
         for name, node in self.nodes.items():
@@ -246,10 +252,13 @@ class Demo:
         source = self.hub.folder / "federations" / FEDERATION / "chart.png"
         if source.exists():
             shutil.copy(source, chart)
-        summary = summarise(self.nodes, lines, policy, self.seconds)
+        summary = summarise(self.nodes, lines, policy, self.seconds) | {"takes_not_kept": self.dropped}
         durable.write_json(self.out / "summary.json", summary)
         self.board.title("What came of it")
         print(table(lines))
+        print(
+            f"takes    {summary['episodes']} kept, {len(self.dropped)} not (the simulator did not call them a success)"
+        )
         for what, where in (("policy", policy), ("chart", chart), ("video", rollout / "rollout.mp4")):
             print(f"{what:<8} {where}")
         print("seconds  " + ", ".join(f"{k} {v:.0f}" for k, v in self.seconds.items()))
