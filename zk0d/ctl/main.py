@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 from zk0d.ctl.command import DEFAULT_SOCKET, DEFAULT_STATE, Command, Context
 from zk0d.errors import Zk0Error
 
-COMMANDS = ("status", "why", "enroll", "federation", "record", "dataset", "train", "model", "rollout", "logs")
+COMMANDS = ("status", "why", "enroll", "federation", "record", "dataset", "train", "model", "rollout", "logs",
+            "runtime", "doctor", "debug")  # fmt: skip
 USAGE = 64
 INTERRUPTED = 130
 _VALUE_OPTIONS = ("--socket", "--state")

@@ -86,7 +86,7 @@ def _device(value: Any) -> str:
 
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("runtime", "python", "", _text, "a path, or empty for the daemon's own Python",
+    Setting("runtime", "python", "", _text, "a path, or empty for the managed runtime, else the daemon's own Python",
             "the Python that has torch and lerobot and runs the workers"),
     Setting("link", "max_upload", "20 MB/s", parse_rate, 'a rate such as "20 MB/s" or "500 kB/s", or "unlimited"',
             "upper bound of what this node sends"),

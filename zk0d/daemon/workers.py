@@ -20,6 +20,7 @@ from typing import Any
 import structlog
 
 from zk0d.daemon.config import Config
+from zk0d.runtime import managed_python
 from zk0d.supervise import OnEvent, Worker
 
 log = structlog.get_logger("workers")
@@ -63,7 +64,7 @@ class Workers:
     @property
     def python(self) -> str:
         """The interpreter that runs workers."""
-        return str(self._config["runtime", "python"]) or sys.executable
+        return str(self._config["runtime", "python"]) or managed_python() or sys.executable
 
     def runtime_missing(self) -> str:
         """Why workers cannot run; empty when their interpreter has torch and lerobot (looked up, not imported)."""
