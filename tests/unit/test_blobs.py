@@ -133,6 +133,17 @@ def test_sigkill_while_chunks_come_loses_none_that_was_written(tmp_path: Path, m
     partial.close()
 
 
+def test_killed_between_read_only_and_rename_goes_on(store: BlobStore, manifest: Manifest) -> None:
+    partial = store.partial(manifest.digest, manifest)
+    assert all(partial.write(i, chunk(manifest, i)) for i in range(len(manifest.chunks)))
+    partial.close()
+    [part] = store.partials.glob("*.part")
+    part.chmod(0o444)
+    again = store.partial(manifest.digest, manifest)
+    assert part.stat().st_mode & 0o777 == 0o600  # else nobody but root could open it for writing
+    assert again.complete and again.finish().read_bytes() == DATA
+
+
 def test_no_room_is_said_before_anything_is_written(tmp_path: Path, manifest: Manifest) -> None:
     store = BlobStore(tmp_path / "blobs", reserve=1 << 60)
     with pytest.raises(DiskFullError, match="free"):

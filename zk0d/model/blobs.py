@@ -105,6 +105,8 @@ class Partial:
         self._hash = hashlib.sha256()
         self._hashed = 0  # chunks 0…_hashed-1 are in _hash
         claimed = self._claimed()
+        if self._part.exists():
+            self._part.chmod(0o600)  # `finish` made it read-only, and was killed before the rename
         self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(self._fd, manifest.size)
