@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, load_file, save, save_file
 
 from zk0d.durable import sha256_file
-from zk0d.errors import PayloadError
+from zk0d.errors import PayloadError, Zk0Error
 from zk0d.model.payload import DTYPES, Payload, PayloadWriter, parse_header, write_exchange
 from zk0d.model.spec import ModelSpec, TensorSpec
 
@@ -163,6 +163,9 @@ def test_bad_lengths(tmp_path: Path, raw: bytes, said: str) -> None:
         Payload.open(tmp_path / "x")
     with pytest.raises(PayloadError, match="cannot be read"):
         Payload.open(tmp_path / "absent")
+    with pytest.raises(Zk0Error) as ours:
+        Payload.open(tmp_path)
+    assert not isinstance(ours.value, PayloadError)  # this machine's trouble must not refuse anybody's update
 
 
 json_values = st.recursive(

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zk0d.durable import fsync_dir
-from zk0d.errors import PayloadError
+from zk0d.errors import PayloadError, Zk0Error
 from zk0d.model.codec import BLOCK, Float32, Uint16, decode_bfloat16, encode_bfloat16, is_finite, sum_of_squares
 from zk0d.model.spec import ModelSpec
 
@@ -71,7 +71,10 @@ class Payload:
 
     @classmethod
     def open(cls, path: Path, max_header: int = MAX_HEADER) -> Payload:
-        """Map `path` and check its header. Raises PayloadError saying what is wrong; no tensor is read yet."""
+        """Map `path` and check its header. Raises PayloadError saying what is wrong; no tensor is read yet.
+
+        Zk0Error when this machine cannot read a file that is there.
+        """
         try:
             with path.open("rb") as f:
                 size = os.fstat(f.fileno()).st_size
@@ -83,7 +86,9 @@ class Payload:
                 header = f.read(length)
                 data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise PayloadError(f"{path}: cannot be read: {error.strerror or error}") from error
+            # All but its absence is this machine's trouble (descriptors, memory, disk): no reason to judge the bytes.
+            kind = PayloadError if isinstance(error, FileNotFoundError) else Zk0Error
+            raise kind(f"{path}: cannot be read: {error.strerror or error}") from error
         try:
             entries, metadata = parse_header(header, size - 8 - length)
         except PayloadError as error:
