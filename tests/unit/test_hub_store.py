@@ -68,6 +68,16 @@ def test_transactions_and_the_audit(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_transaction_that_sqlite_ended_tells_the_true_reason(tmp_path: Path) -> None:
+    store = Store(tmp_path / "hub.db")
+    with pytest.raises(RuntimeError, match="disk"), store.write() as db:
+        db.execute("ROLLBACK")  # as SQLite does by itself when the disk is full
+        raise RuntimeError("disk")
+    with store.write() as db:
+        store.audit(db, "hub", "x", "y")
+    store.close()
+
+
 @pytest.fixture
 def registry(tmp_path: Path):  # type: ignore[no-untyped-def]
     clock = Clock()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import sqlite3
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -319,22 +320,23 @@ class FederationRunner:
         self._timer = asyncio.get_running_loop().call_later(max(0.01, delay), self.consider)
 
     async def _merge(self, merge: rounds.Merge) -> None:
+        last = rounds.ends(self._rules, merge.version)
         try:
-            made, seconds = await self._aggregate(merge)
+            try:
+                made, seconds = await self._aggregate(merge)
+            except PayloadError as error:
+                self._give_up(merge, error)
+                return
+            receipts = self._ledger.commit_merge(self.name, merge, made, seconds, last)
         except admission.CancelledError:
             self._merging = False
             return
-        except PayloadError as error:
-            await self._give_up(merge, error)
-            return
-        except (Zk0Error, OSError) as error:
+        except (Zk0Error, OSError, sqlite3.Error) as error:
             self.problem = f"version {merge.version} cannot be merged: {error}"
             log.error("merge failed", federation=self.name, version=merge.version, error=str(error))
             self._merging = False
             self._look_again(_MERGE_RETRY_S)
             return
-        last = rounds.ends(self._rules, merge.version)
-        receipts = self._ledger.commit_merge(self.name, merge, made, seconds, last)
         self._merging = False
         self.problem = ""
         log.info("version", federation=self.name, version=merge.version, updates=len(merge.shares),
@@ -364,7 +366,7 @@ class FederationRunner:
             await asyncio.to_thread(blobs.add_file, path, move=True)
         return made, time.monotonic() - began
 
-    async def _give_up(self, merge: rounds.Merge, error: PayloadError) -> None:
+    def _give_up(self, merge: rounds.Merge, error: PayloadError) -> None:
         """The admitted updates cannot be merged together: refuse the one of largest norm, keep the others."""
         rows = [r for s in merge.shares if (r := self._ledger.update(s.update)) is not None]
         worst = max(rows, key=lambda r: (r["norm"] or 0.0, r["digest"]))

@@ -288,7 +288,7 @@ class Ledger:
                 receipts.append((row["node"], *self._receipt(db, row, row["decided_at"], merge.version, share.weight)))
             self._version(db, name, merge.version, made.published, made, seconds, len(merge.shares), samples)
             self._store.audit(db, "hub", "version", name, version=merge.version, digest=made.published)
-            if finish:
+            if finish and self.federation(name)["phase"] == "open":  # a maintainer may have finished it meanwhile
                 self._advance(db, name, "finished", "finished_at")
         return receipts
 
