@@ -323,8 +323,9 @@ class Wire:
     def discard(self) -> None:
         """Read and throw away, after `half_close`; WireEnd when the other end has closed too."""
         try:
-            while n := self._net.recv_into(self._buffer):
+            if n := self._net.recv_into(self._buffer):  # once per event: a flood must not hold the thread
                 self.bytes_in += n
+                return
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
