@@ -7,6 +7,7 @@ Not for loading policies (zk0d.train.load) nor for recording what the arm does (
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -173,6 +174,7 @@ def policy_function(job: RolloutJob, bench: Bench) -> tuple[Policy, Callable[[],
     import torch
     from lerobot.policies.utils import prepare_observation_for_inference
 
+    from zk0d.train.images import fit
     from zk0d.train.load import load_published
 
     name = job.device if job.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
@@ -188,6 +190,7 @@ def policy_function(job: RolloutJob, bench: Bench) -> tuple[Policy, Callable[[],
             f"the policy wants {', '.join(missing)}; the arm has {', '.join(given) or 'no camera'}",
             "name the cameras in [robot.cameras] as the policy does, or map them with rename",
         )
+    sizes = {key: tuple(feature.shape)[-2:] for key, feature in policy.config.image_features.items()}
     actions = int(policy.config.output_features["action"].shape[0])
     if actions != len(bench.joints):
         raise ConfigError(
@@ -196,7 +199,7 @@ def policy_function(job: RolloutJob, bench: Bench) -> tuple[Policy, Callable[[],
 
     def act(state: NDArray[np.float32], images: Mapping[str, NDArray[np.uint8]]) -> NDArray[np.float32]:
         seen: dict[str, Any] = {"observation.state": state.copy()}
-        seen |= {key: images[given[key]] for key in wanted}
+        seen |= {key: fit(images[given[key]], *sizes[key]) for key in wanted}
         with torch.inference_mode():
             batch = preprocessor(prepare_observation_for_inference(seen, device, job.task, bench.robot_type))
             action = postprocessor(policy.select_action(batch))
@@ -223,6 +226,8 @@ def _check_published(job: RolloutJob) -> None:
 def main(job: Message, channel: WorkerChannel) -> Message:
     """Open everything, roll out, close everything. Raises RobotError, DatasetError or ConfigError."""
     wanted = RolloutJob.parse(job)
+    # Read when LeRobot is first imported, which opening the arm does: nothing here asks a model hub.
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     from robot.arms import open_bench
     from robot.film import Film
 
