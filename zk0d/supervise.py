@@ -65,11 +65,14 @@ class Worker:
         `on_event` is called in the event loop with every event, `done` and `error` included. `env` adds to the
         environment. Raises WorkerError when the process cannot be started at all.
         """
-        work_dir.mkdir(parents=True, exist_ok=True)
-        log_path.parent.mkdir(parents=True, exist_ok=True)
         job_path = work_dir / "job.json"
-        write_json(job_path, job, mode=0o600)
-        ours, theirs = socket.socketpair()
+        try:
+            work_dir.mkdir(parents=True, exist_ok=True)
+            log_path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(job_path, job, mode=0o600)
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise WorkerError(f"{module} cannot be prepared in {work_dir}: {error}", "is the disk full?") from error
         ours.setblocking(False)
         try:
             with log_path.open("ab") as output:

@@ -87,3 +87,29 @@ async def _give_up(folder: Path) -> None:
         loop.begin_close()
         await loop.close()
         store.close()
+
+
+def test_a_trainer_that_cannot_even_start_is_given_up_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, say. Taken for a trainer that is starting, it would keep the loop waiting for ever."""
+    monkeypatch.setattr(training, "_BACKOFF_S", (0.01, 0.02))
+    (tmp_path / "zk0d.toml").write_text("[train]\ntries = 2\n")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "trainer").write_text("not a folder")
+    asyncio.run(_cannot_start(tmp_path))
+
+
+async def _cannot_start(folder: Path) -> None:
+    store, source = Store(folder / "zk0d.db"), Source()
+    store.add_task(TASK)
+    store.set_task("t1", state="ready")
+    config = Config.load([folder / "zk0d.toml"])
+    loop = Training(store, config, Workers(folder, config), source, lambda: (), lambda decision: None)
+    running = asyncio.create_task(loop.run(lambda: None))
+    try:
+        await until(lambda: source.reasons, "the task is given up", seconds=10)
+        assert "cannot be prepared" in source.reasons[0] and loop.trainer_state == "none"
+    finally:
+        running.cancel()
+        loop.begin_close()
+        await loop.close()
+        store.close()

@@ -196,9 +196,10 @@ class Training:
         self.progress = {"step": task.step, "steps": task.body.get("local_steps", 0)}
         try:
             worker = await self._workers.start("trainer", _folder(task), self._job(task), self._on_event(task))
-        except Zk0Error as error:
+        except (Zk0Error, OSError) as error:
             self._starting = False
-            self._died(task, error)
+            made = error if isinstance(error, Zk0Error) else WorkerError(f"the trainer cannot be started: {error}")
+            self._died(task, made)
             return
         self._worker, self._starting = worker, False
         self.tick()  # the person may have come while it started
@@ -228,8 +229,9 @@ class Training:
     async def _finish(self, task: Task, result: dict[str, Any]) -> None:
         try:
             await self._source.trained(task, result)
-        except Zk0Error as error:
-            self._died(task, error)
+        except (Zk0Error, OSError) as error:
+            made = error if isinstance(error, Zk0Error) else WorkerError(f"the update cannot be kept: {error}")
+            self._died(task, made)
             return
         self.progress = {}
         shutil.rmtree(self._workers.work / "trainer" / _folder(task), ignore_errors=True)

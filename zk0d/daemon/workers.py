@@ -20,6 +20,7 @@ from typing import Any
 import structlog
 
 from zk0d.daemon.config import Config
+from zk0d.errors import WorkerError
 from zk0d.runtime import managed_python
 from zk0d.supervise import OnEvent, Worker
 
@@ -90,8 +91,13 @@ class Workers:
                 os.setpriority(os.PRIO_PGRP, worker.pid, self._config["train", "niceness"])
         self._running[worker] = kind
         mark = self._marks / str(worker.pid)
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.write_text(f"{_started(worker.pid)} {kind}\n")
+        try:
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.write_text(f"{_started(worker.pid)} {kind}\n")
+        except OSError as error:  # the disk is full: none runs that nobody would know of after a crash
+            self._running.pop(worker, None)
+            await worker.kill()
+            raise WorkerError(f"{mark}: {error.strerror}", "make room on the disk") from error
         asyncio.get_running_loop().create_task(self._forget(worker, mark))
         log.info("worker started", kind=kind, pid=worker.pid, name=name)
         return worker
