@@ -32,6 +32,9 @@ CONTROLS = ("next", "discard", "finish", "stop")
 _RESTARTS = 3
 """Starts of a died recorder in a row without a newly saved episode before a virtual session is given up."""
 
+_SAVE_S = 60.0
+"""Seconds a recorder that is told to stop gets to verify and save the takes that have ended."""
+
 
 @dataclass
 class Live:
@@ -135,7 +138,8 @@ class Sessions:
             live.stopping, live.why = True, f"told to {action}"
         if live.worker is not None:
             if action == "stop":
-                task = asyncio.create_task(live.worker.stop(GRACE_S))
+                begun = live.kind == "recording" and live.worker.last.get("event") not in (None, "ready")
+                task = asyncio.create_task(live.worker.stop(_SAVE_S if begun else GRACE_S))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
             else:
@@ -208,6 +212,14 @@ class Sessions:
             return _outcome(request.dataset, first, first, goal, 0, "there already")
         live = Live("recording", request.by, time.time(), request.dataset, goal, first, first=first)
         self._hold(live)
+        try:
+            return await self._recorded(live, request, root, emit)
+        finally:
+            self._release()  # whatever fails: nobody else gets the arm, and nothing trains, until then
+
+    async def _recorded(self, live: Live, request: RecordRequest, root: Path, emit: Emit) -> dict[str, Any]:
+        """The session that holds the arm, with its row in the store."""
+        first, goal = live.first, live.goal
         session = live.session = self._store.begin_session(request.dataset, request.task, request.by, goal)
         discarded, why, state = 0, "", "failed"
         try:
@@ -226,7 +238,6 @@ class Sessions:
             )  # fmt: skip
             if have:
                 self._register(request.dataset, root, request.task, request.robot, request.train)
-            self._release()
         return _outcome(request.dataset, first, have, goal, discarded, why)
 
     async def _takes(self, live: Live, request: RecordRequest, root: Path, emit: Emit) -> tuple[int, str]:
