@@ -21,7 +21,15 @@ from zk0d.daemon.arbiter import LinkSignal
 from zk0d.daemon.config import Config
 from zk0d.daemon.exchange import Exchange
 from zk0d.daemon.store import Dataset, Federation, Store, Task
-from zk0d.errors import LinkClosedError, LinkLostError, PayloadError, ProtocolError, RefusedError, Zk0Error
+from zk0d.errors import (
+    DatasetError,
+    LinkClosedError,
+    LinkLostError,
+    PayloadError,
+    ProtocolError,
+    RefusedError,
+    Zk0Error,
+)
 from zk0d.link.identity import NodeIdentity
 from zk0d.link.node import NodeLink
 from zk0d.link.state import LinkLimits, LinkState
@@ -210,9 +218,15 @@ class Uplink:
         """Tell the hub that we are a member, with coarse statistics; again when they changed, and on a new link."""
         assert self.link is not None
         own = [d for d in self._store.datasets() if d.train and d.episodes]
+        try:
+            stats = datasets.coarse_statistics(own)
+        except DatasetError as error:  # a disk that is not plugged in must not hold up updates and versions
+            self._joined_as.pop(federation.name, None)
+            self._store.set_federation(federation.name, reason=error.message)
+            return
         body = {
             "federation": federation.name,
-            "stats": datasets.coarse_statistics(own),
+            "stats": stats,
             "datasets": [
                 {
                     "uuid": self._store.wire_id(d.name, federation.name),
@@ -304,7 +318,9 @@ class Uplink:
             self._block(task, f"no dataset fits federation {task.federation}: {why}", "waits for that to be changed")
             return
         self._blocked.pop(task.id, None)
-        self._store.set_task(task.id, state="ready")
+        now = self._store.task(task.id)
+        if now is not None and now.state == "fetching":  # not when the federation was left meanwhile
+            self._store.set_task(task.id, state="ready")
 
     def _block(self, task: Task, reason: str, waits_for: str) -> None:
         self._blocked[task.id] = (reason, waits_for)
