@@ -38,6 +38,8 @@ class Exchange:
         self._link: NodeLink | None = None
         self._identity: NodeIdentity | None = None
         self._hub: Hub | None = None
+        self.in_use: set[str] = set()
+        """Blobs that a worker reads now: not to be pruned."""
 
     def open(self, link: NodeLink, identity: NodeIdentity, hub: Hub) -> None:
         """Use this link; what waits for a receipt may be taken by the hub from now on."""
@@ -152,6 +154,8 @@ class Exchange:
         self._on_change()
 
     def _release(self, update: Update) -> None:
+        if any(u.payload == update.payload for u in self._store.updates("waiting")):
+            return  # another update has the same bytes and still needs them
         if self._link is not None:
             self._link.unshare(update.payload)
         self._blobs.delete(update.payload)
@@ -198,7 +202,7 @@ class Exchange:
         """Delete all but the newest versions' blobs; never one that a task at hand starts from."""
         versions = self._store.versions(federation)
         task = self._store.task_at_hand()
-        needed = {v.digest for v in versions[-self._keep :]}
+        needed = {v.digest for v in versions[-self._keep :]} | self.in_use
         needed |= {str(task.body[k]) for k in ("version_digest", "base_digest", "spec_digest")} if task else set()
         for old in versions[: -self._keep]:
             if old.fetched and old.digest not in needed:

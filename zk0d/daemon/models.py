@@ -13,7 +13,7 @@ from typing import Any
 from zk0d.daemon.store import Store, Version
 from zk0d.daemon.uplink import Uplink
 from zk0d.daemon.workers import Workers
-from zk0d.errors import LinkLostError, UsageError, Zk0Error
+from zk0d.errors import LinkLostError, UsageError, WorkerError, Zk0Error
 
 Emit = Callable[..., Awaitable[None]]
 
@@ -95,6 +95,13 @@ class Models:
 
     async def _publish(self, version: Version, folder: Path, emit: Emit) -> None:
         await emit("fetching", version=version.number)
+        self._uplink.exchange.in_use.add(version.digest)
+        try:
+            await self._make(version, folder, emit)
+        finally:
+            self._uplink.exchange.in_use.discard(version.digest)
+
+    async def _make(self, version: Version, folder: Path, emit: Emit) -> None:
         await self.pull(version)
         await emit("publishing", version=version.number)
         blobs = self._uplink.blobs
@@ -119,7 +126,9 @@ class Models:
             "cache": str(self._workers.work / "cache"),
         }
         worker = await self._workers.start("publisher", f"{version.number:04d}", job, lambda event: None)
-        await worker.wait()
+        result = await worker.wait()
+        if result.get("finished") is False:
+            raise WorkerError(f"making {folder} was stopped ({result.get('reason')})", "run the command again")
 
 
 def heldout_loss(metrics: dict[str, Any]) -> float | None:
