@@ -11,10 +11,11 @@ import fcntl
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from zk0d import __version__, log
 from zk0d.daemon.config import Config, find_files
-from zk0d.errors import Zk0Error
+from zk0d.errors import UsageError, Zk0Error
 
 DEFAULT_STATE = Path("/var/lib/zk0d")
 
@@ -37,11 +38,15 @@ class StateLock:
         os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(UsageError.exit_code, f"{self.prog}: {message}\n")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line of zk0d."""
-    p = argparse.ArgumentParser(
-        prog="zk0d", description="The operator's daemon: records, trains and exchanges updates."
-    )
+    p = _Parser(prog="zk0d", description="The operator's daemon: records, trains and exchanges updates.")
     p.add_argument(
         "--foreground",
         action="store_true",

@@ -148,7 +148,8 @@ async def op_train(service: Service, request: Request, connection: ControlConnec
         service.training.set_override(None, connection.user)
         service.uplink.kick()
     elif action in _OVERRIDE_S:
-        for_s = float(request.get("for_s") or _OVERRIDE_S[action])
+        asked = request.get("for_s")
+        for_s = _OVERRIDE_S[action] if asked is None else float(asked)
         if not 0 < for_s <= _MAX_OVERRIDE_S:
             raise UsageError(f"{for_s:.0f} s is not a time for an override", "between a second and 30 days")
         service.training.set_override(action, connection.user, for_s)
