@@ -137,29 +137,12 @@ def _make(base: Path, env: Path, lists: Lists, wheels: Path | None, progress: On
     if not python.exists():
         _run([sys.executable, "-m", "venv", "--clear", str(env)], log, None, "install the package python3-venv")
     if not (env / "bin" / "uv").exists():
-        tool = [
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--require-hashes",
-            "--only-binary=:all:",
-            *source,
-            "-r",
-            str(lists.tool),
-        ]
-        _run([str(python), *tool], log, None, "see pip's settings for an index or a proxy, or use --wheels DIR")
-    command = [
-        str(env / "bin" / "uv"),
-        "pip",
-        "install",
-        "--require-hashes",
-        "--no-progress",
-        "--python",
-        str(python),
-        *source,
-    ]
-    command += ["--only-binary", ":all:", "-r", str(lists.packages)]
+        tool = "-m pip install --quiet --require-hashes --only-binary=:all:".split()
+        hint = "see pip's settings for an index or a proxy, or use --wheels DIR"
+        _run([str(python), *tool, *source, "-r", str(lists.tool)], log, None, hint)
+    # What has no wheel is built with the locked setuptools that came with uv, never with one fetched for the occasion.
+    command = [str(env / "bin" / "uv"), "pip", "install", "--require-hashes", "--no-progress", "--no-build-isolation"]
+    command += ["--python", str(python), *source, "-r", str(lists.packages)]
     before = len(list(env.glob("lib/python3*/site-packages/*.dist-info")))
 
     def look() -> None:

@@ -1,0 +1,30 @@
+# bash completion for zk0-hub; written by packaging/manuals.py
+_zk0_hub() {
+    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} path="" word skip="" words=""
+    case $prev in --config|--dir|--from) COMPREPLY=($(compgen -f -- "$cur")); return ;; esac
+    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+        if [ -n "$skip" ]; then skip=""; continue; fi
+        case $word in --address|--config|--dir|--from|--hours|--label|--listen|--name|--reason) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
+    done
+    case $path in
+        "") words="init serve status invite nodes federation versions --dir --help --version" ;;
+        "init") words="--help --listen --name" ;;
+        "serve") words="--help" ;;
+        "status") words="--help --json --watch" ;;
+        "invite") words="--address --help --hours --json --label" ;;
+        "nodes") words="list pending approve refuse revoke --help" ;;
+        "nodes list") words="--help --json" ;;
+        "nodes pending") words="--help --json" ;;
+        "nodes approve") words="--help --reason" ;;
+        "nodes refuse") words="--help --reason" ;;
+        "nodes revoke") words="--help --reason" ;;
+        "federation") words="create list show finish --help" ;;
+        "federation create") words="--config --from --help --json" ;;
+        "federation list") words="--help --json" ;;
+        "federation show") words="--help --json" ;;
+        "federation finish") words="--help --json" ;;
+        "versions") words="--help --json" ;;
+    esac
+    COMPREPLY=($(compgen -W "$words" -- "$cur"))
+}
+complete -o default -F _zk0_hub zk0-hub

@@ -1,0 +1,51 @@
+# bash completion for zk0ctl; written by packaging/manuals.py
+_zk0ctl() {
+    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} path="" word skip="" words=""
+    case $prev in --out|--socket|--state|--wheels) COMPREPLY=($(compgen -f -- "$cur")); return ;; esac
+    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+        if [ -n "$skip" ]; then skip=""; continue; fi
+        case $word in --ca-fingerprint|--dataset|--episode-s|--episodes|--follower|--for|--keep|--leader|--max-s|--model|--name|--out|--rename|--seed|--socket|--state|--task|--timeout|--units|--until|--wait|--wheels|--worker|-n) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
+    done
+    case $path in
+        "") words="status why enroll federation record dataset train model rollout logs runtime doctor debug --help --socket --state --version" ;;
+        "status") words="--help --json --timeout --wait --watch" ;;
+        "why") words="--help --json" ;;
+        "enroll") words="--ca-fingerprint --help" ;;
+        "federation") words="list join leave --help" ;;
+        "federation list") words="--help --json" ;;
+        "federation join") words="--help" ;;
+        "federation leave") words="--help" ;;
+        "record") words="start next discard finish stop --help" ;;
+        "record start") words="--dataset --episode-s --episodes --follower --help --json --keep --leader --no-train --seed --task --until" ;;
+        "record next") words="--help" ;;
+        "record discard") words="--help" ;;
+        "record finish") words="--help" ;;
+        "record stop") words="--help" ;;
+        "dataset") words="list add show --help" ;;
+        "dataset list") words="--help --json" ;;
+        "dataset add") words="--help --name --no-train --rename --task --train --units" ;;
+        "dataset show") words="--help --json" ;;
+        "train") words="now pause resume --help" ;;
+        "train now") words="--for --help" ;;
+        "train pause") words="--for --help" ;;
+        "train resume") words="--help" ;;
+        "model") words="list show pull export --help" ;;
+        "model list") words="--help --json" ;;
+        "model show") words="--help --json" ;;
+        "model pull") words="--help" ;;
+        "model export") words="--help" ;;
+        "rollout") words="--episodes --follower --help --json --max-s --model --out --rename --seed --task" ;;
+        "logs") words="--follow --help --worker" ;;
+        "runtime") words="install show check rollback remove --help" ;;
+        "runtime install") words="--again --help --wheels" ;;
+        "runtime show") words="--help --json" ;;
+        "runtime check") words="--help --json" ;;
+        "runtime rollback") words="--help" ;;
+        "runtime remove") words="--help" ;;
+        "doctor") words="--help --json" ;;
+        "debug") words="bundle --help" ;;
+        "debug bundle") words="--help --out" ;;
+    esac
+    COMPREPLY=($(compgen -W "$words" -- "$cur"))
+}
+complete -o default -F _zk0ctl zk0ctl
