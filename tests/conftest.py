@@ -24,7 +24,15 @@ REPOSITORY = Path(__file__).parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data" / "so101_teleop"
 
 # Threads that libraries keep for the whole process; they are not a test's to end.
-_LASTING = ("pytest_timeout", "tqdm_monitor", "ThreadPoolExecutor-libs", "asyncio_", "QueueFeederThread", "TokenizersParallel", "pymp-")
+_LASTING = (
+    "pytest_timeout",
+    "tqdm_monitor",
+    "ThreadPoolExecutor-libs",
+    "asyncio_",
+    "QueueFeederThread",
+    "TokenizersParallel",
+    "pymp-",
+)
 # Descriptors that libraries open once and keep (EGL devices, CUDA probes, pyarrow's pool, urandom, event pollers).
 _LASTING_FDS = (
     "/dev/dri",

@@ -38,7 +38,8 @@ def main(job, channel):
     if mode == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     if mode == "sleeps":
-        Path(job["publish"] + ".tmp").mkdir(parents=True)
+        publish = Path(job["publish"])
+        publish.with_name(f".{{publish.name}}.tmp").mkdir(parents=True)
         while channel.poll(0.05) is None:
             pass
         return {{"finished": False}}

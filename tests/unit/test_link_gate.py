@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zk0d.link.gate import GREETING, Gate, GateError, RefusalScanner, ReverseHold, ready_properties, refusal_record
+from zk0d.link.messages import MAX_BULK
 
 SIGNATURE = b"\xff" + bytes(7) + b"\x01\x7f"
 
@@ -35,7 +36,43 @@ def feed(gate: Gate, data: bytes, cuts: list[int]) -> bytes:
     return out
 
 
-@given(st.lists(st.integers(0, 500), max_size=12), st.booleans(), st.binary(max_size=300))
+def frame(body: bytes, flags: int = 0) -> bytes:
+    if len(body) > 255 or flags & 2:
+        return bytes([flags | 2]) + len(body).to_bytes(8, "big") + body
+    return bytes([flags, len(body)]) + body
+
+
+MESSAGES = st.lists(
+    st.one_of(
+        st.binary(max_size=300).map(frame),
+        st.tuples(st.binary(max_size=20), st.binary(max_size=600)).map(lambda m: frame(m[0], 1) + frame(m[1], 2)),
+        st.just(frame(b"\x04PING\0\0", 4)),
+    ),
+    max_size=8,
+).map(b"".join)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        frame(b"a", 1) + frame(b"b", 1) + frame(b"c"),
+        frame(b"", 1) * 3,
+        b"\x03" + (1 << 40).to_bytes(8, "big"),
+        b"\x02" + (MAX_BULK + 1).to_bytes(8, "big"),
+        frame(bytes(2000), 4),
+        b"\x10\x00",
+    ],
+)
+@pytest.mark.parametrize("cut", range(1, 8))
+def test_no_message_grows_without_end(tail: bytes, cut: int) -> None:
+    """Else libzmq would gather its frames in the hub's memory."""
+    gate = Gate("alice")
+    assert feed(gate, greeting() + ready(*GOOD) + frame(b"x", 1) + frame(b"y"), [])
+    with pytest.raises(GateError):
+        feed(gate, tail, list(range(0, len(tail), cut)))
+
+
+@given(st.lists(st.integers(0, 500), max_size=12), st.booleans(), MESSAGES)
 def test_a_good_link_passes_unchanged(cuts: list[int], long: bool, rest: bytes) -> None:
     gate = Gate("alice")
     stream = greeting() + ready(*GOOD, long=long) + rest
@@ -50,7 +87,7 @@ def test_nothing_after_the_greeting_passes_before_ready_is_whole() -> None:
     whole = ready(*GOOD)
     assert bytes(gate.feed(greeting()[10:] + whole[:-1])) == greeting()[10:]
     assert not gate.open
-    assert bytes(gate.feed(whole[-1:] + b"more")) == whole + b"more"
+    assert bytes(gate.feed(whole[-1:] + frame(b"more"))) == whole + frame(b"more")
 
 
 @pytest.mark.parametrize(

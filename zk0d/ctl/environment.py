@@ -137,7 +137,7 @@ def _make(base: Path, env: Path, lists: Lists, wheels: Path | None, progress: On
     if not python.exists():
         _run([sys.executable, "-m", "venv", "--clear", str(env)], log, None, "install the package python3-venv")
     if not (env / "bin" / "uv").exists():
-        tool = "-m pip install --quiet --require-hashes --only-binary=:all:".split()
+        tool = ["-m", "pip", "install", "--quiet", "--require-hashes", "--only-binary=:all:"]
         hint = "see pip's settings for an index or a proxy, or use --wheels DIR"
         _run([str(python), *tool, *source, "-r", str(lists.tool)], log, None, hint)
     # What has no wheel is built with the locked setuptools that came with uv, never with one fetched for the occasion.

@@ -26,8 +26,9 @@ log = structlog.get_logger("exchange")
 
 UPDATE_PREFIX = b"zk0 update v1\0"
 RECEIPT_PREFIX = b"zk0 receipt v1\0"
-_LATER = ("busy", "internal", "not_found", "malformed", "unknown_type", "unsupported_version")
-"""Refusals that say nothing about the update itself: it is offered again."""
+_FINAL = ("bad_update", "bad_statement", "bad_signature", "bad_payload", "too_large", "too_late", "task_answered")
+"""Refusals that are about the update itself. After any other (a full disk there, a hub restored from a backup) it is
+kept and offered again: an update is never let go for a reason this program does not know."""
 
 
 class Exchange:
@@ -104,11 +105,11 @@ class Exchange:
                 reply = await self._link.request("update.offer", body)
                 self._take_reply(update, reply)
             except RefusedError as error:
-                if error.reason in _LATER:
+                if error.reason in _FINAL:
+                    self._refused(update, error.message)
+                else:
                     log.info("the hub takes the update later", update=update.digest, why=error.message)
                     self._store.set_update(update.digest, reason=error.message)
-                else:
-                    self._refused(update, error.message)
             except LinkLostError:
                 break
             except ProtocolError as error:

@@ -179,7 +179,11 @@ class Uplink:
         pending = await self.exchange.deliver()
         for federation in self._store.federations():
             if federation.state in ("open", "finished"):
-                await self.exchange.latest(federation.name)
+                try:
+                    await self.exchange.latest(federation.name)
+                except (RefusedError, ProtocolError) as error:  # the other federations are not to wait for this one
+                    log.warning("no version is had", federation=federation.name, why=str(error))
+                    self._no_task[federation.name] = (error.message[:500], time.time() + _TURN_S)
                 self._work.set()
         self._store.put("bytes", list(self.bytes))
         return 3.0 if pending else _TURN_S
@@ -281,7 +285,11 @@ class Uplink:
                 )
                 self._no_task[federation.name] = (reason, time.time() + 3600)
                 continue
-            reply = await self.link.request("task.request", {"federation": federation.name})
+            try:
+                reply = await self.link.request("task.request", {"federation": federation.name})
+            except RefusedError as error:
+                self._no_task[federation.name] = (error.message[:500], time.time() + 30.0)
+                continue
             body = reply.get("task")
             if body is None:
                 wait = reply.get("retry_s")

@@ -94,7 +94,7 @@ class Evaluations:
         name, number = version["federation"], version["number"]
         folder = self._directory / "federations" / name / "versions" / f"{number:04d}"
         # Not committed as evaluated, so whatever lies there is from an interrupted attempt.
-        for left in (folder, folder.with_name(folder.name + ".tmp")):
+        for left in (folder, folder.with_name(f".{folder.name}.tmp")):
             await asyncio.to_thread(shutil.rmtree, left, True)
         self.progress = f"version {number} of {name}"
         work = self._directory / "work" / "evaluation"
@@ -107,6 +107,8 @@ class Evaluations:
             )  # fmt: skip
             async with asyncio.timeout(limit):
                 result = await self._worker.wait()
+            if result.get("finished") is False:
+                raise WorkerError(f"the evaluation of version {number} was told to end", "it is tried again")
             loss = result.get("loss")
             if loss is not None and not math.isfinite(loss):
                 raise WorkerError(f"the held-out loss of version {number} is {loss}", "lower the learning rate")

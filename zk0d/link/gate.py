@@ -10,11 +10,14 @@ import struct
 from enum import Enum
 
 from zk0d.errors import ProtocolError
+from zk0d.link.messages import MAX_BULK
 
 GREETING = 64
 REFUSABLE = (0, 10, 11, GREETING)
 """Offsets in the hub's stream at which a refusal may stand: where libzmq pauses, and ZMTP can't go on with a `Z`."""
 MAX_READY = 1024
+MAX_FRAMES = 2
+"""Frames of one message (docs/protocol.md): the map, and the bulk that may follow it."""
 MAX_HELD = 4096
 REFUSAL_MAGIC = b"ZKNO"
 _REFUSAL_HEAD = struct.Struct("!4sHH")  # magic, bytes of code, bytes of message
@@ -35,15 +38,60 @@ class _Stage(Enum):
     OPEN = 4
 
 
+class FrameWatch:
+    """Walks ZMTP frame headers without copying; GateError at a frame too many or too large.
+
+    libzmq gathers a message's frames before it hands any on, without limit: a peer that never ends its message would
+    fill the hub's memory.
+    """
+
+    def __init__(self, max_frame: int) -> None:
+        self._max_frame = max_frame
+        self._head = bytearray()
+        self._left = 0  # bytes of the present frame's body still to come
+        self._frames = 0  # frames so far of a message that is not ended
+
+    def feed(self, data: bytes | memoryview) -> None:
+        at, end = 0, len(data)
+        while at < end:
+            if self._left:
+                step = min(self._left, end - at)
+                self._left -= step
+                at += step
+                continue
+            wanted = 9 if self._head and self._head[0] & 2 else 2
+            step = min(wanted - len(self._head), end - at) if self._head else 1
+            self._head += data[at : at + step]
+            at += step
+            if len(self._head) > 1 and len(self._head) == (9 if self._head[0] & 2 else 2):
+                self._frame(self._head[0], int.from_bytes(self._head[1:], "big"))
+                self._head.clear()
+
+    def _frame(self, flags: int, size: int) -> None:
+        if flags & ~7:
+            raise GateError("bad_zmtp", f"a frame with flags {flags:#x}")
+        limit = MAX_READY if flags & 4 else self._max_frame
+        if size > limit:
+            raise GateError("too_large", f"a frame of {size} bytes, at most {limit}")
+        self._left = size
+        if not flags & 4:
+            self._frames += 1
+            if self._frames > MAX_FRAMES:
+                raise GateError("bad_zmtp", f"a message of more than {MAX_FRAMES} frames")
+            if not flags & 1:
+                self._frames = 0
+
+
 class Gate:
     """Node to hub. Feed what TLS delivers, forward what comes back; raises GateError and is then done.
 
     The greeting passes (the two ends' libzmq need each other's to go on); everything after it is held until READY names
-    `node_id` as its Identity, then all passes untouched.
+    `node_id` as its Identity, then all passes untouched while its frames keep to `max_frame` bytes and two a message.
     """
 
-    def __init__(self, node_id: str) -> None:
+    def __init__(self, node_id: str, max_frame: int = MAX_BULK) -> None:
         self._node_id = node_id.encode()
+        self._watch = FrameWatch(max_frame)
         self._stage = _Stage.SIGNATURE
         self._held = bytearray()
 
@@ -54,6 +102,7 @@ class Gate:
     def feed(self, data: bytes | memoryview) -> bytes | memoryview:
         """The bytes to forward now."""
         if self._stage is _Stage.OPEN:
+            self._watch.feed(data)
             return data
         self._held += data
         out = bytearray()
@@ -70,6 +119,7 @@ class Gate:
         if self._stage is _Stage.READY and (frame := self._ready_frame()) is not None:
             _check_ready(frame, self._node_id)
             self._stage = _Stage.OPEN
+            self._watch.feed(bytes(self._held))
             out += self._take(len(self._held))
         return bytes(out)
 

@@ -26,6 +26,7 @@ from zk0d.link.tls import ALPN_ENROLL, ALPN_LINK, explain_peer_failure
 log = structlog.get_logger("zk0d.link.session")
 
 MAX_ENROLL = 64 * 1024
+ENROLL_ASK_S = 10.0
 ENROLL_S = 30.0
 DRAIN_S = 2.0
 FRAME_HEAD = struct.Struct("!I")
@@ -122,7 +123,7 @@ class Session:
     def _established(self) -> None:
         protocol = self.wire.pump.tls.selected_alpn_protocol()
         if protocol == ALPN_ENROLL:
-            self.stage, self.deadline = Stage.ENROLL, time.monotonic() + ENROLL_S
+            self.stage, self.deadline = Stage.ENROLL, time.monotonic() + ENROLL_ASK_S
             self.wire.inbound = self._enroll_in
             self.wire.say(FRAME_HEAD.pack(len(self._desk.enroll_hello)) + self._desk.enroll_hello)
         elif protocol == ALPN_LINK:
@@ -166,7 +167,7 @@ class Session:
                 raise Refused("not_allowed", f"node {self.node_id} is not allowed to link")
             self.stage, self.since = Stage.OPEN, time.time()
             self._desk.opened(self)
-            self.wire.inbound = lambda later: later
+            self.wire.inbound = self._gate.feed
             self.wire.say(self._hold.release())
             log.info("link.up", node=self.node_id, address=self.address)
         return out

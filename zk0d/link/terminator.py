@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -203,8 +203,10 @@ class Terminator:
 
     def _welcome(self, sock: socket.socket, address: str) -> None:
         live = [s for s in self._sessions if s.stage is not Stage.CLOSED]
-        unopened = sum(s.stage is not Stage.OPEN for s in live)
-        if len(live) - unopened >= self.limits.max_links or unopened >= self.limits.max_handshakes:
+        waiting = [s for s in live if s.stage is not Stage.OPEN]
+        unopened = len(waiting)
+        full = unopened >= self.limits.max_handshakes and not _make_room(waiting, address)
+        if full or len(live) - unopened >= self.limits.max_links:
             sock.close()
             if time.monotonic() - self._told_full > 10:
                 self._told_full = time.monotonic()
@@ -219,3 +221,21 @@ class Terminator:
         wire.owner = session
         self._sessions.add(session)
         wire.attend()
+
+
+def _make_room(waiting: list[Session], address: str) -> bool:
+    """End the oldest unfinished connection of the host that has most of them, unless the newcomer is of that host.
+
+    So a crowd of silent connections from one place shuts out that place, and nobody else.
+    """
+    hosts = Counter(_host(s.address) for s in waiting)
+    crowd, most = hosts.most_common(1)[0]
+    if most <= hosts[_host(address)]:
+        return False
+    oldest = min((s for s in waiting if _host(s.address) == crowd), key=lambda s: s.deadline)
+    oldest.close("others need its place")
+    return True
+
+
+def _host(address: str) -> str:
+    return address.rpartition(":")[0]

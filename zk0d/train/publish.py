@@ -39,7 +39,7 @@ def write(folder: Path, spec: ModelSpec, policy: Policy, pre: Processor, post: P
     """Write the LeRobot folder, replacing what is at `folder`. The policy's configuration is left as it was."""
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.with_name(folder.name + ".tmp")
+    part = folder.with_name(f".{folder.name}.tmp")  # hidden: a name no person gives to a folder of theirs
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     _write_lerobot(part, folder, spec, policy, pre, post)
