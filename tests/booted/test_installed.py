@@ -172,16 +172,17 @@ def test_without_the_runtime_it_says_what_it_cannot_do(system: Any) -> None:
 
 
 def test_the_containers_start_script_serves(system: Any) -> None:
-    """What the hub's container runs (packaging/docker/start), here as the hub's own user in a folder of its own."""
+    """What the hub's container runs (packaging/docker/start), confined like it: no privileges, nothing writable but its folder."""
     system.put(START, "/root/start")
-    system.sh("install -m755 /root/start /usr/local/bin/zk0-hub-start; install -d -o zk0-hub -g zk0-hub /var/tmp/hub")
+    system.sh("install -m755 /root/start /usr/bin/hub-start; install -d -o zk0-hub -g zk0-hub /var/tmp/hub")
     system.sh(
-        "runuser -u zk0-hub -- env ZK0_HUB_DIR=/var/tmp/hub ZK0_HUB_LISTEN=127.0.0.1:7731 zk0-hub-start >/root/start.log 2>&1 &"
-        " echo $! >/root/start.pid"
+        "systemd-run -q --unit=contained --uid=zk0-hub -p ProtectSystem=strict -p ReadWritePaths=/var/tmp/hub -p NoNewPrivileges=yes"
+        " -p CapabilityBoundingSet= -p PrivateTmp=no --setenv=ZK0_HUB_DIR=/var/tmp/hub --setenv=ZK0_HUB_LISTEN=127.0.0.1:7731 hub-start"
     )
     try:
         ask = ("zk0-hub", "--dir", "/var/tmp/hub", "status")
         system.until(lambda: system.run(*ask, user="zk0-hub", check=False).returncode in (0, 2), 30, "the hub to serve")
     finally:
-        said = system.sh("pkill -u zk0-hub -f 'zk0-hub --dir /var/tmp/hub' || cat /root/start.log")
-    assert "Traceback" not in said
+        said = system.sh("systemctl stop contained; journalctl -q -o cat -u contained")
+        system.sh("rm -rf /var/tmp/hub /usr/bin/hub-start")
+    assert "Traceback" not in said, said
