@@ -28,6 +28,8 @@ log = structlog.get_logger("workers")
 
 GRACE_S = 4.5
 """Seconds a worker gets to end."""
+RECORDER_GRACE_S = 20.0
+"""The same for a recorder that a killed daemon left: it saves and verifies the take it has."""
 CLOSE_GRACE_S = 3.5
 """The same when the daemon ends, which itself has five seconds for everything."""
 
@@ -118,8 +120,9 @@ class Workers:
                 found.append((pid, kind, mark))
             else:
                 mark.unlink()
-        deadline = time.monotonic() + GRACE_S
+        began = time.monotonic()
         for pid, kind, mark in found:
+            deadline = began + (RECORDER_GRACE_S if kind == "recorder" else GRACE_S)
             started = mark.read_text().split()[0]
             while _started(pid) == started and time.monotonic() < deadline:
                 await asyncio.sleep(0.05)
