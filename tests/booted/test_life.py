@@ -98,3 +98,12 @@ def test_without_a_terminal_nothing_is_asked(
         )
         said = install(system, newer_debs)
         assert "?" not in said.replace("[Y/n]", ""), said
+
+
+def test_the_autopkgtest_passes(boot: Callable[..., Any], debs: list[Path]) -> None:
+    """The test that the packages carry (debian/tests), run as `autopkgtest -- null` in a booted system runs it."""
+    script = Path(__file__).resolve().parents[2] / "packaging/deb/debian/tests/installed"
+    with boot() as system:
+        install(system, debs)
+        system.put(script, "/root/installed")
+        system.sh("sh -x /root/installed")
