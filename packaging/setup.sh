@@ -23,15 +23,20 @@ find_python() {
     die "Python 3.12 or newer is needed and was not found; install it (Ubuntu 24.04: sudo apt-get install python3), or set PYTHON=/path/to/python3.12"
 }
 python=$(find_python)
-key=$("$python" - "$profile" "$lock"/*.txt <<'P'
+key_of() {
+    "$python" - "$1" "$lock"/*.txt <<'P'
 import hashlib, pathlib, sys
 h = hashlib.sha256(f"{sys.argv[1]} {sys.executable} {sys.version}".encode())
 for name in (*sys.argv[2:], "packaging/setup.sh", "pyproject.toml"):
     h.update(pathlib.Path(name).read_bytes())
 print(h.hexdigest())
 P
-)
-if [ "$(cat "$venv/zk0-stamp" 2>/dev/null)" = "$key" ]; then exit 0; fi
+}
+key=$(key_of "$profile")
+stamp=$(cat "$venv/zk0-stamp" 2>/dev/null || true)
+if [ "$stamp" = "$key" ]; then exit 0; fi
+# What has everything has the core: it is not taken apart again.
+if [ "$profile" = core ] && [ -n "$stamp" ] && [ "$stamp" = "$(key_of full)" ]; then exit 0; fi
 
 # --- system packages ---------------------------------------------------------------------------------------------
 missing=()
