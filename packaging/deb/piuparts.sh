@@ -8,4 +8,4 @@ dist=${1:-dist}
 command -v piuparts >/dev/null || { echo "piuparts is missing: apt-get install piuparts" >&2; exit 1; }
 image=$(packaging/booted/image.sh bare)
 exec piuparts --distribution=trixie --existing-chroot="$image" --no-eatmydata --warn-on-usr-move=disabled --skip-logrotatefiles-test \
-    --ignore=/var/cache/debconf/tmp.ci --log-level=error "$dist"/zk0-common_*.deb "$dist"/zk0d_*.deb "$dist"/zk0-hub_*.deb
+    --ignore-regex='/?var/cache/debconf/tmp\.ci/?' --log-level=error "$dist"/zk0-common_*.deb "$dist"/zk0d_*.deb "$dist"/zk0-hub_*.deb
