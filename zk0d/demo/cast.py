@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1"}
 
 
-class Server:
+class Server(ABC):
     """One long-running process with a log file."""
 
     def __init__(self, name: str, log: Path) -> None:
@@ -50,8 +51,9 @@ class Server:
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
 
+    @abstractmethod
     def command(self) -> list[str]:
-        raise NotImplementedError  # what the two kinds of server differ in
+        """The command line that starts it."""
 
     @property
     def pid(self) -> int:
