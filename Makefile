@@ -38,7 +38,7 @@ bench-%: setup
 # pyproject.toml is the only place where dependencies are named; the locks hold exact versions and hashes, and no index address.
 COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-emit-index-url --no-header --no-annotate
 lock: setup
-	@$(COMPILE) pyproject.toml --extra ml --extra virtual --extra dev -o packaging/lock/full.txt
+	@$(COMPILE) pyproject.toml --extra ml --extra virtual --extra flower --extra privacy --extra bench --extra dev -o packaging/lock/full.txt
 	@printf 'uv>=0.9\nsetuptools\n' | $(COMPILE) - -c packaging/lock/full.txt -o packaging/lock/bootstrap.txt
 	@$(COMPILE) pyproject.toml -c packaging/lock/full.txt -o packaging/lock/core.txt
 	@echo "systemd-python>=235" | $(COMPILE) - -o packaging/lock/systemd.txt
