@@ -16,7 +16,7 @@ import structlog
 
 from zk0d.errors import LinkLostError, ProtocolError, RefusedError, Zk0Error
 from zk0d.link.identity import HUB_NAME, fingerprint
-from zk0d.link.messages import Body, unpack
+from zk0d.link.messages import Body, MessageError, unpack
 from zk0d.link.session import FRAME_HEAD, MAX_ENROLL
 from zk0d.link.tls import ALPN_ENROLL, enroll_context, enroll_probe_context, explain_hub_failure
 
@@ -101,7 +101,9 @@ async def serve_enroll(raw: bytes, address: str, on_enroll: Callable[[Body], Awa
     try:
         request = unpack(raw)
         if request.get("v") != VERSION:
-            raise ProtocolError(f"enrolment version {str(request.get('v'))[:20]}, this hub speaks {VERSION}")
+            raise MessageError(
+                "unsupported_version", f"enrolment version {str(request.get('v'))[:20]}, this hub speaks {VERSION}"
+            )
         known = {k: v for k, v in request.items() if k in _REQUEST_FIELDS and v is not None}
         for name, value in known.items():
             if not isinstance(value, _REQUEST_FIELDS[name]):
@@ -110,6 +112,8 @@ async def serve_enroll(raw: bytes, address: str, on_enroll: Callable[[Body], Awa
         reply = await on_enroll({**known, "address": address})
     except Zk0Error as error:
         code = error.reason if isinstance(error, RefusedError) else error.code
+        if isinstance(error, ProtocolError):
+            code = error.wire_code if isinstance(error, MessageError) else "malformed"
         log.warning("enroll.refused", address=address, code=code, reason=error.message)
         reply = {"state": "refused", "code": code, "message": error.message, "hint": error.hint}
     except Exception:

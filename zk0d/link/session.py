@@ -21,7 +21,7 @@ from zk0d.link.gate import Gate, GateError, ReverseHold, refusal_record
 from zk0d.link.identity import check_node_id, common_name, fingerprint, load_certificate
 from zk0d.link.pump import Bytes, Wire, WireEnd
 from zk0d.link.state import LinkLimits, NodeLinkInfo
-from zk0d.link.tls import ALPN_ENROLL, ALPN_LINK, explain_peer_failure
+from zk0d.link.tls import ALPN_ENROLL, LINK_PROTOCOLS, explain_peer_failure
 
 log = structlog.get_logger("zk0d.link.session")
 
@@ -126,11 +126,12 @@ class Session:
             self.stage, self.deadline = Stage.ENROLL, time.monotonic() + ENROLL_ASK_S
             self.wire.inbound = self._enroll_in
             self.wire.say(FRAME_HEAD.pack(len(self._desk.enroll_hello)) + self._desk.enroll_hello)
-        elif protocol == ALPN_LINK:
+        elif protocol in LINK_PROTOCOLS:
             self._admit()
         else:
             raise Refused(
-                "no_alpn", f"no application protocol was agreed; {ALPN_LINK} and {ALPN_ENROLL} are spoken here"
+                "no_alpn",
+                f"no protocol in common; this hub speaks {', '.join(LINK_PROTOCOLS)} for links and {ALPN_ENROLL}",
             )
 
     def _admit(self) -> None:

@@ -12,6 +12,8 @@ from zk0d.errors import ConfigError
 from zk0d.link.identity import NodeIdentity, ServerIdentity
 
 ALPN_LINK = "zk0/1"
+LINK_PROTOCOLS = (ALPN_LINK,)
+"""Every version of the link that this software speaks, newest first; TLS agrees on the newest that both know."""
 ALPN_ENROLL = "zk0-enroll/1"
 
 
@@ -21,7 +23,7 @@ def server_context(ca: Path, server: ServerIdentity) -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_OPTIONAL
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     context.num_tickets = 0  # a resumed session would skip the certificate checks
-    context.set_alpn_protocols([ALPN_LINK, ALPN_ENROLL])
+    context.set_alpn_protocols([*LINK_PROTOCOLS, ALPN_ENROLL])
     try:
         context.load_verify_locations(cafile=str(ca))
         context.load_cert_chain(str(server.certificate), str(server.key))
@@ -35,7 +37,7 @@ def server_context(ca: Path, server: ServerIdentity) -> ssl.SSLContext:
 def link_context(identity: NodeIdentity) -> ssl.SSLContext:
     """A node's, for ALPN `zk0/1`: shows its certificate, trusts the one pinned authority."""
     context = _pinned(identity.ca_path.read_text() if identity.ca_path.is_file() else "")
-    context.set_alpn_protocols([ALPN_LINK])
+    context.set_alpn_protocols(list(LINK_PROTOCOLS))
     try:
         context.load_cert_chain(str(identity.certificate_path), str(identity.key_path))
     except (OSError, ssl.SSLError) as error:

@@ -26,7 +26,7 @@ from zk0d.link.identity import HUB_NAME
 from zk0d.link.pump import Scratch, TlsPump, Wire, WireEnd
 from zk0d.link.rundir import RunDir
 from zk0d.link.state import LinkLimits
-from zk0d.link.tls import ALPN_LINK, explain_hub_failure
+from zk0d.link.tls import LINK_PROTOCOLS, explain_hub_failure
 
 log = structlog.get_logger("zk0d.link.tunnel")
 
@@ -245,10 +245,11 @@ class Tunnel:
             pass
 
     def _established(self, wire: Wire, where: str) -> None:
-        if wire.pump.tls.selected_alpn_protocol() != ALPN_LINK:
+        if wire.pump.tls.selected_alpn_protocol() not in LINK_PROTOCOLS:
             raise _Failed(
                 "no_alpn",
-                f"what answers at {where} has the hub's certificate but does not speak {ALPN_LINK}",
+                f"the hub at {where} and this node have no protocol version in common (this node speaks "
+                f"{', '.join(LINK_PROTOCOLS)}); the older of the two must be updated",
                 refused=True,
             )
         wire.attach(self._accept())
