@@ -9,6 +9,7 @@ export HF_HUB_OFFLINE := 1
 help:
 	@echo "make demo [POLICY=smolvla|act] [DEMO_OUT=DIR]   a hub and three operators with virtual arms, end to end"
 	@echo "make test [ARGS='-k link']                      all tests"
+	@echo "make fuzz [CASES=1000000] [SEED=N]              bad input for every parser and machine of the link"
 	@echo "make lint                                       ruff and mypy --strict"
 	@echo "make bench, make bench-NAME                     benchmarks, small or one at full size"
 	@echo "make setup-core                                 only what zk0d, zk0-hub and zk0ctl need (seconds)"
@@ -26,6 +27,11 @@ demo: setup
 
 test: setup
 	@$(PY) -m pytest $(ARGS)
+
+CASES ?= 1000000
+.PHONY: fuzz
+fuzz: setup
+	@$(PY) tests/faults/fuzz.py --cases $(CASES) $(if $(SEED),--seed $(SEED))
 
 lint: setup
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check --quiet . && $(PY) -m mypy

@@ -29,7 +29,7 @@ from zk0d.link.messages import (
 )
 from zk0d.link.state import LinkLimits, Progress
 from zk0d.link.transfer import Bucket, FairQueue
-from zk0d.model.blobs import MAX_CHUNK, MIN_CHUNK, BlobStore
+from zk0d.model.blobs import MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, BlobStore
 
 log = structlog.get_logger("zk0d.link.peer")
 
@@ -275,7 +275,7 @@ class Peer:
 
     def _chunk_wanted(self, message: Message) -> None:
         digest, index, size = message.body["digest"], message.body["index"], message.body["chunk_size"]
-        if not self._can_take(digest) or index < 0 or not MIN_CHUNK <= size <= MAX_CHUNK:
+        if not self._can_take(digest) or not 0 <= index < MAX_CHUNKS or not MIN_CHUNK <= size <= MAX_CHUNK:
             self._error("not_found", f"no chunk {index} of {digest[:80]} for you here", message.id)
         elif not self._bulk.add(digest, index, size, message.id):
             self._error("busy", f"{MAX_CHUNKS_WAITING} chunks are waiting", message.id)

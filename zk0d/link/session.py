@@ -26,9 +26,10 @@ from zk0d.link.tls import ALPN_ENROLL, LINK_PROTOCOLS, explain_peer_failure
 log = structlog.get_logger("zk0d.link.session")
 
 MAX_ENROLL = 64 * 1024
-ENROLL_ASK_S = 10.0
 ENROLL_S = 30.0
 DRAIN_S = 2.0
+DRAIN_BYTES = 4 << 20
+"""What is read and thrown away after a refusal, so that the peer sees it; a flood is cut off."""
 FRAME_HEAD = struct.Struct("!I")
 
 
@@ -83,6 +84,7 @@ class Session:
         self._gate: Gate | None = None
         self._hold = ReverseHold()
         self._request = bytearray()
+        self._drained_from = 0
         wire.on_established = self._established
 
     def event(self, sock: socket.socket, mask: int) -> None:
@@ -91,6 +93,8 @@ class Session:
             if self.stage is Stage.DRAIN:
                 self.wire.flush()
                 self.wire.discard()
+                if self.wire.bytes_in - self._drained_from > DRAIN_BYTES:
+                    self.close("it goes on sending")
             else:
                 self.wire.ready(sock, mask)
             if self.stage is not Stage.CLOSED:
@@ -123,7 +127,7 @@ class Session:
     def _established(self) -> None:
         protocol = self.wire.pump.tls.selected_alpn_protocol()
         if protocol == ALPN_ENROLL:
-            self.stage, self.deadline = Stage.ENROLL, time.monotonic() + ENROLL_ASK_S
+            self.stage, self.deadline = Stage.ENROLL, time.monotonic() + self._desk.limits.handshake_s
             self.wire.inbound = self._enroll_in
             self.wire.say(FRAME_HEAD.pack(len(self._desk.enroll_hello)) + self._desk.enroll_hello)
         elif protocol in LINK_PROTOCOLS:
@@ -211,6 +215,7 @@ class Session:
     def _drain(self, reason: str) -> None:
         was_open = self.stage is Stage.OPEN
         self.stage, self.deadline = Stage.DRAIN, time.monotonic() + DRAIN_S
+        self._drained_from = self.wire.bytes_in
         self.wire.drop_app()
         if was_open:
             self._desk.ended(self, reason)
