@@ -51,7 +51,7 @@ class World:
         self.answer: Callable[[str, str, dict[str, Any]], Awaitable[dict[str, Any]]] = self._answer
         self.enroll: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]] = self._enroll
         self.hub: HubLink
-        self.port = 0
+        self.host, self.port = "127.0.0.1", 0
 
     async def _answer(self, node_id: str, kind: str, body: dict[str, Any]) -> dict[str, Any]:
         self.requests.append((node_id, kind, body))
@@ -69,7 +69,7 @@ class World:
 
     async def open(self) -> None:
         self.hub = HubLink(
-            host="127.0.0.1",
+            host=self.host,
             port=self.port,
             authority=self.authority,
             server_identity=self.server,
@@ -107,7 +107,7 @@ class World:
     ) -> AsyncIterator[NodeLink]:
         name = name or node_id
         link = NodeLink(
-            host="127.0.0.1",
+            host=self.host,
             port=port or self.port,
             identity=identity or self.identity(node_id),
             blobs=BlobStore(self.folder / f"blobs-{name}", reserve=0),
