@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from zk0d.ctl.main import COMMANDS, build  # noqa: E402
+from zk0d.ctl.parser import COMMANDS, build  # noqa: E402
 from zk0d.daemon import main as daemon  # noqa: E402
 from zk0d.daemon.config import SETTINGS  # noqa: E402
 from zk0d.hub import main as hub  # noqa: E402

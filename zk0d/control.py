@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from zk0d import errors
 from zk0d.errors import NotRunningError, ProtocolError, Zk0Error
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from typing import Any
+
     from zk0d.control_server import ControlConnection, ControlServer
 
 __all__ = ["MAX_REQUEST", "ControlConnection", "ControlServer", "call", "remote_error", "socket_address"]
@@ -36,14 +38,15 @@ def __getattr__(name: str) -> Any:
 
 
 @contextmanager
-def socket_address(path: Path) -> Iterator[str]:
+def socket_address(path: Path | str) -> Iterator[str]:
     """An address for bind or connect that also works when `path` is longer than a unix socket's 107 bytes."""
     if len(os.fsencode(path)) <= _SUN_PATH:
         yield str(path)
         return
-    fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    folder, name = os.path.split(os.fspath(path))
+    fd = os.open(folder or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{fd}/{path.name}"
+        yield f"/proc/self/fd/{fd}/{name}"
     finally:
         os.close(fd)
 
@@ -59,7 +62,6 @@ def call(
     `timeout` (seconds) bounds the silence between lines; None waits for ever. Raises NotRunningError when nobody
     answers there, and the error that the other side reports, as its own class.
     """
-    path = Path(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
         try:

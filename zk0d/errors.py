@@ -6,7 +6,9 @@ The table of exit codes in docs/operator.md is checked against this module by a 
 
 from __future__ import annotations
 
-from typing import ClassVar
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 
 class Zk0Error(Exception):

@@ -13,7 +13,13 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
-import structlog
+# structlog imports these where they are installed, for coloured tracebacks and threads that are not ours: 13 MB.
+_UNWANTED = [name for name in ("rich", "greenlet") if name not in sys.modules]
+sys.modules.update(dict.fromkeys(_UNWANTED))  # type: ignore[arg-type]
+import structlog  # noqa: E402
+
+for _name in _UNWANTED:
+    del sys.modules[_name]
 
 _SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,

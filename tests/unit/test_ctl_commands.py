@@ -11,10 +11,11 @@ import pytest
 
 from zk0d.control_server import describe
 from zk0d.ctl import render
-from zk0d.ctl.command import DEFAULT_SOCKET, DEFAULT_STATE, Context
+from zk0d.ctl.context import DEFAULT_SOCKET, DEFAULT_STATE, Context
 from zk0d.ctl.dataset_cmd import renames
 from zk0d.ctl.enroll_cmd import parse
-from zk0d.ctl.main import COMMANDS, build, load, main
+from zk0d.ctl.main import main
+from zk0d.ctl.parser import COMMANDS, build, load
 from zk0d.ctl.record_cmd import robot
 from zk0d.ctl.train_cmd import seconds
 from zk0d.errors import UsageError

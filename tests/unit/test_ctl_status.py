@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from status_schema import check
 
-from zk0d.ctl.status_cmd import exit_code, text
+from zk0d.ctl.status_text import exit_code, text
 from zk0d.daemon.report import LiveParts, status
 from zk0d.daemon.store import Dataset, Hub, Store, Update, Version
 from zk0d.durable import canonical_json

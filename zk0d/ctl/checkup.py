@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zk0d.ctl.command import DEFAULT_SOCKET, Context
+from zk0d.ctl.context import DEFAULT_SOCKET, Context
 from zk0d.errors import Zk0Error
 
 LOW_DISK, LITTLE_DISK = 2e9, 10e9
@@ -73,7 +73,7 @@ def _ask(*command: str, timeout: float = 10.0) -> str | None:
 
 
 def units(case: Case) -> list[Finding]:
-    if case.context.socket != DEFAULT_SOCKET or not Path("/run/systemd/system").is_dir():
+    if case.context.socket != Path(DEFAULT_SOCKET) or not Path("/run/systemd/system").is_dir():
         return [Finding("units", "note", "not the installed daemon under systemd: units are not looked at")]
     found = []
     for unit in ("zk0d.socket", "zk0d.service"):

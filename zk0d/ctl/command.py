@@ -5,17 +5,13 @@ Drives the parser, the help and the reference page. Standard library only, and l
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from zk0d.control import call
-from zk0d.errors import NotRunningError
+from zk0d.ctl.context import Context
 
-DEFAULT_SOCKET = Path("/run/zk0d/control.sock")
-DEFAULT_STATE = Path("/var/lib/zk0d")
+__all__ = ["Arg", "Args", "Command", "Context", "arg"]
 
 Args = Any
 """The parsed arguments (argparse.Namespace)."""
@@ -44,40 +40,3 @@ class Command:
     run: Callable[[Context, Args], int] | None = None
     subs: tuple[Command, ...] = ()
     default: str = ""
-
-
-@dataclass(frozen=True)
-class Context:
-    """Where the daemon is. `state` is its folder as far as it can be told, for when the daemon is down."""
-
-    socket: Path
-    state: Path
-
-    @classmethod
-    def make(cls, socket: str | None, state: str | None) -> Context:
-        """From --socket and --state, else ZK0_SOCKET and ZK0_STATE, else where the installed daemon is."""
-        given_state = state or os.environ.get("ZK0_STATE")
-        given_socket = socket or (None if state else os.environ.get("ZK0_SOCKET"))
-        if given_socket:
-            path = Path(given_socket)
-            beside = path.parent if os.access(path.parent / "zk0d.db", os.F_OK) else DEFAULT_STATE
-            return cls(path, Path(given_state) if given_state else beside)
-        if given_state:
-            return cls(Path(given_state) / "control.sock", Path(given_state))
-        return cls(DEFAULT_SOCKET, DEFAULT_STATE)
-
-    def call(
-        self,
-        op: str,
-        on_event: Callable[[dict[str, Any]], None] | None = None,
-        timeout: float | None = 30.0,
-        **request: Any,
-    ) -> Any:
-        """Ask the daemon. Raises NotRunningError with what to do, or the daemon's own error."""
-        try:
-            return call(self.socket, {"op": op, **request}, on_event, timeout)
-        except NotRunningError as error:
-            hint = error.hint
-            if "nothing listens" in error.message:
-                hint = "start it with `systemctl start zk0d` (or `zk0d --foreground --state DIR`)"
-            raise NotRunningError(f"zk0d is not running: {error.message}", hint) from error

@@ -1,4 +1,4 @@
-"""`zk0ctl`: finds the command, builds its parser, runs it, gives its exit code. Loads only the command asked for.
+"""`zk0ctl`: runs a command and gives its exit code. The plain `status` is answered without building a parser.
 
 Exit codes: 0 healthy, 1 error, 2 degraded, 3 not running, 4 unknown, 64 usage (docs/operator.md).
 No logic of commands here.
@@ -6,104 +6,58 @@ No logic of commands here.
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import os
 import sys
-from typing import Any, NoReturn
 
-from zk0d.ctl.command import DEFAULT_SOCKET, DEFAULT_STATE, Command, Context
+from zk0d.ctl.context import Context
 from zk0d.errors import Zk0Error
 
-COMMANDS = ("status", "why", "enroll", "federation", "record", "dataset", "train", "model", "rollout", "logs",
-            "runtime", "doctor", "debug")  # fmt: skip
-USAGE = 64
 INTERRUPTED = 130
-_VALUE_OPTIONS = ("--socket", "--state")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(USAGE, f"{self.prog}: {message}\n")
+def _plain_status(argv: list[str]) -> tuple[dict[str, str], bool] | None:
+    """The options and whether as JSON, when `argv` is a status with nothing that needs a parser; else None.
+
+    argparse costs as much again as everything else that `zk0ctl status` does.
+    """
+    options: dict[str, str] = {}
+    words = iter(argv)
+    seen = as_json = False
+    for word in words:
+        if word in ("--socket", "--state"):
+            value = next(words, "")
+            if not value or value.startswith("-"):
+                return None
+            options[word[2:]] = value
+        elif word == "status" and not seen:
+            seen = True
+        elif word == "--json" and seen:
+            as_json = True
+        else:
+            return None
+    return (options, as_json) if seen else None
 
 
-def load(name: str) -> Command:
-    """The declaration in `NAME_cmd.py`."""
-    command: Command = importlib.import_module(f"zk0d.ctl.{name}_cmd").COMMAND
-    return command
+def _run(argv: list[str]) -> int:
+    plain = _plain_status(argv)
+    if plain is not None:
+        from zk0d.ctl.status_text import show
 
+        options, as_json = plain
+        return show(Context.make(options.get("socket"), options.get("state")), as_json=as_json)
+    from zk0d.ctl.parser import COMMANDS, build, wanted, with_default
 
-def _wanted(argv: list[str]) -> str:
-    """The command word, if there is one: the first that is neither an option nor an option's value."""
-    skip = False
-    for word in argv:
-        if skip:
-            skip = False
-        elif word in _VALUE_OPTIONS:
-            skip = True
-        elif not word.startswith("-"):
-            return word
-    return ""
-
-
-def _globals(parser: argparse.ArgumentParser, default: Any) -> None:
-    parser.add_argument("--socket", metavar="PATH", default=default,
-                        help=f"control socket (or ZK0_SOCKET; default {DEFAULT_SOCKET})")  # fmt: skip
-    parser.add_argument("--state", metavar="DIR", default=default,
-                        help=f"the daemon's folder (or ZK0_STATE; default {DEFAULT_STATE})")  # fmt: skip
-
-
-def _add(subparsers: Any, command: Command) -> None:
-    parser = subparsers.add_parser(command.name, help=command.help, description=command.help)
-    _globals(parser, argparse.SUPPRESS)
-    for a in command.args:
-        parser.add_argument(*a.names, help=a.help, **a.options)
-    if command.subs:
-        below = parser.add_subparsers(metavar="ACTION", required=True)
-        for sub in command.subs:
-            _add(below, sub)
-    parser.set_defaults(run=command.run)
-
-
-def build(names: tuple[str, ...]) -> argparse.ArgumentParser:
-    """The parser for the named commands."""
-    from zk0d import __version__
-
-    parser = _Parser(
-        prog="zk0ctl",
-        description="Controls zk0d, the daemon that records, trains and exchanges updates.",
-        epilog="Exit codes: 0 healthy, 1 error, 2 degraded, 3 not running, 4 unknown, 64 usage.",
-    )
-    _globals(parser, None)
-    parser.add_argument("--version", action="version", version=f"zk0ctl {__version__}")
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name in names:
-        _add(subparsers, load(name))
-    return parser
-
-
-def _with_default(argv: list[str], name: str) -> list[str]:
-    """Insert a command's default action where the person left it out (`record --task …` is `record start --task …`)."""
-    command = load(name)
-    if not command.default:
-        return argv
-    at = argv.index(name) + 1
-    rest = argv[at:]
-    if "-h" in rest or "--help" in rest or _wanted(rest) in {s.name for s in command.subs}:
-        return argv
-    return [*argv[:at], command.default, *rest]
+    name = wanted(argv)
+    if name in COMMANDS:
+        argv = with_default(argv, name)
+    args = build((name,) if name in COMMANDS else COMMANDS).parse_args(argv)
+    return int(args.run(Context.make(args.socket, args.state), args))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
-    name = _wanted(argv)
-    if name in COMMANDS:
-        argv = _with_default(argv, name)
     try:
-        args = build((name,) if name in COMMANDS else COMMANDS).parse_args(argv)
-        return int(args.run(Context.make(args.socket, args.state), args))
+        return _run(sys.argv[1:] if argv is None else argv)
     except Zk0Error as error:
         print(f"zk0ctl: {error.message}", file=sys.stderr)
         if error.hint:

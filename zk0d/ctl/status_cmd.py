@@ -1,6 +1,6 @@
-"""`zk0ctl status`: the state in one sentence, then what it is made of; from the state file when the daemon is down.
+"""`zk0ctl status`: the state in one sentence, then what it is made of; its options and how it waits and watches.
 
-Not for why it is so (`why`) nor for history (`logs`).
+What is shown is in status_text.py, which main.py also calls by itself for the plain command. Not for why (`why`).
 """
 
 from __future__ import annotations
@@ -8,173 +8,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
-from zk0d.ctl.render import clock, duration, paint, plural, safe, show_json, size
-from zk0d.errors import DegradedError, NotRunningError, UnknownStateError, UsageError
+from zk0d.ctl.render import duration, paint
+from zk0d.ctl.status_text import document, show, show_document, text
+from zk0d.errors import DegradedError, NotRunningError, UsageError
 
-HEALTHY, ERROR, DEGRADED, NOT_RUNNING = 0, 1, 2, 3
-_STYLE = {"training": ("green", "bold"), "paused": ("yellow", "bold"), "idle": ("blue", "bold"),
-          "recording": ("cyan", "bold"), "not running": ("red", "bold")}  # fmt: skip
-Document = dict[str, Any]
-
-
-def document(context: Context) -> Document:
-    """The status document: the daemon's, or, when it is down, what its state file says."""
-    try:
-        return dict(context.call("status", timeout=10.0))
-    except NotRunningError as error:
-        from zk0d.daemon.report import status
-        from zk0d.daemon.store import Store
-
-        try:
-            store = Store.read(context.state / "zk0d.db")
-        except UnknownStateError:
-            raise error from None
-        try:
-            return status(store, None)
-        finally:
-            store.close()
-
-
-def exit_code(doc: Document) -> int:
-    """0 healthy, 1 error, 2 degraded, 3 not running."""
-    if not doc["running"]:
-        return NOT_RUNNING
-    levels = {p["level"] for p in doc["health"]}
-    return ERROR if "error" in levels else DEGRADED if levels else HEALTHY
-
-
-def text(doc: Document) -> str:
-    """The whole status for a person."""
-    lines = [_headline(doc)]
-    for label, values in (
-        ("hub", _hub(doc)), ("federation", _federations(doc)), ("training", _training(doc)),
-        ("arm", _session(doc)), ("datasets", _datasets(doc)), ("transfers", _transfers(doc)),
-        ("updates", _updates(doc)), ("receipt", _receipt(doc)),
-    ):  # fmt: skip
-        for number, value in enumerate(values):
-            lines.append(f"  {paint((label if number == 0 else '').ljust(11), 'dim')} {value}")
-    for problem in doc["health"]:
-        mark = paint("error", "red", "bold") if problem["level"] == "error" else paint("problem", "yellow", "bold")
-        lines.append(f"  {mark}: {safe(problem['message'])}")
-        if problem["hint"]:
-            lines.append(f"    {safe(problem['hint'])}")
-    return "\n".join(lines)
-
-
-def _headline(doc: Document) -> str:
-    if not doc["running"]:
-        since = f"state as of {clock(doc['as_of'])}" if doc["as_of"] else "it never ran here"
-        return f"{paint('zk0d is not running', *_STYLE['not running'])} ({since})"
-    session, word, sentence = doc["session"], doc["state"]["word"], doc["state"]["sentence"]
-    if session is not None and session["kind"] == "recording":
-        done = f"{session['saved']} of {session['goal']} episodes"
-        who = f"{done} of {safe(session['dataset'])}, by {safe(session['by'])} since {clock(session['since'])}"
-        return f"{paint('recording', *_STYLE['recording'])}: {who}; training resumes when it ends"
-    rest = sentence.removeprefix(f"{word}: ")
-    return f"{paint(word, *_STYLE.get(word, ('bold',)))}: {safe(rest)}"
-
-
-def _hub(doc: Document) -> list[str]:
-    hub, link = doc["hub"], doc["link"]
-    if hub is None:
-        return ["not enrolled; `zk0ctl enroll` with the maintainer's invitation"]
-    line = f"{safe(hub['address'])} as {safe(hub['node_id'])}"
-    if link is not None:
-        line += f", {link['phase']} since {clock(link['since'])}"
-        if link["phase"] != "connected":
-            line += f" ({safe(link['reason'])})" if link["reason"] else ""
-            if link["next_attempt"]:
-                line += f", next attempt in {duration(link['next_attempt'] - time.time())}"
-    return [f"{line}, {size(doc['bytes']['up'])} up, {size(doc['bytes']['down'])} down"]
-
-
-def _federations(doc: Document) -> list[str]:
-    lines = []
-    for f in doc["federations"]:
-        line = f"{safe(f['name'])}: {f['state']}"
-        if f["version"] is not None:
-            line += f", version {f['version']}"
-            if f["here"] != f["version"]:
-                line += f" (here: {'none' if f['here'] is None else f['here']})"
-        if isinstance(f["metrics"].get("heldout_loss"), int | float):
-            line += f", held-out loss {f['metrics']['heldout_loss']:.4g}"
-        if f["receipts"]:
-            line += f", {plural(f['receipts'], 'update')} of ours confirmed"
-        if f["reason"]:
-            line += f" ({safe(f['reason'])})"
-        lines.append(line)
-    return lines
-
-
-def _training(doc: Document) -> list[str]:
-    training = doc["training"]
-    lines = []
-    task, progress = training["task"], training["progress"]
-    if task is not None:
-        steps = f"step {progress.get('step', task['step'])} of {progress.get('steps') or task['steps']}"
-        line = f"{safe(task['federation'])} version {task['version']}, {steps}"
-        if isinstance(progress.get("loss"), int | float):
-            line += f", loss {progress['loss']:.4g}"
-        if isinstance(progress.get("samples_per_s"), int | float):
-            line += f", {progress['samples_per_s']:.3g} samples/s"
-        if training["trainer"] == "frozen":
-            line += ", frozen"
-        if task["deaths"]:
-            line += f"; the trainer died {plural(task['deaths'], 'time')}: {safe(task['reason'])}"
-        lines.append(line)
-    override = training["override"]
-    if override is not None:
-        lines.append(f"told to {'train' if override['kind'] == 'now' else 'pause'} by {safe(override['by'])}"
-                     f" until {clock(override['until'])}")  # fmt: skip
-    return lines
-
-
-def _session(doc: Document) -> list[str]:
-    session = doc["session"]
-    if session is None:
-        return []
-    line = f"{session['kind']} by {safe(session['by'])} since {clock(session['since'])}"
-    progress = session["progress"]
-    if "frames" in progress:
-        line += f", episode {progress.get('episode')}: {progress['frames']} frames at {progress.get('hz')} Hz"
-    return [line]
-
-
-def _datasets(doc: Document) -> list[str]:
-    return [
-        f"{safe(d['name'])}: {plural(d['episodes'], 'episode')}, {plural(d['frames'], 'frame')}"
-        + ("" if d["train"] else ", not trained on")
-        for d in doc["datasets"]
-    ]
-
-
-def _transfers(doc: Document) -> list[str]:
-    lines = []
-    for t in doc["transfers"]:
-        left = "" if t["remaining_s"] is None else f", {duration(t['remaining_s'])} left"
-        lines.append(
-            f"{t['direction']} {t['digest'][7:15]}: {size(t['done'])} of {size(t['size'])}, {size(t['rate'])}/s{left}"
-        )
-    return lines
-
-
-def _updates(doc: Document) -> list[str]:
-    return [
-        f"{size(u['size'])} for {safe(u['federation'])} waits for the hub's receipt since {clock(u['since'])}"
-        + (f" ({safe(u['reason'])})" if u["reason"] else "")
-        for u in doc["updates_waiting"]
-    ]
-
-
-def _receipt(doc: Document) -> list[str]:
-    r = doc["last_receipt"]
-    if r is None:
-        return []
-    line = f"{clock(r['stored_at'])}, {safe(r['federation'])}: {r['samples']} samples on version {r['base_version']}"
-    return [line + (f", merged into version {r['new_version']}" if r["new_version"] is not None else ", admitted")]
+if TYPE_CHECKING:
+    from zk0d.ctl.status_text import Document
 
 
 def _until(condition: str) -> Any:
@@ -233,12 +75,9 @@ def _watch(context: Context, args: Args) -> int:
 def run(context: Context, args: Args) -> int:
     if args.watch:
         return _watch(context, args)
-    doc = _wait(context, args) if args.wait else document(context)
-    if args.json:
-        show_json(doc)
-    else:
-        print(text(doc))
-    return exit_code(doc)
+    if args.wait:
+        return show_document(_wait(context, args), as_json=args.json)
+    return show(context, as_json=args.json)
 
 
 COMMAND = Command(
