@@ -7,7 +7,7 @@ _zk0ctl() {
         case $word in --ca-fingerprint|--dataset|--episode-s|--episodes|--follower|--for|--keep|--leader|--max-s|--model|--name|--out|--rename|--seed|--socket|--state|--task|--timeout|--units|--until|--wait|--wheels|--worker|-n) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
     done
     case $path in
-        "") words="status why enroll federation record dataset train model rollout logs runtime doctor debug --help --socket --state --version" ;;
+        "") words="status why enroll federation record dataset train receipts model rollout logs runtime doctor debug --help --socket --state --version" ;;
         "status") words="--help --json --timeout --wait --watch" ;;
         "why") words="--help --json" ;;
         "enroll") words="--ca-fingerprint --help" ;;
@@ -29,6 +29,9 @@ _zk0ctl() {
         "train now") words="--for --help" ;;
         "train pause") words="--for --help" ;;
         "train resume") words="--help" ;;
+        "receipts") words="list verify --help" ;;
+        "receipts list") words="--help --json" ;;
+        "receipts verify") words="--help --json" ;;
         "model") words="list show pull export --help" ;;
         "model list") words="--help --json" ;;
         "model show") words="--help --json" ;;

@@ -35,7 +35,7 @@ def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "hub.db") as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(UnknownStateError, match="schema 99, this zk0-hub knows up to 1"):
+    with pytest.raises(UnknownStateError, match="schema 99, this zk0-hub knows up to"):
         Store(tmp_path / "hub.db")
     (tmp_path / "garbage.db").write_bytes(b"not a database" * 100)
     with pytest.raises(UnknownStateError, match="cannot be used"):

@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from zk0d.daemon.evidence import RECEIPT_PREFIX, Evidence
 from zk0d.daemon.store import Hub, Store, Task, Update, Version
 from zk0d.durable import canonical_json
 from zk0d.errors import LinkLostError, ProtocolError, RefusedError, WorkerError
@@ -25,7 +26,6 @@ from zk0d.model.blobs import BlobStore, digest_of
 log = structlog.get_logger("exchange")
 
 UPDATE_PREFIX = b"zk0 update v1\0"
-RECEIPT_PREFIX = b"zk0 receipt v1\0"
 _FINAL = ("bad_update", "bad_statement", "bad_signature", "bad_payload", "too_large", "too_late", "task_answered")
 """Refusals that are about the update itself. After any other (a full disk there, a hub restored from a backup) it is
 kept and offered again: an update is never let go for a reason this program does not know."""
@@ -39,6 +39,7 @@ class Exchange:
         self._link: NodeLink | None = None
         self._identity: NodeIdentity | None = None
         self._hub: Hub | None = None
+        self._evidence = Evidence(store, on_change)
         self.in_use: set[str] = set()
         """Blobs that a worker reads now: not to be pruned."""
 
@@ -116,6 +117,11 @@ class Exchange:
                 log.warning("the hub's word on an update is not accepted", update=update.digest, error=str(error))
                 self._store.set_update(update.digest, reason=error.message)
         return len(self._store.updates("waiting"))
+
+    async def prove(self) -> None:
+        """See that the hub's log has our receipts and only ever grows."""
+        assert self._link is not None and self._hub is not None
+        await self._evidence.turn(self._link, self._hub)
 
     def _take_reply(self, update: Update, reply: dict[str, Any]) -> None:
         if reply.get("receipt") is not None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from zk0d.daemon import datasets
 from zk0d.daemon.enrolment import enrol, required
-from zk0d.daemon.store import Dataset
+from zk0d.daemon.store import Dataset, Store
 from zk0d.daemon.training import log_paths
 from zk0d.errors import UsageError, Zk0Error
 from zk0d.model.spec import ModelSpec
@@ -226,6 +226,30 @@ async def _events(service: Service, count: int, follow: bool, connection: Contro
             await connection.emit("entry", **{k: v for k, v in entry.items() if k != "id"})
         await asyncio.sleep(0.25)
     return {"log": "events"}
+
+
+def receipts_document(store: Store) -> dict[str, Any]:
+    """All evidence the node holds, bytes in hex: what `zk0ctl receipts` verifies, with or without the daemon."""
+    hub = store.hub()
+    return {
+        "key": "" if hub is None else hub.receipt_key.decode(),
+        "entries": [
+            {"leaf": e.leaf, "update": e.update, "receipt": e.receipt.hex(), "signature": e.signature.hex(),
+             "stored_at": e.stored_at, "position": e.position, "size": e.size, "path": b"".join(e.path).hex()}
+            for e in store.entries()
+        ],
+        "heads": [
+            {"size": h.size, "head": h.head.hex(), "signature": h.signature.hex(), "stored_at": h.stored_at,
+             "consistency": b"".join(h.consistency).hex()}
+            for h in store.heads()
+        ],
+        "log": store.get("log", {}),
+        "conflict": store.get("log_conflict"),
+    }  # fmt: skip
+
+
+async def op_receipts(service: Service, request: Request, connection: ControlConnection) -> Any:
+    return receipts_document(service.store)
 
 
 async def op_modules(service: Service, request: Request, connection: ControlConnection) -> Any:

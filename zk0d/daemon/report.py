@@ -124,6 +124,10 @@ def health(store: Store, live: LiveParts | None) -> list[dict[str, str]]:
         found.append(
             _problem("degraded", "link", f"the hub is not reached: {link['reason']}", "recording goes on without it")
         )
+    log = store.get("log", {})
+    if log.get("state") == "refused":
+        found.append(_problem("error", "log", f"the hub's receipt log is not believed: {log['text']}",
+                              "ask the maintainer; the evidence is kept: `zk0ctl receipts verify --json`"))  # fmt: skip
     if live and live.runtime_missing:
         found.append(_problem("degraded", "runtime", live.runtime_missing, "set [runtime] python in zk0d.toml"))
     for text in live.misfits if live else ():

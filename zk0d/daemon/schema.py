@@ -1,10 +1,8 @@
-"""The tables of `zk0d.db`. A change raises `VERSION` and gets a migration; not for queries, which are in store.py."""
+"""The tables of `zk0d.db`. A change appends a migration; not for queries, which are in store.py."""
 
 from __future__ import annotations
 
-VERSION = 1
-
-SCHEMA: tuple[str, ...] = (
+_FIRST: tuple[str, ...] = (
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
     "CREATE TABLE hubs (name TEXT PRIMARY KEY, host TEXT NOT NULL, port INTEGER NOT NULL, node_id TEXT NOT NULL,"
     " receipt_key BLOB NOT NULL, enrolled_at REAL NOT NULL)",
@@ -31,3 +29,15 @@ SCHEMA: tuple[str, ...] = (
     " started_at REAL NOT NULL, ended_at REAL)",
     "CREATE TABLE events (id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL)",
 )
+
+_RECEIPT_LOG: tuple[str, ...] = (
+    "CREATE TABLE log_entries (leaf TEXT PRIMARY KEY, update_digest TEXT NOT NULL, receipt BLOB NOT NULL,"
+    " signature BLOB NOT NULL, stored_at REAL NOT NULL, position INTEGER, size INTEGER, path BLOB)",
+    "CREATE INDEX log_entries_by_update ON log_entries (update_digest)",
+    "CREATE TABLE log_heads (size INTEGER PRIMARY KEY, head BLOB NOT NULL, signature BLOB NOT NULL,"
+    " consistency BLOB NOT NULL, stored_at REAL NOT NULL)",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _RECEIPT_LOG)
+"""Each entry takes the schema one version forward. Never edit one that was released: append."""
+VERSION = len(MIGRATIONS)

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zk0d.daemon.schema import SCHEMA, VERSION
+from zk0d.daemon.receipt_tables import ReceiptTables
+from zk0d.daemon.schema import MIGRATIONS, VERSION
 from zk0d.errors import DatasetError, UnknownStateError
 
 EVENTS_KEPT = 2000
@@ -128,7 +129,7 @@ class Session:
     ended_at: float | None
 
 
-class Store:
+class Store(ReceiptTables):
     """Opens or creates the state file. Refuses one written by a newer zk0d."""
 
     def __init__(self, path: Path, *, readonly: bool = False) -> None:
@@ -143,9 +144,11 @@ class Store:
             )
         if found < VERSION and not readonly:
             with self.transaction():
-                for statement in SCHEMA:
-                    self._db.execute(statement)
+                for statements in MIGRATIONS[found:]:
+                    for statement in statements:
+                        self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version={VERSION}")
+                self.enter_old_receipts()
 
     @classmethod
     def read(cls, path: Path) -> Store:
@@ -315,20 +318,6 @@ class Store:
     def set_update(self, digest: str, **fields: Any) -> None:
         """Set state or reason."""
         self._set("updates", "digest", digest, fields)
-
-    def add_receipt(self, update: str, federation: str, receipt: bytes, signature: bytes) -> None:
-        """Store a verified receipt (or its newer edition) and release the update, in one step."""
-        with self.transaction():
-            self._do(
-                "INSERT OR REPLACE INTO receipts VALUES (?,?,?,?,?)",
-                update, federation, receipt, signature, time.time(),
-            )  # fmt: skip
-            self.set_update(update, state="receipted", reason="")
-
-    def receipts(self) -> list[dict[str, Any]]:
-        """Oldest first; `receipt` parsed, `update`, `stored_at`."""
-        rows = self._rows("SELECT * FROM receipts ORDER BY stored_at")
-        return [{"update": r["update_digest"], "stored_at": r["stored_at"], **json.loads(r["receipt"])} for r in rows]
 
     def put_version(self, v: Version) -> None:
         self._do(

@@ -185,6 +185,7 @@ class Uplink:
                     log.warning("no version is had", federation=federation.name, why=str(error))
                     self._no_task[federation.name] = (error.message[:500], time.time() + _TURN_S)
                 self._work.set()
+        await self.exchange.prove()
         self._store.put("bytes", list(self.bytes))
         return 3.0 if pending else _TURN_S
 

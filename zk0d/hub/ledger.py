@@ -14,6 +14,7 @@ from typing import Any
 from zk0d.durable import canonical_json
 from zk0d.errors import UsageError
 from zk0d.hub.aggregate import Merged
+from zk0d.hub.receipt_log import ReceiptLog
 from zk0d.hub.receipts import ReceiptKey, Statement, task_id
 from zk0d.hub.rounds import Given, Merge, Phase, Share, Snapshot, advance
 from zk0d.hub.store import Row, Store
@@ -25,6 +26,7 @@ class Ledger:
     def __init__(self, store: Store, key: ReceiptKey) -> None:
         self._store = store
         self._key = key
+        self.log = ReceiptLog(store, key)
 
     # -- federations -----------------------------------------------------------------------------------------------
 
@@ -199,9 +201,8 @@ class Ledger:
         """The update counts from now on → its receipt and signature."""
         now = self._store.now()
         with self._store.write() as db:
-            row = self._decide(db, digest, "admitted", "", now)
             db.execute("UPDATE updates SET norm = ? WHERE digest = ?", (norm, digest))
-            return self._receipt(db, row, now)
+            return self._receipt(db, self._decide(db, digest, "admitted", "", now), now)
 
     def refuse(self, digest: str, reason: str) -> None:
         """The update will never count."""
@@ -223,11 +224,15 @@ class Ledger:
     def _receipt(
         self, db: sqlite3.Connection, row: Row, at: float, version: int | None = None, weight: float | None = None
     ) -> tuple[bytes, bytes]:
-        receipt, signature = self._key.make(row, at, version, weight)
-        db.execute(
+        task = self.task_row(row["task"])
+        within = None if task is None else max(0.0, row["offered_at"] - task["created_at"])
+        receipt, signature = self._key.make(row, at, version, weight, within)
+        made = db.execute(
             "INSERT INTO receipts (digest, receipt, signature, created_at) VALUES (?, ?, ?, ?)",
             (row["digest"], receipt, signature, self._store.now()),
         )
+        assert made.lastrowid is not None
+        self.log.append(db, made.lastrowid, receipt)
         return receipt, signature
 
     def receipt(self, digest: str) -> tuple[bytes, bytes] | None:

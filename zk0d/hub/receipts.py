@@ -120,10 +120,24 @@ class ReceiptKey:
             raise ConfigError(f"{path} is not an Ed25519 key")
         return cls(key)
 
+    def sign(self, data: bytes) -> bytes:
+        """Ed25519 signature, 64 bytes; callers prefix `data` with what kind of statement it is."""
+        return self._key.sign(data)
+
     def make(
-        self, update: Any, admitted_at: float, new_version: int | None = None, weight: float | None = None
+        self,
+        update: Any,
+        admitted_at: float,
+        new_version: int | None = None,
+        weight: float | None = None,
+        within_s: float | None = None,
     ) -> tuple[bytes, bytes]:
-        """Receipt and signature for an admitted update: a row of `updates` (or anything with those keys)."""
+        """Receipt and signature for an admitted update: a row of `updates` (or anything with those keys).
+
+        `claimed` is the node's word; `verified` is what the hub measured itself: bytes and norm of what arrived, and
+        the seconds from handing the task out to the offer, which the work cannot have taken longer than.
+        """
+        statement = json.loads(update["statement"])
         receipt = canonical_json(
             {
                 "federation": update["federation"],
@@ -135,9 +149,15 @@ class ReceiptKey:
                 "samples": update["samples"],
                 "weight": weight,
                 "admitted_at": timestamp(admitted_at),
+                "claimed": {"samples": update["samples"], "steps": statement["steps"]},
+                "verified": {
+                    "bytes": update["size"],
+                    "norm": None if update["norm"] is None else round(update["norm"], 6),
+                    "within_s": None if within_s is None else round(within_s, 3),
+                },
             }
         )
-        return receipt, self._key.sign(RECEIPT_PREFIX + receipt)
+        return receipt, self.sign(RECEIPT_PREFIX + receipt)
 
 
 def timestamp(seconds: float) -> str:

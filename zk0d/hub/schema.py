@@ -80,5 +80,12 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TRIGGER receipts_keep BEFORE UPDATE ON receipts BEGIN SELECT RAISE(ABORT, 'receipts are append-only'); END;
     CREATE TRIGGER receipts_stay BEFORE DELETE ON receipts BEGIN SELECT RAISE(ABORT, 'receipts are append-only'); END;
     """,
+    """
+    CREATE TABLE tree (
+        level INTEGER NOT NULL, position INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (level, position)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TRIGGER tree_keeps BEFORE UPDATE ON tree BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
+    CREATE TRIGGER tree_stays BEFORE DELETE ON tree BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
+    """,
 )
 """Each entry takes the schema one version forward. Never edit one that was released: append."""

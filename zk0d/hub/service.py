@@ -165,6 +165,10 @@ class Hub:
                 return self._offer(node, body)
             case "receipt.get":
                 return self._receipt(node, str(body["update"]))
+            case "log.head":
+                return self.ledger.log.head(body["size"])
+            case "log.proof":
+                return self._proof(node, body["update"], body["size"])
             case "version.latest":
                 return self._federation(body["federation"]).latest()
         raise RefusedError(f"{kind} is not something a node asks a hub", reason="unknown_type")
@@ -204,6 +208,12 @@ class Hub:
         if row["state"] == "refused":
             return {"state": "refused", "reason": row["reason"]}
         return self._federation(row["federation"]).standing(node, update)
+
+    def _proof(self, node: str, update: str, size: int) -> dict[str, Any]:
+        row = self.ledger.update(update)
+        if row is None or row["node"] != node:
+            raise RefusedError("the hub does not know this update", reason="not_found")
+        return {"entries": self.ledger.log.prove(update, size)}
 
     # -- what maintainers do ---------------------------------------------------------------------------------------
 

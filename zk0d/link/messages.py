@@ -52,6 +52,8 @@ REQUESTS: dict[str, dict[str, Field]] = {
     "task.request": {"federation": TEXT},
     "update.offer": {"statement": BYTES, "signature": BYTES, "size": INT},
     "receipt.get": {"update": TEXT},
+    "log.head": {"size": INT},
+    "log.proof": {"update": TEXT, "size": INT},
     "version.latest": {"federation": TEXT},
 }
 """Federation layer, node to hub; each is answered by `reply` or `error`."""
