@@ -1,0 +1,142 @@
+"""Taking updates in: offers judged, payloads fetched and inspected, admitted or refused. Nothing is dropped silently.
+
+What may count is in rounds.py and admission.py, the merging in merging.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from zk0d.errors import LinkClosedError, LinkLostError, PayloadError, ProtocolError, RefusedError, Zk0Error
+from zk0d.hub import admission, rounds
+from zk0d.hub.receipts import Statement, check_signature, read_statement
+from zk0d.hub.state import FederationState
+
+log = structlog.get_logger("federation")
+
+
+class Intake:
+    """One federation's door for updates. `admitted` is called after each update that counts."""
+
+    def __init__(self, federation: FederationState, admitted: Callable[[], None]) -> None:
+        self._fed, self._hub, self._ledger = federation, federation.hub, federation.ledger
+        self._admitted = admitted
+        self._busy: set[str] = set()
+
+    def offer(self, node: str, raw: bytes, signature: bytes) -> dict[str, Any]:
+        """`update.offer`: note the update and begin to take it, or say what has become of it."""
+        try:
+            statement = read_statement(raw, signature)
+        except ProtocolError as error:
+            raise RefusedError(error.message, reason="bad_statement") from None
+        known = self._ledger.update(statement.digest)
+        if known is None or known["node"] != node:
+            self._check_offer(node, statement)
+            self._ledger.offer(statement)
+            log.info(
+                "update offered", federation=self._fed.name, node=node, update=statement.digest, size=statement.size
+            )
+        answer = self.standing(node, statement.digest)
+        if answer.get("state") == "receiving":
+            self._hub.spawn(self.receive(statement), f"receive {statement.digest}")
+        return answer
+
+    def _check_offer(self, node: str, s: Statement) -> None:
+        """Everything that can be judged before a byte of the payload moves. Raises RefusedError."""
+        task = self._ledger.task_row(s.task)
+        if s.node != node or task is None or (task["node"], task["federation"]) != (node, self._fed.name):
+            raise RefusedError("the update answers no task of this node", reason="no_task")
+        if s.base_version != task["version"]:
+            raise RefusedError(f"the task was for version {task['version']}, not {s.base_version}", reason="no_task")
+        if self._ledger.update_of_task(s.task) is not None:
+            raise RefusedError("this task has been answered by another update", reason="task_answered")
+        if why := rounds.unacceptable(self._fed.rules, self._ledger.snapshot(self._fed.name), node, s.base_version):
+            raise RefusedError(f"the update is not accepted: {why}", reason="too_late")
+        limit = admission.size_limit(self._fed.spec)
+        if s.size > limit:
+            raise RefusedError(
+                f"a payload of {s.size} bytes; this federation's have at most {limit}", reason="too_large"
+            )
+        if s.payload in self._fed.public_digests():
+            raise RefusedError("the payload is a published version, not a delta", reason="bad_payload")
+        try:
+            check_signature(s, self._hub.certificate(node))
+        except ProtocolError as error:
+            raise RefusedError(error.message, reason="bad_signature") from None
+
+    def standing(self, node: str, digest: str) -> dict[str, Any]:
+        """What has become of a node's update: its receipt, or `receiving`. RefusedError: it was refused, or unknown."""
+        row = self._ledger.update(digest)
+        if row is None or row["node"] != node:
+            raise RefusedError("the hub does not know this update: offer it", reason="not_found")
+        if row["state"] == "refused":
+            raise RefusedError(f"the update is refused: {row['reason']}", reason="bad_update")
+        receipt = self._ledger.receipt(digest)
+        if receipt is None:
+            return {"state": "receiving"}
+        return {"state": row["state"], "receipt": receipt[0], "receipt_signature": receipt[1]}
+
+    def node_is_here(self, node: str) -> None:
+        """Take up what the node offered before its link or this hub went away."""
+        for row in self._ledger.receiving(node):
+            if row["federation"] == self._fed.name:
+                statement = read_statement(bytes(row["statement"]), bytes(row["signature"]))
+                self._hub.spawn(self.receive(statement), f"receive {statement.digest}")
+
+    async def receive(self, s: Statement) -> None:
+        """Fetch an offered payload, judge it, and let it count or refuse it. Does nothing while that is under way."""
+        if s.digest in self._busy:
+            return
+        self._busy.add(s.digest)
+        try:
+            await self._receive(s)
+        except (LinkLostError, LinkClosedError) as error:
+            log.info("update not received yet; waits for the node", node=s.node, update=s.digest, why=str(error))
+        except RefusedError as error:
+            log.info("the node does not hand its update out yet", node=s.node, update=s.digest, why=str(error))
+        except (PayloadError, ProtocolError) as error:
+            await self._refuse(s, error.message)
+        except admission.CancelledError:
+            pass
+        except Zk0Error as error:
+            self._fed.problem = error.message
+            log.error("update cannot be received", node=s.node, update=s.digest, error=str(error))
+        finally:
+            self._busy.discard(s.digest)
+
+    async def _receive(self, s: Statement) -> None:
+        limit = min(s.size, admission.size_limit(self._fed.spec))
+        if self._hub.blobs.has(s.payload):
+            path = self._hub.blobs.path(s.payload)
+        else:
+            path = await self._hub.fetch(s.node, s.payload, limit)
+        certificate, max_norm = self._hub.certificate(s.node), self._fed.config["admission.max_norm"]
+        norm = await asyncio.to_thread(
+            admission.inspect, path, s, certificate, self._fed.spec, max_norm, self._hub.stopping
+        )
+        snapshot = self._ledger.snapshot(self._fed.name)
+        if why := rounds.unacceptable(self._fed.rules, snapshot, s.node, s.base_version):
+            raise PayloadError(f"the update came too late: {why}")
+        row = self._ledger.update(s.digest)
+        if row is None or row["state"] != "receiving":
+            return
+        receipt, signature = self._ledger.admit(s.digest, norm)
+        self._fed.problem = ""
+        log.info("update admitted", federation=self._fed.name, node=s.node, update=s.digest, norm=round(norm, 4))
+        await self._hub.push(s.node, "receipt", {"receipt": receipt, "signature": signature})
+        self._admitted()
+
+    async def _refuse(self, s: Statement, reason: str) -> None:
+        row = self._ledger.update(s.digest)
+        if row is None or row["state"] != "receiving":
+            return
+        log.warning("update refused", federation=self._fed.name, node=s.node, update=s.digest, reason=reason)
+        path = self._hub.blobs.path(s.payload)
+        await asyncio.to_thread(admission.quarantine, self._hub.directory / "quarantine", path, s, reason)
+        self._ledger.refuse(s.digest, reason)
+        if not self._ledger.blob_needed(s.payload):
+            self._hub.blobs.delete(s.payload)

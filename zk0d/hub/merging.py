@@ -1,0 +1,176 @@
+"""Opening a federation and merging its updates into versions; what a kill interrupts is begun again, same bytes.
+
+When a merge is due is decided in rounds.py, how tensors are merged in aggregate.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import sqlite3
+import time
+
+import structlog
+
+from zk0d.errors import PayloadError, Zk0Error
+from zk0d.hub import admission, aggregate, rounds, statistics
+from zk0d.hub.state import FederationState
+
+log = structlog.get_logger("federation")
+
+_MERGE_RETRY_S = 30.0
+"""After a merge that failed for a reason of this machine (disk full)."""
+
+
+class Merging:
+    """One federation's versions in the making."""
+
+    def __init__(self, federation: FederationState) -> None:
+        self._fed, self._hub, self._ledger = federation, federation.hub, federation.ledger
+        self.busy = False
+        self._work = self._hub.directory / "work" / "merge" / federation.name
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def open_if_ready(self) -> None:
+        """Fix the statistics and publish version 0 once enough nodes have joined."""
+        row = self._fed.row
+        if (
+            row["phase"] != "gathering"
+            or self.busy
+            or rounds.gathering(self._fed.rules, self._ledger.snapshot(self._fed.name))
+        ):
+            return
+        self.busy = True
+        try:
+            parts = [json.loads(m["stats"]) for m in self._ledger.members(self._fed.name)]
+            spec = self._fed.spec.with_stats(statistics.merge(parts))
+            blobs = self._hub.blobs
+            exchange, base, out = blobs.path(row["exchange"]), blobs.path(row["base"]), self._work / "master"
+            await asyncio.to_thread(shutil.rmtree, self._work, True)
+            made = await asyncio.to_thread(aggregate.first_master, spec, exchange, base, out)
+            await asyncio.to_thread(blobs.add_file, out, move=True)
+            digest = blobs.add_bytes(spec.to_bytes())
+            self._ledger.open(self._fed.name, digest, row["exchange"], made)
+        except (Zk0Error, OSError) as error:
+            self._fed.problem = f"version 0 cannot be published: {error}"
+            log.error("federation cannot open", federation=self._fed.name, error=str(error))
+            return
+        finally:
+            self.busy = False
+        log.info("federation open", federation=self._fed.name, nodes=len(parts), spec=digest)
+        await self._announce(0)
+
+    def consider(self) -> None:
+        """Merge if a merge is due, or look again when it may be."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self.busy or self._hub.stopping():
+            return
+        due = self._ledger.unfinished_merge(self._fed.name)
+        if due is None:
+            found = rounds.merge_due(self._fed.rules, self._ledger.snapshot(self._fed.name), self._hub.now())
+            if isinstance(found, float):
+                self._look_again(found - self._hub.now())
+                return
+            if found is None:
+                return
+            self._ledger.begin_merge(self._fed.name, found)
+            due = found
+        self.busy = True
+        self._hub.spawn(self._merge(due), f"merge {self._fed.name} {due.version}")
+
+    def _look_again(self, delay: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(max(0.01, delay), self.consider)
+
+    async def _merge(self, merge: rounds.Merge) -> None:
+        last = rounds.ends(self._fed.rules, merge.version)
+        try:
+            try:
+                made, seconds = await self._aggregate(merge)
+            except PayloadError as error:
+                self._give_up(merge, error)
+                return
+            receipts = self._ledger.commit_merge(self._fed.name, merge, made, seconds, last)
+        except admission.CancelledError:
+            self.busy = False
+            return
+        except (Zk0Error, OSError, sqlite3.Error) as error:
+            self._fed.problem = f"version {merge.version} cannot be merged: {error}"
+            log.error("merge failed", federation=self._fed.name, version=merge.version, error=str(error))
+            self.busy = False
+            self._look_again(_MERGE_RETRY_S)
+            return
+        self.busy = False
+        self._fed.problem = ""
+        log.info("version", federation=self._fed.name, version=merge.version, updates=len(merge.shares),
+                 digest=made.published, seconds=round(seconds, 3), finished=last)  # fmt: skip
+        await self._announce(merge.version)
+        for node, receipt, signature in receipts:
+            await self._hub.push(node, "receipt", {"receipt": receipt, "signature": signature})
+        self._prune(merge.version)
+        self.consider()
+
+    async def _aggregate(self, merge: rounds.Merge) -> tuple[aggregate.Merged, float]:
+        began, blobs = time.monotonic(), self._hub.blobs
+        previous = self._ledger.version(self._fed.name, merge.version - 1)
+        assert previous is not None
+        updates = []
+        for share in merge.shares:
+            row = self._ledger.update(share.update)
+            assert row is not None
+            updates.append((blobs.path(row["payload"]), share.weight))
+        master, published = self._work / "master", self._work / "published"
+        await asyncio.to_thread(shutil.rmtree, self._work, True)  # what a kill left unfinished
+        blobs.require_space(2 * self._fed.spec.payload_bytes + previous["size"])
+        made = await asyncio.to_thread(
+            aggregate.merge,
+            self._fed.spec,
+            blobs.path(previous["master"]),
+            updates,
+            master,
+            published,
+            self._hub.stopping,
+        )
+        for path in (master, published):
+            await asyncio.to_thread(blobs.add_file, path, move=True)
+        return made, time.monotonic() - began
+
+    def _give_up(self, merge: rounds.Merge, error: PayloadError) -> None:
+        """The admitted updates cannot be merged together: refuse the one of largest norm, keep the others."""
+        rows = [r for s in merge.shares if (r := self._ledger.update(s.update)) is not None]
+        worst = max(rows, key=lambda r: (r["norm"] or 0.0, r["digest"]))
+        log.error(
+            "merge given up",
+            federation=self._fed.name,
+            version=merge.version,
+            error=str(error),
+            refused=worst["digest"],
+        )
+        self._ledger.drop_merge(
+            self._fed.name, merge.version, [worst["digest"]], f"it could not be merged: {error.message}"
+        )
+        self.busy = False
+        self.consider()
+
+    async def _announce(self, number: int) -> None:
+        version, row = self._ledger.version(self._fed.name, number), self._fed.row
+        assert version is not None
+        self._hub.version_made(self._fed.name)
+        body = {"federation": self._fed.name, "number": number, "digest": version["digest"], "spec_digest": row["spec"],
+                "base_digest": row["base"]}  # fmt: skip
+        for member in self._ledger.members(self._fed.name):
+            await self._hub.push(member["node"], "version.new", body)
+
+    def _prune(self, newest: int) -> None:
+        """Delete what no merge needs any more: payloads and masters from before the last merge."""
+        old = [v["master"] for v in self._ledger.versions(self._fed.name) if v["number"] < newest - 1]
+        old += [r["payload"] for r in self._ledger.merged_into(self._fed.name, newest - 1)]
+        for digest in old:
+            if not self._ledger.blob_needed(digest):
+                self._hub.blobs.delete(digest)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()

@@ -1,0 +1,72 @@
+"""One federation's shared state on the hub: its name, settings, rules and spec, and what it needs of the hub.
+
+Intake (intake.py), merging (merging.py) and the answers to nodes (federation.py) share one. No rule is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Protocol
+
+from zk0d.hub import rounds
+from zk0d.hub.config import Config
+from zk0d.hub.ledger import Ledger
+from zk0d.hub.store import Row
+from zk0d.model.blobs import BlobStore
+from zk0d.model.spec import ModelSpec
+
+
+class HubServices(Protocol):
+    """What a federation needs of the hub around it."""
+
+    directory: Path
+    ledger: Ledger
+    blobs: BlobStore
+
+    def now(self) -> float: ...
+    def stopping(self) -> bool: ...
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> None: ...
+    def certificate(self, node: str) -> bytes: ...
+    async def push(self, node: str, kind: str, body: dict[str, Any]) -> None: ...
+    async def fetch(self, node: str, digest: str, limit: int) -> Path: ...
+    def version_made(self, federation: str) -> None: ...
+
+
+class FederationState:
+    """What the parts of one federation share."""
+
+    def __init__(self, name: str, config: Config, hub: HubServices) -> None:
+        self.name, self.hub, self.ledger = name, hub, hub.ledger
+        self.problem = ""
+        """Why it does not go on, for status; "" when it does."""
+        self._spec: ModelSpec | None = None
+        self.settle(config)
+
+    def settle(self, config: Config) -> None:
+        """Go by these settings from now on."""
+        self.config = config
+        self.rules = rounds.Rules(
+            *(
+                config[f"rounds.{k}"]
+                for k in ("min_nodes", "target", "quorum", "deadline_s", "versions", "max_staleness")
+            )
+        )
+
+    @property
+    def row(self) -> Row:
+        return self.ledger.federation(self.name)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The fixed spec, or the draft without statistics while it gathers."""
+        if self._spec is None or self._spec.stats is None:
+            row = self.row
+            self._spec = ModelSpec.load(self.hub.blobs.path(row["spec"] or row["draft_spec"]))
+        return self._spec
+
+    def public_digests(self) -> set[str]:
+        """Blobs that members may download now."""
+        row = self.row
+        versions = self.ledger.versions(self.name)
+        return {row["spec"], row["base"], *(v["digest"] for v in versions)} - {None} if versions else set()
