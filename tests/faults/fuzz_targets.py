@@ -263,7 +263,7 @@ class PeerTarget:
 
         self.peer = Peer(
             "fuzz", transmit=transmit, blobs=blobs, pool=_Here(), may_take=lambda d: d == self.blob, limits=LinkLimits(),
-            bucket=Bucket(None), on_request=request,
+            upload=Bucket(None), download=Bucket(None), on_request=request,
         )  # fmt: skip
         self.peer.up()
 

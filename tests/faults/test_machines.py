@@ -51,7 +51,7 @@ class Ends:
         self.there, self.here = BlobStore(folder / "there", reserve=0), BlobStore(folder / "here", reserve=0)
         self.ran: list[int] = []
         self.up, self.down = Wire(rng, **wire), Wire(rng, **wire)
-        common: dict[str, Any] = {"pool": self.pool, "limits": LIMITS, "bucket": Bucket(None)}
+        common: dict[str, Any] = {"pool": self.pool, "limits": LIMITS, "upload": Bucket(None), "download": Bucket(None)}
         self.sender = Peer(
             "receiver",
             transmit=self.down.transmit,

@@ -317,6 +317,29 @@ def test_a_request_is_answered_while_a_slow_upload_runs(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_a_download_keeps_to_the_limits_of_either_end(tmp_path: Path) -> None:
+    """The node asks no faster than it may; the hub sends to one node no faster than that, control goes on."""
+
+    async def run() -> None:
+        slow = LinkLimits(**{**FAST.__dict__, "node_upload": 2_000_000.0})
+        async with world(tmp_path, slow) as w:
+            digest = w.blobs.add_bytes(BLOB[:2_000_000])
+            limits = LinkLimits(**{**FAST.__dict__, "max_download": 1_000_000.0})
+            loop = asyncio.get_running_loop()
+            for name, own, rate in (("alice", limits, 1e6), ("bob", FAST, 2e6)):
+                async with w.node(name, limits=own) as node:
+                    began = loop.time()
+                    fetching = asyncio.create_task(node.fetch(digest))
+                    while not fetching.done():
+                        await hello(node)
+                        await asyncio.sleep(0.02)
+                    assert (await fetching).read_bytes() == BLOB[:2_000_000]
+                    # A second's worth may go at once where nothing went before; no machine makes it faster than that.
+                    assert loop.time() - began > 0.9 * (2_000_000 - FAST.chunk_size) / rate - 1
+
+    asyncio.run(run())
+
+
 def test_the_tap_sees_everything_that_the_node_says(tmp_path: Path) -> None:
     async def run() -> None:
         said: list[bytes] = []

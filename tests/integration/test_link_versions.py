@@ -84,7 +84,7 @@ def test_an_envelope_of_a_later_version_fails_its_request_and_nothing_else(tmp_p
         def peer(name: str, transmit: object) -> Peer:
             return Peer(
                 name, transmit=transmit, blobs=blobs, pool=pool, may_take=lambda d: False, limits=FAST,  # type: ignore[arg-type]
-                bucket=Bucket(None), on_request=answer,
+                upload=Bucket(None), download=Bucket(None), on_request=answer,
             )  # fmt: skip
 
         old, new = peer("new", to_new), peer("old", to_old)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from zk0d.daemon.config import SETTINGS, Config, find_files, parse_rate
+from zk0d.daemon.config import SETTINGS, Config, find_files
 from zk0d.errors import ConfigError
+from zk0d.link.rates import parse_rate
 
 
 def write(path: Path, text: str) -> Path:
@@ -18,7 +19,8 @@ def write(path: Path, text: str) -> Path:
 def test_every_default_passes_its_own_check() -> None:
     config = Config.load([])
     assert set(config.values) == {(s.table, s.key) for s in SETTINGS}
-    assert config["link", "max_upload"] == 20e6
+    assert config["link", "max_upload"].at(0.0) == 20e6
+    assert config["link", "max_download"].at(0.0) is None
 
 
 def test_later_files_win(tmp_path: Path) -> None:
@@ -39,6 +41,7 @@ def test_later_files_win(tmp_path: Path) -> None:
         ("[train]\ndevice = 3", ["train.device", "3", '"cuda"']),
         ("[train]\ntries = true", ["train.tries", "True", "1 … 100"]),
         ('[link]\nmax_upload = "fast"', ["link.max_upload", "fast", "20 MB/s"]),
+        ('[link]\nmax_download = [{from="8", to="20:00", rate="2 MB/s"}]', ["link.max_download", "'8'", "08:00"]),
         ("[train]\ndevcie = 'cpu'", ["unknown key train.devcie", "device"]),
         ("[trian]\ndevice = 'cpu'", ["unknown table [trian]", "train"]),
         ("train = 3", ["train = 3", "[train]"]),

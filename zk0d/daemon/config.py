@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.errors import ConfigError
+from zk0d.link.rates import ACCEPTS, Rate
 
 CONF_D = Path("/etc/zk0d/conf.d")
-_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMG]?)B/s")
-_SCALE = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 
 
 class _Wrong(ValueError):
@@ -69,16 +68,6 @@ def _choice(*words: str) -> Callable[[Any], str]:
     return check
 
 
-def parse_rate(value: Any) -> float | None:
-    """Bytes per second of "20 MB/s"; None for "unlimited". Raises ValueError for anything else."""
-    if value == "unlimited":
-        return None
-    match = _RATE.fullmatch(value) if isinstance(value, str) else None
-    if match is None or float(match[1]) <= 0:
-        raise _Wrong
-    return float(match[1]) * _SCALE[match[2]]
-
-
 def _device(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps|xpu", value):
         raise _Wrong
@@ -88,8 +77,8 @@ def _device(value: Any) -> str:
 SETTINGS: tuple[Setting, ...] = (
     Setting("runtime", "python", "", _text, "a path, or empty for the managed runtime, else the daemon's own Python",
             "the Python that has torch and lerobot and runs the workers"),
-    Setting("link", "max_upload", "20 MB/s", parse_rate, 'a rate such as "20 MB/s" or "500 kB/s", or "unlimited"',
-            "upper bound of what this node sends"),
+    Setting("link", "max_upload", "20 MB/s", Rate.parse, ACCEPTS, "upper bound of what this node sends"),
+    Setting("link", "max_download", "unlimited", Rate.parse, ACCEPTS, "upper bound of what this node asks for"),
     Setting("train", "device", "auto", _device, '"auto", "cpu", "cuda", "cuda:1", "mps"', "where the trainer runs"),
     Setting("train", "threads", 0, _integer(0, 1024), "a whole number, 0 for half of the processors",
             "CPU threads of the trainer"),

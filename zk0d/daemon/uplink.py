@@ -86,7 +86,9 @@ class Uplink:
             blobs=self.blobs,
             run_dir=self._state / "run",
             on_push=self._on_push,
-            limits=LinkLimits(max_upload=self._config["link", "max_upload"]),
+            limits=LinkLimits(
+                max_upload=self._config["link", "max_upload"], max_download=self._config["link", "max_download"]
+            ),
         )
         self.link.on_state.append(self._on_state)
         self.exchange.open(self.link, identity, hub)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.errors import ConfigError
+from zk0d.link.rates import ACCEPTS, Rate
 
 FEDERATION_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 
@@ -40,6 +41,7 @@ def one_of(*values: str) -> Allowed:
 
 
 ANY = Allowed("any", lambda v: True)
+RATE = Allowed(ACCEPTS, lambda v: _is_rate(v))
 ADDRESS = Allowed("HOST:PORT", lambda v: parse_address(v) is not None)
 
 
@@ -52,6 +54,8 @@ class Setting:
     default: Any
     allowed: Allowed
     help: str
+    also: type | None = None
+    """A second type that it may have."""
 
 
 HUB: tuple[Setting, ...] = (
@@ -60,6 +64,12 @@ HUB: tuple[Setting, ...] = (
     Setting("hub.advertise", str, "", Allowed("HOST:PORT or empty", lambda v: v == "" or parse_address(v) is not None),
             "the address written into invitations; empty: the listening one"),
     Setting("hub.log_level", str, "info", one_of("debug", "info", "warning", "error"), "how much the log says"),
+    Setting("link.max_upload", str, "unlimited", RATE, "upper bound of what this hub sends, to all nodes together",
+            also=list),
+    Setting("link.max_download", str, "unlimited", RATE, "upper bound of what it takes, of all nodes together",
+            also=list),
+    Setting("link.node_upload", str, "unlimited", RATE, "upper bound of what it sends to one node", also=list),
+    Setting("link.node_download", str, "unlimited", RATE, "upper bound of what it takes of one node", also=list),
     Setting("runtime.python", str, sys.executable, ANY, "the interpreter that has the training packages, for workers"),
     Setting("runtime.device", str, "auto", ANY, "where versions are evaluated: auto, cpu, cuda, cuda:1 …"),
     Setting("runtime.attempts", int, 3, at_least(1), "how often an evaluation that fails is tried"),
@@ -98,6 +108,14 @@ _FREE = {"model.cameras", "model.config", "model.joints", "model.weights", "mode
 
 def _paths(value: list[Any]) -> bool:
     return all(isinstance(v, str) and v.startswith("local:/") for v in value)
+
+
+def _is_rate(value: Any) -> bool:
+    try:
+        Rate.parse(value)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_address(text: str) -> tuple[str, int] | None:
@@ -161,7 +179,7 @@ def parse(text: str, settings: Sequence[Setting], where: str) -> Config:
 def _check(setting: Setting, value: Any, where: str) -> Any:
     if setting.kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not setting.kind or not setting.allowed.test(value):
+    if type(value) not in (setting.kind, setting.also) or not setting.allowed.test(value):
         raise ConfigError(
             f"{where}: {setting.key} = {value!r} is not accepted ({setting.help})",
             f"accepted: {setting.allowed.words}, of type {setting.kind.__name__}",

@@ -28,6 +28,7 @@ from zk0d.hub.store import Store
 from zk0d.invitation import Invitation
 from zk0d.link.hub import HubLink
 from zk0d.link.identity import Authority, ServerIdentity
+from zk0d.link.rates import Rate
 from zk0d.link.state import LinkLimits
 from zk0d.model.blobs import BlobStore
 from zk0d.model.payload import Payload
@@ -77,7 +78,7 @@ class Hub:
             on_request=self._request,
             may_fetch=self._may_fetch,
             on_enroll=self._enroll,
-            limits=limits,
+            limits=limits or _limits(self.config),
         )
 
     async def start(self) -> None:
@@ -316,3 +317,11 @@ class Hub:
         if row["phase"] != "open":
             raise UsageError(f"federation {name} is {row['phase']}", "only an open one can be finished")
         self.ledger.finish(name, actor)
+
+
+def _limits(config: Config) -> LinkLimits:
+    """The link's limits with the bandwidth that hub.toml allows."""
+    upload, download, node_upload, node_download = (
+        Rate.parse(config[f"link.{name}"]) for name in ("max_upload", "max_download", "node_upload", "node_download")
+    )
+    return LinkLimits(max_upload=upload, max_download=download, node_upload=node_upload, node_download=node_download)

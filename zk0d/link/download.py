@@ -58,6 +58,18 @@ async def _manifest(peer: Peer, digest: str) -> Manifest:
     return Manifest(digest, body["size"], body["chunk_size"], tuple(raw[i : i + 32] for i in range(0, len(raw), 32)))
 
 
+def _ask(peer: Peer, receiver: Receiver, now: float) -> float:
+    """Ask for what the credit window and the bandwidth limit let through; seconds until the limit lets more, or 0."""
+    manifest = receiver.manifest
+    while not (held := peer.download.delay(now)):
+        indexes = receiver.asks(now, 1)
+        if not indexes:
+            return 0.0
+        peer.download.spend(manifest.length(indexes[0]))
+        peer.ask_chunk(manifest.digest, indexes[0], manifest.chunk_size)
+    return held
+
+
 async def _chunks(peer: Peer, manifest: Manifest, partial: Partial) -> None:
     """Until the partial is complete."""
     loop, digest = asyncio.get_running_loop(), manifest.digest
@@ -87,10 +99,10 @@ async def _chunks(peer: Peer, manifest: Manifest, partial: Partial) -> None:
                 raise LinkLostError(
                     f"no chunk of {digest} came from {peer.name} for {peer.limits.stall_s:g} s", "what came is kept"
                 )
-            if peer.linked.is_set():
-                for index in receiver.asks(now):
-                    peer.ask_chunk(digest, index, manifest.chunk_size)
-            patience = min(1.0, receiver.next_look(now)) if peer.linked.is_set() else 1.0  # `up` interrupts too
+            patience = 1.0
+            if peer.linked.is_set():  # else `up` interrupts
+                held = _ask(peer, receiver, now)
+                patience = min(1.0, held or receiver.next_look(now))
             try:
                 index, data, code = await asyncio.wait_for(arrived.get(), patience)
             except TimeoutError:

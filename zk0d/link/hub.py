@@ -21,11 +21,11 @@ from zk0d.link.enroll import hello_frame, serve_enroll
 from zk0d.link.identity import Authority, ServerIdentity
 from zk0d.link.messages import MAX_BULK, PUSHES
 from zk0d.link.peer import Peer
+from zk0d.link.rates import Meter, Meters
 from zk0d.link.rundir import RunDir
 from zk0d.link.state import LinkLimits, NodeLinkInfo, Progress
 from zk0d.link.terminator import Terminator
 from zk0d.link.tls import server_context
-from zk0d.link.transfer import Bucket
 from zk0d.model.blobs import BlobStore, hex_of
 
 log = structlog.get_logger("zk0d.link.hub")
@@ -70,7 +70,7 @@ class HubLink:
         self._run_dir = run_dir
         self._peers: dict[str, Peer] = {}
         self._locks: dict[str, asyncio.Lock] = {}
-        self._bucket = Bucket(self._limits.max_upload)
+        self._upload, self._download = Meter(self._limits.max_upload), Meter(self._limits.max_download)
         self._enrolling: set[asyncio.Task[None]] = set()
         self._receiver: asyncio.Task[None] | None = None
         self._closed = False
@@ -168,7 +168,8 @@ class HubLink:
 
             self._peers[node_id] = Peer(
                 node_id, transmit=transmit, blobs=self._blobs, pool=self._pool, limits=self._limits,
-                bucket=self._bucket,
+                upload=Meters([Meter(self._limits.node_upload), self._upload]),
+                download=Meters([Meter(self._limits.node_download), self._download]),
                 may_take=lambda digest: self._may_fetch(node_id, digest),
                 on_request=lambda type, body: self._on_request(node_id, type, body),
             )  # fmt: skip

@@ -22,9 +22,9 @@ from zk0d.link.download import download
 from zk0d.link.identity import NodeIdentity
 from zk0d.link.messages import MAX_BULK, REQUESTS
 from zk0d.link.peer import Peer
+from zk0d.link.rates import Meter, Rate
 from zk0d.link.state import LinkLimits, LinkState, Phase
 from zk0d.link.tls import link_context
-from zk0d.link.transfer import Bucket
 from zk0d.link.tunnel import Tunnel, TunnelEvent
 from zk0d.model.blobs import BlobStore, hex_of
 
@@ -57,7 +57,7 @@ class NodeLink:
         self._state = LinkState()
         self.on_state: list[Callable[[LinkState], None]] = []
         """Called with the state after every change of phase or reason, in the event loop."""
-        self._bucket = Bucket(self._limits.max_upload)
+        self._upload, self._download = Meter(self._limits.max_upload), Meter(self._limits.max_download)
         self._shared: set[str] = set()
         self._locks: dict[str, asyncio.Lock] = {}
         self._connected = asyncio.Event()
@@ -80,7 +80,7 @@ class NodeLink:
         self._socket.connect(f"ipc://{path}")
         self._peer = Peer(
             "hub", transmit=self._transmit, blobs=self._blobs, pool=self._pool, may_take=self._shared.__contains__,
-            limits=self._limits, bucket=self._bucket, on_push=self._on_push,
+            limits=self._limits, upload=self._upload, download=self._download, on_push=self._on_push,
         )  # fmt: skip
         self._tasks = [
             asyncio.create_task(self._receive(), name="zk0-link-receive"),
@@ -161,9 +161,9 @@ class NodeLink:
         """Do not wait for the next attempt (a person asked, or the network came back)."""
         self._tunnel.retry()
 
-    def set_max_upload(self, bytes_per_s: float | None) -> None:
+    def set_max_upload(self, bytes_per_s: Rate | float | None) -> None:
         """Change the upload limit (bulk only; ciphertext is about 0.2% more); None: no limit."""
-        self._bucket.rate = bytes_per_s
+        self._upload.set(bytes_per_s)
 
     def _require_open(self) -> None:
         if self._closed or not self._tasks:

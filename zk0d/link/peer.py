@@ -27,8 +27,9 @@ from zk0d.link.messages import (
     encode,
     new_id,
 )
+from zk0d.link.rates import Limiter
 from zk0d.link.state import LinkLimits, Progress
-from zk0d.link.transfer import Bucket, FairQueue
+from zk0d.link.transfer import FairQueue
 from zk0d.model.blobs import MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, BlobStore
 
 log = structlog.get_logger("zk0d.link.peer")
@@ -56,7 +57,8 @@ class Peer:
         pool: Executor,
         may_take: Callable[[str], bool],
         limits: LinkLimits,
-        bucket: Bucket,
+        upload: Limiter,
+        download: Limiter,
         on_request: OnRequest | None = None,
         on_push: Callable[[str, Body], None] | None = None,
     ) -> None:
@@ -66,7 +68,8 @@ class Peer:
         self.progress: dict[tuple[str, str], Progress] = {}
         self.arrivals: dict[str, Arrival] = {}
         self.interruptions: list[Callable[[], None]] = []
-        self._transmit, self._may_take, self._bucket = transmit, may_take, bucket
+        self._transmit, self._may_take = transmit, may_take
+        self._upload, self.download = upload, download
         self._on_request, self._on_push = on_request, on_push
         self._next_id = new_id()
         self._pending: dict[int, tuple[asyncio.Future[Message], list[bytes]]] = {}
@@ -177,7 +180,7 @@ class Peer:
                 if self._control:
                     await self._transmit(self._control.popleft())
                 elif len(self._bulk):
-                    if delay := self._bucket.delay(time.monotonic()):
+                    if delay := self._upload.delay(time.monotonic()):
                         await self._wait_wake(delay)
                     else:
                         await self._serve_chunk(*self._bulk.pop())
@@ -201,7 +204,7 @@ class Peer:
         except (Zk0Error, OSError):
             self._error("not_found", f"{digest} has no chunk {index} here", re)
             return
-        self._bucket.spend(len(data))
+        self._upload.spend(len(data))
         await self._transmit(encode(Message("chunk", self._ident(), {"digest": digest, "index": index}, re, data)))
         self._count_served(digest, index, len(data))
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from zk0d.link.rates import Rate
 
 Phase = Literal["connecting", "connected", "waiting", "refused", "closed"]
 
@@ -34,8 +37,14 @@ class LinkLimits:
     """Chunks asked for and not yet here, per transfer; adapts below this."""
     max_wrong: int = 5
     """Chunks with a wrong digest before a transfer is given up."""
-    max_upload: float | None = None
-    """Bytes per second of bulk that this end sends; None: no limit."""
+    max_upload: Rate | float | None = None
+    """Bytes per second of bulk that this end sends, to all peers together; None: no limit."""
+    max_download: Rate | float | None = None
+    """Bytes per second of bulk that this end asks for, of all peers together."""
+    node_upload: Rate | float | None = None
+    """As `max_upload`, to each node. A hub's."""
+    node_download: Rate | float | None = None
+    """As `max_download`, of each node. A hub's."""
     max_blob: int = 16 << 30
     max_requests: int = 16
     """Requests of one peer being answered at once; more get `busy`."""

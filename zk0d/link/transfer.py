@@ -45,15 +45,18 @@ class Receiver:
         """Whether chunk `index` was asked for and has not come: what was not asked for is not even looked at."""
         return index in self._asked
 
-    def asks(self, now: float) -> list[int]:
-        """The chunks to ask for now: fills the credit window; after a silence, what was asked before is asked again."""
+    def asks(self, now: float, most: int | None = None) -> list[int]:
+        """The chunks to ask for now: fills the credit window; after a silence, what was asked before is asked again.
+
+        At most `most` of them (bandwidth is limited); then call again.
+        """
         if self._asked and now - self._heard >= self._patience():
             self._take_back(list(self._asked))
             self._window = max(1, self._window // 2)
             self._heard = now
             self._silences += 1
-        asks = []
-        while self._missing and len(self._asked) < self._window:
+        asks: list[int] = []
+        while self._missing and len(self._asked) < self._window and len(asks) != most:
             index = self._missing.popleft()
             if not self._asked:
                 self._heard = max(self._heard, now)
