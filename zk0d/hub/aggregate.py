@@ -1,12 +1,15 @@
 """Merging updates into the next version, out of core: one tensor at a time over memory-mapped files.
 
-new master = master + Σ weightᵢ · deltaᵢ, weights summing to 1, added in the given (node) order in float64 and rounded
-once to float32: neither arrival order nor block size changes a byte. Memory is one tensor, not model × nodes. No torch.
+new master = master + step(combine(deltas)), in the given (node) order in float64 and rounded once to float32: neither
+arrival order nor the number of cores changes a byte. Memory is one tensor, not model × nodes. No torch. How deltas are
+combined and stepped is in combine.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +20,16 @@ from numpy.typing import NDArray
 
 from zk0d.errors import PayloadError
 from zk0d.hub.admission import CancelledError
+from zk0d.hub.combine import begin, combine, krum_weights, noise, step
+from zk0d.hub.recipe import Recipe
 from zk0d.model.codec import BLOCK, Float32, decode_bfloat16, encode_bfloat16, is_finite
 from zk0d.model.payload import Payload, PayloadWriter, exchange_entries, write_exchange
 from zk0d.model.spec import ModelSpec
 
 BREATHE_EVERY = 4
 """Blocks."""
+CORES = min(4, os.cpu_count() or 1)
+MEAN = Recipe()
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class Merged:
     master: str
     published: str
     size: int
+    moments: tuple[str, ...] = ()
+    """Digests of the server optimiser's state after this version."""
 
 
 def merge(
@@ -41,29 +50,62 @@ def merge(
     out_master: Path,
     out_published: Path,
     cancelled: Callable[[], bool] = lambda: False,
+    recipe: Recipe = MEAN,
+    scales: Sequence[float] = (),
+    moments: Sequence[Path] = (),
+    out_moments: Sequence[Path] = (),
 ) -> Merged:
-    """Merge admitted updates (payload in the spec's dtype, weight) onto `master`; write both files, each atomically.
+    """Merge admitted updates (payload in the spec's dtype, weight) onto `master`; write the files, each atomically.
 
-    Raises PayloadError when a file is not what was admitted or the result is not finite; CancelledError.
+    `scales`: what each update is multiplied by first (1). `moments`: the optimiser's state so far (none: it begins),
+    `out_moments`: where its `recipe.moments` files go. Raises PayloadError when a file is not what was admitted or the
+    result is not finite; CancelledError.
     """
     with ExitStack() as stack:
         base = stack.enter_context(Payload.open(master))
-        deltas = [(stack.enter_context(Payload.open(path)), weight) for path, weight in updates]
-        for payload, _ in deltas:
+        deltas = [stack.enter_context(Payload.open(path)) for path, _ in updates]
+        for payload in deltas:
             payload.check_against(spec)
+        state = [stack.enter_context(Payload.open(path)) for path in moments]
         full = stack.enter_context(PayloadWriter(out_master, exchange_entries(spec, "float32")))
         published = stack.enter_context(PayloadWriter(out_published, exchange_entries(spec)))
-        for tensor in spec.exchange:
-            parts = [(p.tensor(tensor.name), w) for p, w in deltas]
-            merged = _tensor(
-                base.float32(tensor.name), parts, lambda: _breathe([base, *(p for p, _ in deltas)], cancelled)
-            )
+        kept = [stack.enter_context(PayloadWriter(path, exchange_entries(spec, "float32"))) for path in out_moments]
+        pool = stack.enter_context(ThreadPoolExecutor(CORES))
+        mapped = [base, *deltas, *state]
+        job = _Job(recipe, np.array([w for _, w in updates]), np.array(scales or [1.0] * len(updates)), pool,
+                   lambda: _breathe(mapped, cancelled))  # fmt: skip
+        if recipe.strategy in ("krum", "multi_krum"):
+            job.weights = krum_weights(recipe, _distances(job, spec, deltas), job.weights)
+        for number, tensor in enumerate(spec.exchange):
+            old = [p.float32(tensor.name) for p in state]
+            rows = [p.tensor(tensor.name) for p in deltas]
+            merged, after = _tensor(job, number, base.float32(tensor.name), rows, old, len(kept))
             travels = encode_bfloat16(merged) if spec.dtype == "bfloat16" else merged
-            if not is_finite(travels):
+            if not is_finite(travels) or not all(is_finite(a) for a in after):
                 raise PayloadError(f"merging makes tensor {tensor.name!r} infinite", "the updates are too large")
             full.write(tensor.name, merged)
             published.write(tensor.name, travels)
-    return Merged(full.digest, published.digest, published.size)
+            for writer, values in zip(kept, after, strict=True):
+                writer.write(tensor.name, values)
+    return Merged(full.digest, published.digest, published.size, tuple(w.digest for w in kept))
+
+
+@dataclass
+class _Job:
+    """What all tensors of one merge share."""
+
+    recipe: Recipe
+    weights: NDArray[np.float64]
+    scales: NDArray[np.float64]
+    pool: ThreadPoolExecutor
+    breathe: Callable[[], None]
+
+    def each_block(self, size: int, work: Callable[[int], Any]) -> Iterator[Any]:
+        """`work(start)` for every block on several cores, results in order; a few blocks at a time, then a breath."""
+        starts = range(0, size, BLOCK)
+        for i in range(0, len(starts), BREATHE_EVERY):
+            self.breathe()
+            yield from self.pool.map(work, starts[i : i + BREATHE_EVERY])
 
 
 def _breathe(mapped: list[Payload], cancelled: Callable[[], bool]) -> None:
@@ -74,21 +116,72 @@ def _breathe(mapped: list[Payload], cancelled: Callable[[], bool]) -> None:
         payload.release()
 
 
-def _tensor(base: Float32, deltas: list[tuple[NDArray[Any], float]], breathe: Callable[[], None]) -> Float32:
-    """base + Σ weight · delta, block by block in float64; bfloat16 deltas come as uint16."""
-    out = np.empty(base.shape, np.float32)
-    flat_base, flat_out = base.reshape(-1), out.reshape(-1)
-    for start in range(0, flat_out.size, BLOCK):
-        if start % (BREATHE_EVERY * BLOCK) == 0:
-            breathe()
-        part = slice(start, start + BLOCK)
-        total = np.zeros(flat_out[part].size, np.float64)
-        for delta, weight in deltas:
-            block = delta.reshape(-1)[part]
-            total += (decode_bfloat16(block) if block.dtype == np.uint16 else block).astype(np.float64) * weight
+def _float64(values: NDArray[Any], part: slice, scale: float = 1.0) -> NDArray[np.float64]:
+    """A block as float64; bfloat16 comes as uint16."""
+    block = values.reshape(-1)[part]
+    wide = (decode_bfloat16(block) if block.dtype == np.uint16 else block).astype(np.float64)
+    return wide if scale == 1.0 else wide * scale
+
+
+def _rows(job: _Job, deltas: list[NDArray[Any]], part: slice) -> NDArray[np.float64]:
+    return np.stack([_float64(d, part, s) for d, s in zip(deltas, job.scales, strict=True)])
+
+
+def _combined(job: _Job, deltas: list[NDArray[Any]], part: slice) -> NDArray[np.float64]:
+    if job.recipe.strategy in ("median", "trimmed_mean"):
+        return combine(job.recipe, _rows(job, deltas, part), job.weights)
+    total: NDArray[np.float64] | None = None
+    for delta, weight, scale in zip(deltas, job.weights, job.scales, strict=True):  # one row in memory at a time
+        if weight:
+            row = _float64(delta, part, scale)
+            row *= weight
+            total = row + 0.0 if total is None else np.add(total, row, out=total)
+    assert total is not None
+    return total
+
+
+def _tensor(
+    job: _Job, number: int, base: Float32, deltas: list[NDArray[Any]], old: list[Float32], kept: int
+) -> tuple[Float32, list[Float32]]:
+    """One tensor's new values and optimiser state, block by block in float64."""
+    out, after = np.empty(base.shape, np.float32), [np.empty(base.shape, np.float32) for _ in range(kept)]
+
+    def block(start: int) -> None:
+        part = slice(start, min(start + BLOCK, out.size))
+        size = part.stop - start
+        delta = _combined(job, deltas, part)
+        if job.recipe.seed:
+            delta = delta + noise(job.recipe, number, start, size, len(deltas))
+        state = [_float64(o, part) for o in old] or [begin(job.recipe, i, size) for i in range(kept)]
+        added, state = step(job.recipe, delta, state)
         with np.errstate(over="ignore"):
-            flat_out[part] = flat_base[part].astype(np.float64) + total
-    return out
+            out.reshape(-1)[part] = base.reshape(-1)[part].astype(np.float64) + added
+            for array, values in zip(after, state, strict=True):
+                array.reshape(-1)[part] = values
+
+    for _ in job.each_block(out.size, block):
+        pass
+    return out, after
+
+
+def _distances(job: _Job, spec: ModelSpec, deltas: list[Payload]) -> NDArray[np.float64]:
+    """Squared Euclidean distance between each two updates, summed over blocks in order."""
+    count = len(deltas)
+    total = np.zeros((count, count), np.float64)
+    for tensor in spec.exchange:
+        values = [p.tensor(tensor.name) for p in deltas]
+
+        def block(start: int, values: list[NDArray[Any]] = values) -> NDArray[np.float64]:
+            rows, found = _rows(job, values, slice(start, start + BLOCK)), np.zeros((count, count), np.float64)
+            for i in range(count):
+                for j in range(i):
+                    apart = rows[i] - rows[j]
+                    found[i, j] = found[j, i] = float(np.dot(apart, apart))
+            return found
+
+        for part in job.each_block(tensor.elements, block):
+            total += part
+    return total
 
 
 def first_master(spec: ModelSpec, exchange: Path, base: Path, out: Path) -> Merged:

@@ -40,6 +40,11 @@ def one_of(*values: str) -> Allowed:
     return Allowed(" or ".join(f'"{v}"' for v in values), lambda v: v in values)
 
 
+def between(low: float, high: float) -> Allowed:
+    return Allowed(f"a number from {low:g} to below {high:g}", lambda v: low <= v < high)
+
+
+STRATEGIES = ("mean", "median", "trimmed_mean", "krum", "multi_krum")
 ANY = Allowed("any", lambda v: True)
 RATE = Allowed(ACCEPTS, lambda v: _is_rate(v))
 ADDRESS = Allowed("HOST:PORT", lambda v: parse_address(v) is not None)
@@ -94,6 +99,22 @@ FEDERATION: tuple[Setting, ...] = (
     Setting("rounds.deadline_s", float, 600.0, above(0), "seconds from a merge's first update to its deadline"),
     Setting("rounds.versions", int, 0, at_least(0), "merges until the federation is finished; 0: no end"),
     Setting("rounds.max_staleness", int, 4, at_least(0), "versions an update's base may be behind"),
+    Setting("merge.strategy", str, "mean", Allowed(" or ".join((*STRATEGIES, "flower:NAME")), lambda v: v in STRATEGIES
+            or re.fullmatch(r"flower:[A-Z][A-Za-z]+", v) is not None), "how the nodes' updates become one"),
+    Setting("merge.trim", float, 0.1, between(0, 0.5), "trimmed_mean: fraction left out at either end"),
+    Setting("merge.byzantine", int, 1, at_least(0), "krum, multi_krum: how many nodes may be malicious"),
+    Setting("merge.clip", float, 0.0, at_least(0),
+            "updates are clipped to this times the running median of their norms; 0: not"),
+    Setting("merge.optimizer", str, "fedavg", one_of("fedavg", "fedavgm", "fedadam", "fedyogi"),
+            "what the hub does with the merged update (arXiv:2003.00295)"),
+    Setting("merge.lr", float, 1.0, above(0), "the hub's learning rate; fedadam and fedyogi want about 0.01"),
+    Setting("merge.beta1", float, 0.9, between(0, 1), "momentum of fedavgm, fedadam, fedyogi"),
+    Setting("merge.beta2", float, 0.99, between(0, 1), "second moment of fedadam and fedyogi"),
+    Setting("merge.tau", float, 1e-3, above(0), "adaptivity of fedadam and fedyogi"),
+    Setting("privacy.clip_norm", float, 0.0, at_least(0), "every update is clipped to this norm; 0: not"),
+    Setting("privacy.noise_multiplier", float, 0.0, at_least(0),
+            "noise added to the mean, times clip_norm / updates: client-level differential privacy; 0: none"),
+    Setting("privacy.delta", float, 1e-5, between(0, 1), "delta of the epsilon that is told"),
     Setting("publish.licence", str, "", ANY, "licence named in the model cards"),
     Setting("admission.max_norm", float, 0.0, at_least(0), "largest Euclidean norm of an update; 0: any"),
     Setting("evaluation.datasets", list, [], Allowed('a list of "local:/path"', lambda v: _paths(v)),
@@ -205,6 +226,15 @@ def parse_federation(text: str, where: str) -> Config:
         raise ConfigError(
             f"{where}: rounds.quorum = {quorum} is above rounds.target = {target}", "accepted: at most it"
         )
+    if config["privacy.noise_multiplier"] > 0:
+        if config["privacy.clip_norm"] <= 0:
+            raise ConfigError(f"{where}: privacy.clip_norm = 0 with privacy.noise_multiplier", "accepted: above 0")
+        if config["merge.strategy"] != "mean" or config["merge.clip"] > 0:
+            raise ConfigError(
+                f"{where}: merge.strategy = {config['merge.strategy']!r}, merge.clip = {config['merge.clip']} under "
+                "privacy: what one node can move is then not bounded as the noise assumes",
+                'accepted: merge.strategy = "mean", merge.clip = 0',
+            )
     return config
 
 

@@ -177,11 +177,11 @@ class Ledger:
         """Whether any federation still needs this blob: published, part of its base, or of its next or last merge."""
         row = self._store.one(
             "SELECT EXISTS (SELECT 1 FROM federations WHERE ? IN (draft_spec, base, exchange, spec))"
-            " OR EXISTS (SELECT 1 FROM versions v WHERE digest = ? OR master = ? AND number >="
+            " OR EXISTS (SELECT 1 FROM versions v WHERE digest = ? OR (master = ? OR instr(moments, ?)) AND number >="
             "  (SELECT max(number) FROM versions w WHERE w.federation = v.federation) - 1)"
             " OR EXISTS (SELECT 1 FROM updates u WHERE payload = ? AND (state IN ('receiving','admitted')"
             "  OR new_version = (SELECT max(number) FROM versions w WHERE w.federation = u.federation))) AS needed",
-            digest, digest, digest, digest,
+            digest, digest, digest, digest, digest,
         )  # fmt: skip
         return row is not None and bool(row["needed"])
 
@@ -246,7 +246,8 @@ class Ledger:
 
     def begin_merge(self, name: str, merge: Merge) -> None:
         """Fix which updates the version is made of, so that a merge begun again gives the same bytes."""
-        plan = [[s.update, s.node, s.staleness, s.weight] for s in merge.shares]
+        shares = [[s.update, s.node, s.staleness, s.weight, s.scale] for s in merge.shares]
+        plan = {"shares": shares, "recipe": dict(merge.recipe)}
         with self._store.write() as db:
             db.execute(
                 "INSERT INTO merges (federation, version, plan, begun_at) VALUES (?, ?, ?, ?)",
@@ -261,7 +262,20 @@ class Ledger:
             " WHERE v.federation = m.federation AND v.number = m.version)",
             name,
         )
-        return None if row is None else Merge(row["version"], tuple(Share(*s) for s in json.loads(row["plan"])))
+        if row is None:
+            return None
+        plan = json.loads(row["plan"])
+        if isinstance(plan, list):  # as hubs before 0.2 wrote it
+            plan = {"shares": plan, "recipe": {}}
+        return Merge(row["version"], tuple(Share(*s) for s in plan["shares"]), plan["recipe"])
+
+    def past_norms(self, name: str) -> list[float]:
+        """Norms of the updates merged so far, oldest first."""
+        rows = self._store.all(
+            "SELECT norm FROM updates WHERE federation = ? AND state = 'merged' ORDER BY new_version DESC, digest"
+            " LIMIT 50", name,
+        )  # fmt: skip
+        return [float(r["norm"] or 0.0) for r in reversed(rows)]
 
     def drop_merge(self, name: str, version: int, updates: Iterable[str], reason: str) -> None:
         """Give a planned merge up and refuse the updates that made it impossible; the others stay for the next."""
@@ -276,9 +290,12 @@ class Ledger:
                 self._store.audit(db, "hub", "update.refused", digest, reason=reason)
 
     def commit_merge(
-        self, name: str, merge: Merge, made: Merged, seconds: float, finish: bool
+        self, name: str, merge: Merge, made: Merged, seconds: float, finish: bool, told: dict[str, Any]
     ) -> list[tuple[str, bytes, bytes]]:
-        """The version exists from now on and its updates are merged → (node, receipt, signature) for each."""
+        """The version exists from now on and its updates are merged → (node, receipt, signature) for each.
+
+        `told`: the recipe as it is kept, without the noise's seed.
+        """
         with self._store.write() as db:
             receipts, samples = [], 0
             for share in merge.shares:
@@ -292,6 +309,14 @@ class Ledger:
                 samples += row["samples"]
                 receipts.append((row["node"], *self._receipt(db, row, row["decided_at"], merge.version, share.weight)))
             self._version(db, name, merge.version, made.published, made, seconds, len(merge.shares), samples)
+            db.execute(
+                "UPDATE versions SET moments = ?, origin = ? WHERE federation = ? AND number = ?",
+                (json.dumps(made.moments), json.dumps(told), name, merge.version),
+            )
+            db.execute(
+                "UPDATE merges SET plan = json_set(plan, '$.recipe', json(?)) WHERE federation = ? AND version = ?",
+                (json.dumps(told), name, merge.version),
+            )
             self._store.audit(db, "hub", "version", name, version=merge.version, digest=made.published)
             if finish and self.federation(name)["phase"] == "open":  # a maintainer may have finished it meanwhile
                 self._advance(db, name, "finished", "finished_at")

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import shutil
 import sqlite3
 import time
+from dataclasses import replace
 
 import structlog
 
 from zk0d.errors import PayloadError, Zk0Error
-from zk0d.hub import admission, aggregate, rounds, statistics
+from zk0d.hub import admission, aggregate, recipe, rounds, statistics
 from zk0d.hub.state import FederationState
 
 log = structlog.get_logger("federation")
@@ -76,10 +78,19 @@ class Merging:
                 return
             if found is None:
                 return
-            self._ledger.begin_merge(self._fed.name, found)
-            due = found
+            due = self._planned(found)
+            self._ledger.begin_merge(self._fed.name, due)
         self.busy = True
         self._hub.spawn(self._merge(due), f"merge {self._fed.name} {due.version}")
+
+    def _planned(self, merge: rounds.Merge) -> rounds.Merge:
+        """The merge with its recipe and clipping fixed, so that begun again it gives the same bytes."""
+        made = recipe.from_config(self._fed.config, secrets.token_hex(32))
+        rows = [self._ledger.update(s.update) for s in merge.shares]
+        norms = [float(r["norm"] or 0.0) for r in rows if r is not None]
+        past = self._ledger.past_norms(self._fed.name)
+        shares = recipe.scaled(made, merge.shares, norms, past, self._fed.config["merge.clip"])
+        return replace(merge, shares=shares, recipe=made.plan())
 
     def _look_again(self, delay: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(max(0.01, delay), self.consider)
@@ -92,7 +103,9 @@ class Merging:
             except PayloadError as error:
                 self._give_up(merge, error)
                 return
-            receipts = self._ledger.commit_merge(self._fed.name, merge, made, seconds, last)
+            receipts = self._ledger.commit_merge(
+                self._fed.name, merge, made, seconds, last, recipe.Recipe(**merge.recipe).told()
+            )
         except admission.CancelledError:
             self.busy = False
             return
@@ -121,19 +134,18 @@ class Merging:
             row = self._ledger.update(share.update)
             assert row is not None
             updates.append((blobs.path(row["payload"]), share.weight))
-        master, published = self._work / "master", self._work / "published"
+        how = recipe.Recipe(**merge.recipe)
+        old = [blobs.path(d) for d in json.loads(previous["moments"]) if blobs.has(d)]
+        if len(old) != how.moments:  # the optimiser is a new one, or begins
+            old = []
+        out = [self._work / n for n in ("master", "published", "moment1", "moment2")[: 2 + how.moments]]
         await asyncio.to_thread(shutil.rmtree, self._work, True)  # what a kill left unfinished
-        blobs.require_space(2 * self._fed.spec.payload_bytes + previous["size"])
+        blobs.require_space((2 + 2 * how.moments) * self._fed.spec.payload_bytes + previous["size"])
         made = await asyncio.to_thread(
-            aggregate.merge,
-            self._fed.spec,
-            blobs.path(previous["master"]),
-            updates,
-            master,
-            published,
-            self._hub.stopping,
-        )
-        for path in (master, published):
+            aggregate.merge, self._fed.spec, blobs.path(previous["master"]), updates, out[0], out[1],
+            self._hub.stopping, how, [s.scale for s in merge.shares], old, out[2:],
+        )  # fmt: skip
+        for path in out:
             await asyncio.to_thread(blobs.add_file, path, move=True)
         return made, time.monotonic() - began
 
@@ -166,6 +178,9 @@ class Merging:
     def _prune(self, newest: int) -> None:
         """Delete what no merge needs any more: payloads and masters from before the last merge."""
         old = [v["master"] for v in self._ledger.versions(self._fed.name) if v["number"] < newest - 1]
+        for v in self._ledger.versions(self._fed.name):
+            if v["number"] < newest - 1:
+                old += json.loads(v["moments"])
         old += [r["payload"] for r in self._ledger.merged_into(self._fed.name, newest - 1)]
         for digest in old:
             if not self._ledger.blob_needed(digest):

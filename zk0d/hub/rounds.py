@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Phase = Literal["gathering", "open", "finished"]
 _NEXT: dict[Phase, tuple[Phase, ...]] = {"gathering": ("open",), "open": ("finished",), "finished": ()}
@@ -85,12 +85,13 @@ class Wait:
 
 @dataclass(frozen=True)
 class Share:
-    """One update's part in a merge. `weight` is its fraction; all fractions of a merge sum to 1."""
+    """One update's part in a merge. `weight` is its fraction; all fractions of a merge sum to 1. `scale`: clipping."""
 
     update: str
     node: str
     staleness: int
     weight: float
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,8 @@ class Merge:
 
     version: int
     shares: tuple[Share, ...]
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """How they are merged (recipe.py); the rounds do not look into it."""
 
 
 class IllegalTransitionError(Exception):

@@ -87,5 +87,12 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TRIGGER tree_keeps BEFORE UPDATE ON tree BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
     CREATE TRIGGER tree_stays BEFORE DELETE ON tree BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END;
     """,
+    """
+    ALTER TABLE versions ADD COLUMN moments TEXT NOT NULL DEFAULT '[]';
+    ALTER TABLE versions ADD COLUMN origin TEXT NOT NULL DEFAULT '{}';
+    ALTER TABLE federations ADD COLUMN hold TEXT NOT NULL DEFAULT '';
+    ALTER TABLE federations ADD COLUMN floor INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE federations ADD COLUMN next_config TEXT NOT NULL DEFAULT '';
+    """,
 )
 """Each entry takes the schema one version forward. Never edit one that was released: append."""
