@@ -7,9 +7,10 @@ _zk0ctl() {
         case $word in --ca-fingerprint|--dataset|--episode-s|--episodes|--follower|--for|--keep|--leader|--max-s|--model|--name|--out|--rename|--seed|--socket|--state|--task|--timeout|--units|--until|--wait|--wheels|--worker|-n) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
     done
     case $path in
-        "") words="status why enroll federation record dataset train receipts model rollout logs runtime doctor debug --help --socket --state --version" ;;
+        "") words="status why signals enroll federation record dataset train receipts model rollout logs runtime doctor debug --help --socket --state --version" ;;
         "status") words="--help --json --timeout --wait --watch" ;;
         "why") words="--help --json" ;;
+        "signals") words="--help --json --watch" ;;
         "enroll") words="--ca-fingerprint --help" ;;
         "federation") words="list join leave --help" ;;
         "federation list") words="--help --json" ;;
@@ -26,8 +27,8 @@ _zk0ctl() {
         "dataset add") words="--help --name --no-train --rename --task --train --units" ;;
         "dataset show") words="--help --json" ;;
         "train") words="now pause resume --help" ;;
-        "train now") words="--for --help" ;;
-        "train pause") words="--for --help" ;;
+        "train now") words="--for --help --until" ;;
+        "train pause") words="--for --help --until" ;;
         "train resume") words="--help" ;;
         "receipts") words="list verify --help" ;;
         "receipts list") words="--help --json" ;;

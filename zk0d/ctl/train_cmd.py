@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.render import safe
@@ -20,14 +21,34 @@ def seconds(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def until(text: str, now: float) -> float:
+    """Seconds from `now` until the next time the clock shows "08:00". Raises UsageError."""
+    match = re.fullmatch(r"(\d{1,2}):(\d\d)", text.strip())
+    if match is None or int(match[1]) > 23 or int(match[2]) > 59:
+        raise UsageError(f"--until {text!r} is not a time of day", "for example 08:00")
+    here = time.localtime(now)
+    for days in (0, 1, 2):  # mktime puts the day right, and keeps the clock's time over a DST change
+        at = time.mktime((here.tm_year, here.tm_mon, here.tm_mday + days, int(match[1]), int(match[2]), 0, 0, 0, -1))
+        if at > now:
+            return at - now
+    raise AssertionError
+
+
 def _action(action: str, help: str, *, lasts: str) -> Command:
     def run(context: Context, args: Args) -> int:
-        for_s = seconds(args.for_) if lasts and args.for_ else None
+        for_s = None
+        if lasts and args.for_:
+            for_s = seconds(args.for_)
+        elif lasts and args.until:
+            for_s = until(args.until, time.time())
         state = context.call("train", action=action, for_s=for_s)
         print(safe(state["sentence"]))
         return 0
 
-    args = (arg("--for", help=f"how long (default {lasts})", dest="for_", metavar="TIME"),) if lasts else ()
+    args = (
+        arg("--for", help=f"how long (default {lasts})", dest="for_", metavar="TIME"),
+        arg("--until", help="until the clock shows it, for example 08:00", metavar="HH:MM"),
+    ) if lasts else ()  # fmt: skip
     return Command(action, help, args, run)
 
 

@@ -29,7 +29,12 @@ def run(context: Context, args: Args) -> int:
     print(paint(safe(decision["sentence"]), "bold"))
     print(f"  {'action'.ljust(16)} {decision['action']} (rule: {decision['rule']})")
     for key, value in found["signals"].items():
+        if key == "readings":
+            continue
         print(f"  {key.replace('_', ' ').ljust(16)} {_value(key, value)}")
+    print(paint("machine", "dim"))
+    for r in found["signals"]["readings"]:
+        print(f"  {safe(r['name']).ljust(16)} {safe(r['says'])}")
     print(paint("policy", "dim"))
     for key, value in found["policy"].items():
         print(f"  {key.replace('_', ' ').ljust(16)} {_value(key, value)}")

@@ -1,7 +1,7 @@
 """The arbiter: what training may do right now, as a pure function of what is known.
 
 `decide` takes signals, a policy and the time, and gives an action with its reason and what it waits for. It starts,
-stops and asks nothing: the loop in loop.py gathers the signals and carries the decision out.
+stops and asks nothing: the loop in training.py gathers the signals and carries the decision out.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from enum import StrEnum
+
+from zk0d.daemon.signals.reading import Level, Reading
 
 
 class Action(StrEnum):
@@ -78,15 +80,23 @@ class Signals:
     no_task: str = ""
     """The hub's (or our own) word why there is no task, and when to ask again."""
     no_task_until: float | None = None
+    readings: tuple[Reading, ...] = ()
+    """What the machine and its owner's other work say (zk0d/daemon/signals)."""
+    held_at: float | None = None
+    """When such a reading last held training back; it goes on only after the machine was quiet for a while."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What the operator chose. `rollout_yields`: a rollout needs the trainer's GPU memory; freezing is not enough."""
+    """What the operator chose. `rollout_yields`: a rollout needs the trainer's GPU memory; freezing is not enough.
+
+    `settle_s`: seconds without a reading against training before it goes on, so that it does not flap.
+    """
 
     freeze_max_s: float = 600.0
     rollout_yields: bool = True
     tries: int = 5
+    settle_s: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -108,9 +118,9 @@ class Decision:
 def decide(signals: Signals, policy: Policy, now: float) -> Decision:
     """What training does at `now` (seconds since the epoch). Rules in order; the first that applies wins.
 
-    A person's activity outranks an override, an override outranks everything below it.
+    A person's activity outranks an override; `now` outranks readings that are not firm, and the wait after them.
     """
-    for rule in (_activity, _pause, _runtime, _nothing_to_do, _blocked):
+    for rule in (_activity, _pause, _runtime, _nothing_to_do, _blocked, _machine):
         decision = rule(signals, policy, now)
         if decision is not None:
             return decision
@@ -149,13 +159,13 @@ def _halt(signals: Signals, policy: Policy, now: float, *, hard: bool, lasts_s: 
 def _activity(signals: Signals, policy: Policy, now: float) -> Decision | None:
     if not signals.activities:
         return None
-    # A recording never yields the trainer: thawing it to write a checkpoint would disturb the takes.
+    # What a person does never yields the trainer unless it needs the memory: thawing it for a checkpoint disturbs.
     recording = [a for a in signals.activities if a.kind == "recording"]
     first = min(recording or signals.activities, key=lambda a: a.since)
-    if recording:
+    if recording or not policy.rollout_yields:
         action = Action.IDLE if signals.trainer == "none" else Action.FREEZE
     else:
-        action = _halt(signals, policy, now, hard=policy.rollout_yields, lasts_s=0.0)
+        action = _halt(signals, policy, now, hard=True, lasts_s=0.0)
     reason = f"{first.kind} by {first.by} since {clock(first.since, now)}"
     return Decision(action, "paused", reason, "resumes when it ends", first.kind)
 
@@ -216,3 +226,43 @@ def _blocked(signals: Signals, policy: Policy, now: float) -> Decision | None:
         reason = f"the trainer died ({task.deaths} of {policy.tries} tries)"
         return Decision(Action.IDLE, "idle", reason, f"starts again at {clock(task.retry_at, now)}", "retry")
     return None
+
+
+def _machine(signals: Signals, policy: Policy, now: float) -> Decision | None:
+    """Readings against training. One that runs stays through a wary reading; none starts on it. Stopping is at once,
+    going on waits until nothing was against it for `settle_s`: so there is never more than one pause in that time."""
+    told = _active(signals.override, "now", now)
+    staying = signals.trainer == "running"
+    against = [
+        r
+        for r in signals.readings
+        if "train" in r.uses and r.level >= (Level.STOP if staying else Level.WARY) and (r.firm or not told)
+    ]
+    if against:
+        worst = max(against, key=lambda r: (r.hard and r.level is Level.STOP, r.level))
+        hard = any(r.hard and r.level is Level.STOP for r in against)
+        action = _halt(signals, policy, now, hard=hard, lasts_s=0.0)
+        return Decision(action, "paused", f"{worst.name}: {worst.says}", worst.waits, worst.name)
+    held = signals.held_at
+    if not staying and not told and held is not None and 0 <= now - held < policy.settle_s:
+        action = _halt(signals, policy, now, hard=False, lasts_s=0.0)
+        waits = f"goes on at {clock(held + policy.settle_s, now)} if it stays so"
+        return Decision(action, "paused", "the machine has only just become quiet", waits, "settling")
+    return None
+
+
+def held_back(signals: Signals) -> bool:
+    """Whether a reading holds training back now: what `held_at` remembers."""
+    level = Level.STOP if signals.trainer == "running" else Level.WARY
+    return any("train" in r.uses and r.level >= level for r in signals.readings)
+
+
+def transfers_held(signals: Signals) -> str:
+    """Why models and updates are not to be moved now; empty when they may be."""
+    for activity in signals.activities:
+        if activity.kind == "recording":
+            return f"recording by {activity.by}"
+    for reading in signals.readings:
+        if "network" in reading.uses and reading.level is Level.STOP:
+            return f"{reading.name}: {reading.says}"
+    return ""

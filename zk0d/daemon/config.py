@@ -74,6 +74,37 @@ def _device(value: Any) -> str:
     return value
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _Wrong
+    return value
+
+
+def _hours(value: Any) -> tuple[str, ...]:
+    from zk0d.daemon.signals.windows import parse
+
+    if not isinstance(value, list | tuple) or not all(isinstance(v, str) for v in value):
+        raise _Wrong
+    for text in value:
+        parse(text)
+    return tuple(value)
+
+
+def _zone(value: Any) -> str:
+    if not isinstance(value, str):
+        raise _Wrong
+    if value:
+        from zoneinfo import ZoneInfo
+
+        try:
+            ZoneInfo(value)
+        except (KeyError, OSError) as error:
+            raise _Wrong from error
+    return value
+
+
+_PERCENT = "percent, 0 … 100; 0: only shown"
+
 SETTINGS: tuple[Setting, ...] = (
     Setting("runtime", "python", "", _text, "a path, or empty for the managed runtime, else the daemon's own Python",
             "the Python that has torch and lerobot and runs the workers"),
@@ -87,6 +118,26 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("train", "tries", 5, _integer(1, 100), "1 … 100", "deaths of the trainer before a task is given up"),
     Setting("train", "freeze_max_s", 600.0, _number(0, 86400), "seconds, 0 … 86400",
             "a trainer paused for longer than this writes a checkpoint and exits"),
+    Setting("idle", "hours", (), _hours, 'windows such as ["Mon-Fri 20:00-07:00", "Sat,Sun"]; empty: any hour',
+            "when training may run; it leaves, its checkpoint written, before they end"),
+    Setting("idle", "timezone", "", _zone, 'a name such as "Europe/Berlin", or empty for the machine\'s',
+            "time zone of the hours"),
+    Setting("idle", "desktop", False, _flag, "true or false", "no training while somebody is at the desktop (logind)"),
+    Setting("idle", "gpu_foreign", True, _flag, "true or false", "no training while others compute on the GPU"),
+    Setting("idle", "gpu_free_mb", 1024.0, _number(0, 1e6), "MB, 0 … 1000000",
+            "with less GPU memory free while others use it, the trainer leaves instead of pausing"),
+    Setting("idle", "foreign_cpu", 0.0, _number(0, 100), _PERCENT, "no training above this use of the CPUs by others"),
+    Setting("idle", "cpu_pressure", 0.0, _number(0, 100), _PERCENT, "no training above this CPU pressure (PSI)"),
+    Setting("idle", "memory_pressure", 50.0, _number(0, 100), _PERCENT, "no training above this memory pressure (PSI)"),
+    Setting("idle", "io_pressure", 0.0, _number(0, 100), _PERCENT, "no training above this I/O pressure (PSI)"),
+    Setting("idle", "on_battery", "pause", _choice("pause", "ignore"), '"pause" or "ignore"', "training on battery"),
+    Setting("idle", "temperature", 95.0, _number(0, 150), "°C, 0 … 150; 0: only shown",
+            "no training from this temperature on"),
+    Setting("idle", "disk_free_gb", 1.0, _number(0, 1e6), "GB, 0 … 1000000", "no training with less room than this"),
+    Setting("idle", "metered", "pause", _choice("pause", "ignore"), '"pause" or "ignore"',
+            "models and updates over a metered network"),
+    Setting("idle", "settle_s", 60.0, _number(0, 3600), "seconds, 0 … 3600",
+            "how long the machine must be quiet before training goes on"),
     Setting("datasets", "folder", "", _text, "a path, or empty for STATE/datasets", "where new datasets are recorded"),
     Setting("record", "fps", 30, _integer(1, 240), "1 … 240", "frames per second of a recording"),
     Setting("record", "episode_s", 20.0, _number(0.1, 3600), "seconds, 0.1 … 3600", "length of a take"),

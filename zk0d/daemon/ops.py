@@ -46,6 +46,15 @@ async def op_why(service: Service, request: Request, connection: ControlConnecti
     return service.why()
 
 
+async def op_signals(service: Service, request: Request, connection: ControlConnection) -> Any:
+    """What every signal says now."""
+    return [
+        {"name": r.name, "says": r.says, "known": r.known, "level": r.level.name.lower(), "uses": list(r.uses),
+         "firm": r.firm, "hard": r.hard}
+        for r in service.training.signals().readings
+    ]  # fmt: skip
+
+
 async def op_enroll(service: Service, request: Request, connection: ControlConnection) -> Any:
     where = required(request)
     result = await enrol(service.store, service.state, where, connection.emit, connection.closed.is_set)
@@ -95,6 +104,10 @@ async def op_record(service: Service, request: Request, connection: ControlConne
         return await service.sessions.record(request, connection.user, connection.emit)
     finally:
         service.datasets_changed()
+
+
+async def op_make_way(service: Service, request: Request, connection: ControlConnection) -> Any:
+    service.sessions.expect(connection.user)
 
 
 async def op_record_control(service: Service, request: Request, connection: ControlConnection) -> Any:

@@ -23,6 +23,8 @@ from zk0d.daemon.models import Models
 from zk0d.daemon.ops import OPS
 from zk0d.daemon.report import LiveParts, status
 from zk0d.daemon.sessions import Sessions
+from zk0d.daemon.signals.all import sources
+from zk0d.daemon.signals.board import Board
 from zk0d.daemon.store import Store
 from zk0d.daemon.training import Training
 from zk0d.daemon.uplink import Uplink
@@ -46,9 +48,12 @@ class Service:
         self.workers = Workers(state, config)
         self.sessions = Sessions(self.store, state, config, self.workers, self.changed)
         self.uplink = Uplink(self.store, state, config, self.changed, self._may_ask)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.board = Board(sources(config, state, lambda: [os.getpid()]), self._sensed)
         self.training = Training(
-            self.store, config, self.workers, self.uplink, self.sessions.activities, self._on_decision
-        )
+            self.store, config, self.workers, self.uplink, self.sessions.activities, self._on_decision,
+            self.board.readings,
+        )  # fmt: skip
         self.models = Models(self.store, state, self.workers, self.uplink)
         self.started_at = time.time()
         self.ending = asyncio.Event()
@@ -62,7 +67,7 @@ class Service:
 
     async def run(self) -> None:
         """Start, serve until SIGTERM or SIGINT, end everything within five seconds."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.ending.set)
         log.info("starting", state=str(self.state), pid=os.getpid(), systemd=self._notifier.reason or "yes")
@@ -71,6 +76,7 @@ class Service:
         self.sessions.note_cut()
         self.store.event("daemon", "zk0d started")
         await self._control.start()
+        self.board.start()
         await self.uplink.start()
         self.training.tick()
         training = asyncio.create_task(self.training.run(self._alive), name="training")
@@ -90,6 +96,7 @@ class Service:
         self._notifier.stopping("ending")
         log.info("ending")
         training.cancel()
+        self.board.close()
         self._ready = False
         self.training.begin_close()
         self.sessions.begin_close()
@@ -104,6 +111,8 @@ class Service:
     def _alive(self) -> None:
         """Called by every turn of the training loop: only while that works is the watchdog fed."""
         self._notifier.watchdog()
+        self.board.check()
+        self.uplink.hold(self.training.transfers_held())
         if time.monotonic() - self._seen > _SEEN_S:
             self._seen = time.monotonic()
             self.store.put("seen", time.time())
@@ -114,6 +123,13 @@ class Service:
         """Something the arbiter looks at changed: decide at once, so that a trainer stops before a person starts."""
         if self._ready:
             self.training.tick()
+            self.uplink.hold(self.training.transfers_held())
+
+    def _sensed(self) -> None:
+        """A signal changed (in the board's thread)."""
+        if self._loop is not None and not self.ending.is_set():
+            with contextlib.suppress(RuntimeError):  # the loop has just been closed
+                self._loop.call_soon_threadsafe(self.training.wake)
 
     def _on_decision(self, decision: Decision) -> None:
         self._notifier.status(decision.sentence)

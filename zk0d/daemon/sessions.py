@@ -32,6 +32,9 @@ CONTROLS = ("next", "discard", "finish", "stop")
 _RESTARTS = 3
 """Starts of a died recorder in a row without a newly saved episode before a virtual session is given up."""
 
+_EXPECT_S = 2.0
+"""Seconds for which an announced recording holds the trainer, should its request never come."""
+
 _SAVE_S = 60.0
 """Seconds a recorder that is told to stop gets to verify and save the takes that have ended."""
 
@@ -72,6 +75,8 @@ class RecordRequest:
     seed: int
     robot: dict[str, Any]
     train: bool
+    pace: str
+    """"real" or "fast" (the recorder's own choice when empty)."""
 
 
 class Sessions:
@@ -85,10 +90,25 @@ class Sessions:
         self._folder = Path(config["datasets", "folder"] or state / "datasets")
         self._on_change = on_change
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._expected: Activity | None = None
 
     def activities(self) -> tuple[Activity, ...]:
         """For the arbiter."""
-        return () if self.live is None else (Activity(self.live.kind, self.live.by, self.live.since),)
+        if self.live is not None:
+            return (Activity(self.live.kind, self.live.by, self.live.since),)
+        return () if self._expected is None else (self._expected,)
+
+    def expect(self, by: str) -> None:
+        """Somebody typed `zk0ctl record`: its request follows when its arguments are read. Make way already."""
+        expected = self._expected = Activity("recording", by, time.time())
+        self._on_change()
+
+        def over() -> None:
+            if self._expected is expected:
+                self._expected = None
+                self._on_change()
+
+        asyncio.get_running_loop().call_later(_EXPECT_S, over)
 
     def note_cut(self) -> None:
         """After a crash: sessions that were running are over, and said to have been cut."""
@@ -113,7 +133,7 @@ class Sessions:
                 + (f" (dataset {other.dataset})" if other.dataset else ""),
                 "wait for it, or end it with `zk0ctl record finish`",
             )
-        self.live = live
+        self.live, self._expected = live, None
         self._on_change()  # freezes the trainer before the first motor is touched
 
     def _release(self) -> None:
@@ -185,6 +205,7 @@ class Sessions:
             reset_s=float(self._config["record", "reset_s"]), fps=self._config["record", "fps"], keep=keep,
             seed=int(request.get("seed") or 0), robot=self.robot(request.get("robot") or {}),
             train=bool(request.get("train", True)),
+            pace=str(request.get("pace") or ""),
         )  # fmt: skip
 
     def robot(self, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -248,6 +269,7 @@ class Sessions:
                 "dataset": str(root), "task": request.task, "episodes": live.goal - have,
                 "episode_s": request.episode_s, "reset_s": request.reset_s, "fps": request.fps, "robot": request.robot,
                 "keep": request.keep, "max_takes": 3 * (live.goal - have) + 5, "seed": seed, "auto": True,
+                "pace": request.pace,
             }  # fmt: skip
             try:
                 result = await self._run(live, "recorder", job, emit)

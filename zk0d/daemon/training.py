@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import random
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,8 +20,21 @@ from typing import Any, Protocol
 
 import structlog
 
-from zk0d.daemon.arbiter import Action, Activity, Decision, LinkSignal, Override, Policy, Signals, TaskSignal, decide
+from zk0d.daemon.arbiter import (
+    Action,
+    Activity,
+    Decision,
+    LinkSignal,
+    Override,
+    Policy,
+    Signals,
+    TaskSignal,
+    decide,
+    held_back,
+    transfers_held,
+)
 from zk0d.daemon.config import Config
+from zk0d.daemon.signals.reading import Reading
 from zk0d.daemon.store import Store, Task
 from zk0d.daemon.workers import GRACE_S, Workers
 from zk0d.errors import WorkerError, Zk0Error
@@ -30,6 +45,8 @@ log = structlog.get_logger("training")
 TICK_S = 1.0
 _BACKOFF_S = (1.0, 300.0)
 _RUNTIME_CHECK_S = 30.0
+_FINISH_S = 20.0
+"""Seconds that a finished training gets at the daemon's end to become a kept update."""
 
 
 class TaskSource(Protocol):
@@ -54,15 +71,19 @@ class Training:
         source: TaskSource,
         activities: Callable[[], tuple[Activity, ...]],
         on_decision: Callable[[Decision], None],
+        readings: Callable[[], tuple[Reading, ...]] = tuple,
     ) -> None:
         self.policy = Policy(
             freeze_max_s=config["train", "freeze_max_s"],
             rollout_yields=config["train", "device"] != "cpu",
             tries=config["train", "tries"],
+            settle_s=config["idle", "settle_s"],
         )
         self.progress: dict[str, Any] = {}
         self._store, self._config, self._workers, self._source = store, config, workers, source
-        self._activities, self._on_decision = activities, on_decision
+        self._activities, self._on_decision, self._readings = activities, on_decision, readings
+        self._held_at: float | None = None
+        self._finishing = False
         self._worker: Worker | None = None
         self._starting = False
         self._yielding: asyncio.Task[None] | None = None
@@ -93,7 +114,13 @@ class Training:
             link=self._source.link_signal(),
             no_task=no_task,
             no_task_until=until,
+            readings=self._readings(),
+            held_at=self._held_at,
         )
+
+    def transfers_held(self) -> str:
+        """Why models and updates are not to be moved now; empty when they may be."""
+        return transfers_held(self.signals())
 
     @property
     def trainer_state(self) -> str:
@@ -144,25 +171,32 @@ class Training:
     async def run(self, alive: Callable[[], None]) -> None:
         """Decide at every change and every second, until cancelled; `alive` is called at each turn (the watchdog)."""
         while True:
-            self.tick()
-            alive()
+            try:
+                self.tick()
+                alive()
+            except (sqlite3.Error, OSError, Zk0Error):
+                log.exception("a turn failed")  # a full disk: recording and status must go on, and room may be made
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), TICK_S)
             self._wake.clear()
 
     def tick(self) -> Decision:
         """Decide and act at once: when it returns, a trainer that must not run has got its SIGSTOP."""
-        decision = decide(self.signals(), self.policy, time.time())
+        signals, now = self.signals(), time.time()
+        if held_back(signals):
+            self._held_at = now
+        decision = decide(signals, self.policy, now)
         changed = (decision.action, decision.rule, decision.reason) != (
             self.decision.action, self.decision.rule, self.decision.reason
         )  # fmt: skip
-        if (decision.state, decision.rule) != self._told:
-            self._told = (decision.state, decision.rule)
-            log.info("decision", action=decision.action.value, sentence=decision.sentence)
-            self._store.event("decision", decision.sentence)
         self.decision = decision
         if not self._closing:
             self._carry_out(decision)
+        if (decision.state, decision.rule) != self._told:
+            self._told = (decision.state, decision.rule)
+            log.info("decision", action=decision.action.value, sentence=decision.sentence)
+            with contextlib.suppress(sqlite3.Error):  # a full disk: whoever records goes on
+                self._store.event("decision", decision.sentence)
         if changed:
             self._on_decision(decision)
         return decision
@@ -175,13 +209,17 @@ class Training:
                 self._frozen_since = None
             elif worker is None and not self._starting:
                 self._start()
-        elif worker is None or self._yielding is not None:
+        elif worker is None:
             return
         elif decision.action is Action.FREEZE:
+            if self._yielding is not None:  # it goes on leaving when it is thawed: the person does not wait for that
+                self._yielding.cancel()
+                self._yielding = None
+                worker.frozen = False
             if not worker.frozen:
                 worker.freeze()
                 self._frozen_since = time.time()
-        elif decision.action is Action.YIELD:
+        elif decision.action is Action.YIELD and self._yielding is None:
             self._yielding = asyncio.create_task(worker.stop(GRACE_S, cmd="yield"))
 
     # -- the trainer -------------------------------------------------------------------------------------------------
@@ -227,12 +265,15 @@ class Training:
         return was
 
     async def _finish(self, task: Task, result: dict[str, Any]) -> None:
+        self._finishing = True
         try:
             await self._source.trained(task, result)
         except (Zk0Error, OSError) as error:
             made = error if isinstance(error, Zk0Error) else WorkerError(f"the update cannot be kept: {error}")
             self._died(task, made)
             return
+        finally:
+            self._finishing = False
         self.progress = {}
         shutil.rmtree(self._workers.work / "trainer" / _folder(task), ignore_errors=True)
 
@@ -241,7 +282,7 @@ class Training:
         return {
             **self._source.job(task),
             "device": self._config["train", "device"],
-            "threads": self._config["train", "threads"] or max(1, (os.cpu_count() or 2) // 2),
+            "threads": _begun_with(folder) or self._config["train", "threads"] or max(1, (os.cpu_count() or 2) // 2),
             "checkpoint_dir": str(folder / "checkpoint"),
             "checkpoint_every_s": self._config["train", "checkpoint_every_s"],
             "out": str(folder / "update.safetensors"),
@@ -281,7 +322,7 @@ class Training:
         """Wait for what follows the trainer's end."""
         if self._run_task is not None:
             with contextlib.suppress(TimeoutError, asyncio.CancelledError):
-                await asyncio.wait_for(self._run_task, 1.0)
+                await asyncio.wait_for(asyncio.shield(self._run_task), _FINISH_S if self._finishing else 1.0)
 
 
 def _folder(task: Task) -> str:
@@ -289,6 +330,16 @@ def _folder(task: Task) -> str:
     import hashlib
 
     return hashlib.sha256(task.id.encode()).hexdigest()[:16]
+
+
+def _begun_with(folder: Path) -> int:
+    """Threads a task that has a checkpoint was begun with; another number would add up in another order. 0: none."""
+    if not (folder / "checkpoint" / "checkpoint.pt").exists():
+        return 0
+    try:
+        return int(json.loads((folder / "job.json").read_text())["threads"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def log_paths(folder: Path) -> dict[str, Path]:

@@ -60,6 +60,8 @@ class Uplink:
         """`on_change`: something the arbiter or a person would see changed; `may_ask`: whether a task could run now."""
         self.blobs = BlobStore(state / "blobs")
         self.link: NodeLink | None = None
+        self.held = ""
+        """Why nothing large is moved now."""
         self._store, self._state, self._config = store, state, config
         self._on_change, self._may_ask = on_change, may_ask
         self._loops: list[asyncio.Task[None]] = []
@@ -124,6 +126,14 @@ class Uplink:
             self.link.retry_now()
         self._wake.set()
         self._work.set()
+
+    def hold(self, why: str) -> None:
+        """Move no model and no update while there is a reason (a recording, a metered network)."""
+        if why != self.held:
+            self.held = why
+            log.info("transfers are held" if why else "transfers go on", why=why)
+        if self.link is not None:
+            self.link.hold(bool(why))
 
     def work(self) -> None:
         """A task could run now: look for one soon."""
@@ -277,7 +287,8 @@ class Uplink:
 
     async def _ask(self) -> Task | None:
         assert self.link is not None
-        for federation in self._store.federations():
+        # Fair among several: whose task was taken longest ago comes first.
+        for federation in sorted(self._store.federations(), key=self._last_taken):
             until = self._no_task.get(federation.name, ("", 0.0))[1]
             if federation.state != "open" or until > time.time():
                 continue
@@ -308,6 +319,10 @@ class Uplink:
             self._store.event("task", f"took a task of federation {federation.name}, version {body['version']}")
             return self._store.task(body["id"])
         return None
+
+    def _last_taken(self, federation: Federation) -> float:
+        last = self._store.last_task(federation.name)
+        return last.created_at if last else 0.0
 
     async def _prepare(self, task: Task) -> None:
         """Fetch what the task needs and check the datasets against its spec; then it is ready."""
@@ -370,6 +385,8 @@ class Uplink:
         """Why `task` cannot run yet and what it waits for; empty when it can."""
         if task.state == "ready":
             return "", ""
+        if self.held and task.state == "fetching":
+            return f"fetching version {task.version} of federation {task.federation} waits: {self.held}", "then trains"
         default = (f"version {task.version} of federation {task.federation} is not here yet", "waits for the hub")
         return self._blocked.get(task.id, default)
 

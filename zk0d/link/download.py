@@ -95,12 +95,14 @@ async def _chunks(peer: Peer, manifest: Manifest, partial: Partial) -> None:
     try:
         while not receiver.done:
             now = time.monotonic()
+            if peer.held:
+                receiver.progressed = now
             if now - receiver.progressed > peer.limits.stall_s:
                 raise LinkLostError(
                     f"no chunk of {digest} came from {peer.name} for {peer.limits.stall_s:g} s", "what came is kept"
                 )
             patience = 1.0
-            if peer.linked.is_set():  # else `up` interrupts
+            if peer.linked.is_set() and not peer.held:  # else `up` interrupts
                 held = _ask(peer, receiver, now)
                 patience = min(1.0, held or receiver.next_look(now))
             try:

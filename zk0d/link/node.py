@@ -165,6 +165,10 @@ class NodeLink:
         """Change the upload limit (bulk only; ciphertext is about 0.2% more); None: no limit."""
         self._upload.set(bytes_per_s)
 
+    def hold(self, on: bool) -> None:
+        """Stop moving blobs, in both directions, until told otherwise; messages still travel. What has come is kept."""
+        self._peer.hold(on)
+
     def _require_open(self) -> None:
         if self._closed or not self._tasks:
             raise LinkClosedError("the link is closed" if self._closed else "the link was not started")

@@ -64,6 +64,7 @@ class Peer:
     ) -> None:
         self.name = name
         self.blobs, self.pool, self.limits = blobs, pool, limits
+        self.held = False
         self.linked = asyncio.Event()
         self.progress: dict[tuple[str, str], Progress] = {}
         self.arrivals: dict[str, Arrival] = {}
@@ -171,6 +172,12 @@ class Peer:
             encode(Message("chunk.get", ident, {"digest": digest, "index": index, "chunk_size": chunk_size}))
         )
 
+    def hold(self, on: bool) -> None:
+        """Serve and ask for no chunk while `on`."""
+        if self.held != on:
+            self.held = on
+            self._wake.set()
+
     async def _send(self) -> None:
         """The one sender: control first, then one chunk, then look again."""
         while True:
@@ -179,7 +186,7 @@ class Peer:
             try:
                 if self._control:
                     await self._transmit(self._control.popleft())
-                elif len(self._bulk):
+                elif len(self._bulk) and not self.held:
                     if delay := self._upload.delay(time.monotonic()):
                         await self._wait_wake(delay)
                     else:
