@@ -79,15 +79,12 @@ def installed(system: Any, debs: list[Path]) -> dict[str, Any]:
         first, last = sorted(map(int, system.sh(show).split()))
         ready.append((last - first) / 1e3)
     kib = sum(map(int, system.sh("dpkg-query -W -f '${Installed-Size}\\n' zk0-common zk0d zk0-hub").split()))
-    relaxed = score(system, "zk0d.service")
-    system.sh("mv /usr/lib/systemd/system/zk0d.service.d /root/; systemctl daemon-reload")
     return {
         "install_s": install_s,
         "apt_install_s": apt_s,
         "installed_mb": kib * 1024 / 1e6,
         "ready_ms": statistics.median(ready),
         "security_zk0d": score(system, "zk0d.service"),
-        "security_zk0d_workers_inside": relaxed,
         "security_hub": score(system, "zk0-hub.service"),
     }
 

@@ -1,6 +1,7 @@
 """The supervisor's end of a worker process, for asyncio programs (zk0d, zk0-hub): start, talk, freeze, stop, kill.
 
-The worker's end is zk0d/worker.py. Not for deciding when a worker runs: that is the arbiter's and the rounds' business.
+The worker's end is zk0d/worker.py. A worker is a child in its own process group, or (zk0d/daemon/units.py) a systemd
+unit. Not for deciding when a worker runs: that is the arbiter's and the rounds' business.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -29,13 +30,67 @@ _DRAIN_S = 2.0
 """How long to read on for last events after the worker's exit."""
 
 
+class Process(Protocol):
+    """What runs a worker, and everything that it starts, as one: all of it is frozen, thawed and killed together."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | None:
+        """Exit status, negative signal number, or None while it runs."""
+
+    async def wait(self) -> None:
+        """Wait for the end of the worker's main process, and see to what it left."""
+
+    def freeze(self) -> bool:
+        """Take it off the processors, as soon as can be; false when it is gone. Does not block."""
+
+    def thaw(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+class Child:
+    """A worker as our own child, leader of its own session and process group."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.returncode
+
+    async def wait(self) -> None:
+        await self._process.wait()
+        self._signal(signal.SIGKILL)  # whatever it left in its group, which also holds our socket open
+
+    def freeze(self) -> bool:
+        return self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> bool:
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            return False
+        return True
+
+
 class Worker:
-    """One worker process in its own session. Made by `Worker.start`; ends with `wait`, `stop` or `kill`.
+    """One worker. Made by `Worker.start` or `Worker.attach`; ends with `wait`, `stop` or `kill`.
 
     `result` is what the worker reported with `done`; `failure` what it reported with `error` (code, message, hint).
     """
 
-    def __init__(self, module: str, process: asyncio.subprocess.Process, log_path: Path, on_event: OnEvent | None):
+    def __init__(self, module: str, process: Process, log_path: Path, on_event: OnEvent | None):
         self.module = module
         self.log_path = log_path
         self.frozen = False
@@ -89,6 +144,13 @@ class Worker:
             ) from error
         finally:
             theirs.close()
+        return await cls.attach(module, Child(process), ours, log_path, on_event)
+
+    @classmethod
+    async def attach(
+        cls, module: str, process: Process, ours: socket.socket, log_path: Path, on_event: OnEvent | None = None
+    ) -> Worker:
+        """Supervise a process that runs already; `ours` is our end of its channel, non-blocking."""
         worker = cls(module, process, log_path, on_event)
         reader, worker._writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE)
         worker._ended = asyncio.create_task(worker._run(reader), name=f"worker {module}")
@@ -111,7 +173,6 @@ class Worker:
         reading = asyncio.create_task(self._read(reader))
         try:
             await self._process.wait()
-            self._signal(signal.SIGKILL)  # whatever it left in its group, which also holds our socket open
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(reading, _DRAIN_S)
         finally:
@@ -127,7 +188,7 @@ class Worker:
             pass  # its end of the channel is gone; the exit status says why
         except (ValueError, KeyError, TypeError) as error:
             self._broken = f"sent something that is not an event: {error}"
-            self._signal(signal.SIGKILL)
+            self._process.kill()
 
     def _take(self, event: Message) -> None:
         kind = event["event"]
@@ -175,12 +236,12 @@ class Worker:
         return WorkerError(f"{self.module} {how}", f"its output is in {self.log_path}")
 
     def freeze(self) -> None:
-        """Stop the whole process group at once (SIGSTOP); nothing is lost."""
-        self.frozen = self._signal(signal.SIGSTOP) or self.frozen
+        """Take the worker and all its children off the processors at once; nothing is lost."""
+        self.frozen = self._process.freeze() or self.frozen
 
     def thaw(self) -> None:
-        """Let a frozen worker go on (SIGCONT)."""
-        self._signal(signal.SIGCONT)
+        """Let a frozen worker go on."""
+        self._process.thaw()
         self.frozen = False
 
     async def stop(self, grace_s: float = 5.0, cmd: str = "stop") -> None:
@@ -194,16 +255,14 @@ class Worker:
             await self.kill()
 
     async def kill(self) -> None:
-        """SIGKILL the process group and wait for its end."""
-        self._signal(signal.SIGKILL)
+        """SIGKILL all of it and wait for its end."""
+        self._process.kill()
         await self.ended()
 
-    def _signal(self, number: signal.Signals) -> bool:
-        try:
-            os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            return False
-        return True
+    def leave(self) -> None:
+        """Let go of a worker that outlives its supervisor and connects to the next one; it is not told to end."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _environment(fd: int, extra: dict[str, str] | None) -> dict[str, str]:

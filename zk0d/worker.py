@@ -6,6 +6,7 @@ Not for bulk data, which goes through files named in the job. docs/architecture.
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import json
 import os
@@ -14,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,11 @@ from typing import Any
 from zk0d.errors import WorkerError, Zk0Error
 
 FD_VARIABLE = "ZK0_WORKER_FD"
+SOCKET_VARIABLE = "ZK0_WORKER_SOCKET"
+"""Where a worker that outlives its supervisor (a recorder in its own unit) finds the next one."""
+RECONNECT_S = 60.0
+"""How long it looks for one before it is an orphan."""
+_BACKLOG = 1000
 MAX_LINE = 64 * 1024
 _PR_SET_PDEATHSIG = 1
 
@@ -32,12 +39,18 @@ class WorkerChannel:
     """The worker's end. `emit` sends an event; `commands` receives what the supervisor says.
 
     Without a supervisor (a person runs the module by hand) events are printed on stdout as JSON lines and the only
-    command is the `stop` that SIGINT or SIGTERM makes. When the supervisor dies, `{"cmd": "orphaned"}` comes.
+    command is the `stop` that SIGINT or SIGTERM makes. When the supervisor dies, `{"cmd": "orphaned"}` comes; where a
+    next one is to be expected (SOCKET_VARIABLE), only if none came within RECONNECT_S, and what was to be told waits.
     """
 
     def __init__(self) -> None:
         fd = os.environ.pop(FD_VARIABLE, "")
         self._sock = socket.socket(fileno=int(fd)) if fd else None
+        self._next = os.environ.pop(SOCKET_VARIABLE, "") if fd else ""
+        self._backlog: collections.deque[bytes] = collections.deque(maxlen=_BACKLOG)
+        self._told = threading.Event()
+        """Nothing waits to be told, or there is nobody to tell any more."""
+        self._told.set()
         self._lock = threading.Lock()
         self.commands: queue.SimpleQueue[Message] = queue.SimpleQueue()
         signal.signal(signal.SIGTERM, self._on_signal)
@@ -52,13 +65,44 @@ class WorkerChannel:
 
     def _read(self) -> None:
         assert self._sock is not None
-        with self._sock.makefile("rb") as lines:
+        self._read_from(self._sock)
+        while self._next and (found := self._reconnect()):
+            self._read_from(found)
+        self._next = ""
+        self._told.set()
+        self.commands.put({"cmd": "orphaned"})
+
+    def _read_from(self, sock: socket.socket) -> None:
+        with sock.makefile("rb") as lines:
             try:
                 while line := lines.readline(MAX_LINE):
                     self.commands.put(json.loads(line))
             except (OSError, ValueError):
                 pass  # a broken channel is a lost supervisor
-        self.commands.put({"cmd": "orphaned"})
+
+    def _reconnect(self) -> socket.socket | None:
+        """Wait for the next supervisor, and tell it what the last one did not hear."""
+        end = time.monotonic() + RECONNECT_S
+        while time.monotonic() < end:
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                sock.connect(self._next)
+                with self._lock:
+                    self._sock = sock
+                    while self._backlog:
+                        sock.sendall(self._backlog[0])
+                        self._backlog.popleft()
+                    self._told.set()
+            except OSError:
+                sock.close()
+                time.sleep(0.1)
+            else:
+                return sock
+        return None
+
+    def finish(self) -> None:
+        """Before the worker ends: wait until somebody was told everything, or nobody is left to tell."""
+        self._told.wait(RECONNECT_S)
 
     def emit(self, event: str, **fields: Any) -> None:
         """Send one event. Raises nothing when the supervisor is gone: `orphaned` follows as a command."""
@@ -71,7 +115,9 @@ class WorkerChannel:
             try:
                 self._sock.sendall(line)
             except OSError:
-                pass
+                if self._next and event != "progress":
+                    self._backlog.append(line)
+                    self._told.clear()
 
     def poll(self, timeout_s: float = 0.0) -> Message | None:
         """The next command, waiting up to `timeout_s` seconds; None if there is none."""
@@ -94,6 +140,7 @@ def run_worker(main: Callable[[Message, WorkerChannel], Message]) -> int:
         result = main(job, channel)
     except Zk0Error as error:
         channel.emit("error", code=error.code, message=error.message, hint=error.hint)
+        channel.finish()
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
@@ -101,6 +148,8 @@ def run_worker(main: Callable[[Message, WorkerChannel], Message]) -> int:
         channel.emit(
             "error", code="crash", message=f"{type(error).__name__}: {error}"[:2000], hint="see the worker's log"
         )
+        channel.finish()
         return 1
     channel.emit("done", result=result)
+    channel.finish()
     return 0

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Boots a throw-away copy of a system image under its own systemd, on a machine that need not run one. Not for services: it ends with its caller.
-#   packaging/booted/boot.sh IMAGE SCRATCH NAME      boot; SCRATCH: an empty folder; what the system writes goes there
-#   packaging/booted/boot.sh --clean NAME            take away the control groups that it left
+#   packaging/booted/boot.sh IMAGE SCRATCH NAME [FLAG…]  boot; SCRATCH: an empty folder; what the system writes goes there; flags are nspawn's
+#   packaging/booted/boot.sh --clean NAME                take away the control groups that it left
 # Stays in the foreground, the system's console on stdout. Ending this process ends everything inside.
 # The system has a network of its own with nothing but loopback.
 set -euo pipefail
@@ -36,6 +36,8 @@ exec unshare --mount bash -c '
     mkdir "$2/upper" "$2/work" "$2/root"
     mount -t overlay -o "lowerdir=$1,upperdir=$2/upper,workdir=$2/work" none "$2/root"
     # The last two flags: without them DevicePolicy= is silently not enforced inside.
-    exec systemd-nspawn --quiet --directory="$2/root" --machine="$3" --boot --register=no --keep-unit --link-journal=no \
+    root=$2/root name=$3
+    shift 3
+    exec systemd-nspawn --quiet --directory="$root" --machine="$name" "$@" --boot --register=no --keep-unit --link-journal=no \
         --console=pipe --private-network --resolv-conf=off --timezone=off --capability=all --system-call-filter=bpf
-' "$1" "$2" "$3"
+' "$@"

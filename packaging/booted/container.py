@@ -43,12 +43,14 @@ def image(which: str = "ready") -> Path:
 class Container:
     """One booted system. `run` runs a command in it; `close` (or leaving `with`) ends everything inside."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, shown: dict[Path, str] | None = None) -> None:
+        """`shown`: folders of this machine that the system sees, read-only, and where."""
+        flags = [f"--bind-ro={source}:{target}" for source, target in (shown or {}).items()]
         self._scratch = Path(tempfile.mkdtemp(prefix="zk0-booted-"))
         self._name = f"zk0-booted-{os.getpid()}-{time.monotonic_ns() % 10**9}"
         self._console = (self._scratch.parent / f"{self._scratch.name}.console").open("w+b")
         self._process = subprocess.Popen(
-            [HERE / "boot.sh", base, self._scratch, self._name],
+            [HERE / "boot.sh", base, self._scratch, self._name, *flags],
             stdin=subprocess.DEVNULL, stdout=self._console, stderr=self._console,
         )  # fmt: skip
         try:

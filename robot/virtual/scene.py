@@ -5,7 +5,11 @@ Angles in radians, in the order of joints.JOINTS. Not for servos (servo.py) or f
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,13 +26,32 @@ _ENV_VERSION = {"PickAndPlace": 2}
 Vector = NDArray[np.float64]
 
 
+def _writable_model(nexus: Any) -> None:
+    """so101-nexus writes a scene's XML beside its own meshes; in an installed runtime that folder is not ours.
+
+    Then it gets a folder of links to the same files, until the process ends. Call before its tasks are imported.
+    """
+    own: Path = nexus.get_so101_mujoco_model_dir()
+    if os.access(own, os.W_OK):
+        return
+    folder = Path(tempfile.mkdtemp(prefix="zk0-scene-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for entry in own.iterdir():
+        (folder / entry.name).symlink_to(entry)
+    path = folder / nexus.get_so101_mujoco_model_path().name
+    nexus.get_so101_mujoco_model_dir, nexus.get_so101_mujoco_model_path = lambda: folder, lambda: path
+
+
 def _make_env(task: str, period_s: float) -> Any:
     """The so101-nexus environment of a task, physics as its own CPU preset but with our control period."""
     os.environ.setdefault("MUJOCO_GL", "egl")
     try:
         import gymnasium
         import mujoco  # noqa: F401
-        import so101_nexus.mujoco  # noqa: F401
+        import so101_nexus
+
+        _writable_model(so101_nexus)
+        import so101_nexus.mujoco
         from so101_nexus.config import PhysicsConfig
         from so101_nexus.observations import JointPositions
         from so101_nexus.rendering import RenderingQuality

@@ -73,7 +73,7 @@ def install(system: Any, debs: list[Path], *flags: str) -> str:
 def boot() -> Callable[..., Any]:
     """Boots a new system (`boot("bare")`: one without what zk0d depends on); use it with `with`."""
     tool = _tool()
-    return lambda which="ready": tool.Container(tool.image(which))
+    return lambda which="ready", shown=None: tool.Container(tool.image(which), shown)
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +83,28 @@ def system(boot: Callable[..., Any], debs: list[Path]) -> Iterator[Any]:
         install(booted, debs)
         booted.sh("useradd -m alice && usermod -aG zk0 alice && useradd -m mallory")
         yield booted
+
+
+RUNTIME = """
+set -e
+base=/var/lib/zk0-runtime env=/var/lib/zk0-runtime/envs/shown
+mkdir -p $env/bin
+ln -s "$(echo /opt/zk0/python/bin/python3.*[0-9])" $env/bin/python
+ln -s /opt/zk0/venv/lib $env/lib
+echo "home = /opt/zk0/python/bin" >$env/pyvenv.cfg
+ln -s envs/shown $base/current
+echo /opt/zk0/python/lib >/etc/ld.so.conf.d/shown.conf; ldconfig
+cd / && $env/bin/python -P -c "import torch, lerobot, mujoco"
+"""
+
+
+def with_runtime(boot: Callable[..., Any]) -> Any:
+    """A system that has this checkout's environment as its managed runtime, read-only: installing one takes 6 GB and minutes."""
+    return boot(shown={REPOSITORY / ".venv": "/opt/zk0/venv", Path(sys.base_prefix): "/opt/zk0/python"})
+
+
+def make_runtime(system: Any) -> None:
+    """Put the shown environment in place; skips the test where its Python does not run in the system."""
+    done = system.run("bash", "-c", RUNTIME, check=False, timeout=120)
+    if done.returncode:
+        pytest.skip(f"this checkout's environment does not run in the booted system: {done.stderr.strip()[-300:]}")

@@ -5,7 +5,9 @@ The units run `sleep` here in place of a worker: the subject is who may manage t
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,3 +125,38 @@ def test_devices_by_major_number_are_enforced(system: Any) -> None:
         # ENXIO or ENODEV: the open got past the device policy, and no such device is plugged in.
         found = ("No such device" in said, "Operation not permitted" in said)
         assert found == (allowed, not allowed), f"{kind} {node}: {said}"
+
+
+CONTRACT = Path(__file__).resolve().parents[1] / "worker_contract.py"
+
+
+@pytest.fixture
+def probing(system: Any) -> Iterator[Any]:
+    """The trainer's unit with a probe in the trainer's place: the shim, the sandbox and the daemon's own code are the real ones."""
+    spec = importlib.util.spec_from_file_location("worker_contract", CONTRACT)
+    assert spec is not None and spec.loader is not None
+    contract = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(contract)
+    system.sh(
+        "mkdir -p /opt/probe; rm -f /run/systemd/system/zk0d-train@.service.d/stand-in.conf;"
+        'sed \'s/zk0d.train.trainer/probe/; s|PYTHONPATH="/usr/lib/zk0"|PYTHONPATH="/usr/lib/zk0:/opt/probe"|\''
+        " /usr/libexec/zk0/worker >/opt/probe/worker; chmod 755 /opt/probe/worker;"
+        "printf '[Service]\\nExecStart=\\nExecStart=/opt/probe/worker train %%I\\n'"
+        " >/run/systemd/system/zk0d-train@.service.d/probe.conf; systemctl daemon-reload"
+    )
+    system.run("tee", "/opt/probe/probe.py", input=contract.PROBE)
+    system.put(CONTRACT, "/opt/probe/worker_contract.py")
+    yield system
+    system.sh("rm /run/systemd/system/zk0d-train@.service.d/probe.conf; systemctl daemon-reload")
+
+
+@pytest.mark.parametrize("part", ["result", "failures", "freeze", "kill", "freeze_times"])
+def test_the_contract_of_workers_as_units(probing: Any, part: str) -> None:
+    """By the unprivileged daemon's own code; the same parts run against children in tests/unit/test_supervise.py."""
+    run = ("env", "PYTHONPATH=/usr/lib/zk0", "python3", "/opt/probe/worker_contract.py", part)
+    done = probing.run(*run, user="zk0d", check=False)
+    assert done.returncode == 0, done.stderr + probing.sh(
+        "journalctl -q -o cat -n 40; tail -n 20 /var/lib/zk0d/log/trainer.log"
+    )
+    print(done.stdout)
+    assert probing.sh("systemctl list-units --no-legend --plain 'zk0d-train@*'").strip() == ""

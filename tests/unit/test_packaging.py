@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from zk0d.daemon.config import SETTINGS
+from zk0d.daemon.units import TEMPLATES
+from zk0d.daemon.workers import KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "packaging" / "docker"
@@ -74,10 +76,19 @@ def test_the_bus_policy_gives_only_freeze_and_thaw() -> None:
 def test_worker_units_name_modules_that_exist() -> None:
     units = sorted(ROOT.glob("systemd/zk0d-*@.service"))
     assert [u.name for u in units] == ["zk0d-record@.service", "zk0d-rollout@.service", "zk0d-train@.service"]
+    shim = ast.parse((ROOT / "packaging/deb/bin/worker").read_text())
+    (modules,) = (
+        ast.literal_eval(node.value)
+        for node in shim.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODULES"
+    )
     for unit in units:
-        module = re.search(r"^ExecStart=/usr/libexec/zk0/worker (\S+) %i$", unit.read_text(), re.MULTILINE)
-        assert module is not None
-        assert (ROOT / (module[1].replace(".", "/") + ".py")).exists()
+        template = re.search(r"^ExecStart=/usr/libexec/zk0/worker (\S+) %I$", unit.read_text(), re.MULTILINE)
+        assert template is not None and unit.name == f"zk0d-{template[1]}@.service"
+        for kind, module in modules[template[1]].items():
+            assert (TEMPLATES[kind], KINDS[kind].module) == (f"zk0d-{template[1]}", module)
+            assert (ROOT / (module.replace(".", "/") + ".py")).exists()
+    assert {kind for kinds in modules.values() for kind in kinds} == set(TEMPLATES) == set(KINDS)
 
 
 # -- the hub's container -----------------------------------------------------------------------------------------------

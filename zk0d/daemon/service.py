@@ -71,9 +71,12 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.ending.set)
         log.info("starting", state=str(self.state), pid=os.getpid(), systemd=self._notifier.reason or "yes")
-        for kind in await self.workers.reap_orphans():
+        survivor = self.sessions.survivor(await self.workers.survivors())
+        for kind in await self.workers.reap_orphans(survivor):
             self.store.event("daemon", f"the last run of zk0d left a {kind}, which has ended now")
-        self.sessions.note_cut()
+        self.sessions.note_cut(but=survivor)
+        if survivor:
+            self.sessions.take_over()
         self.store.event("daemon", "zk0d started")
         await self._control.start()
         self.board.start()

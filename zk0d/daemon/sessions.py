@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ class Live:
     session: int = 0
     """Its row in the store; 0 for a rollout."""
     first: int = 0
+    adopt: str = ""
+    """Name of the worker that an earlier daemon started and that is to be taken over."""
     progress: dict[str, Any] = field(default_factory=dict)
     worker: Worker | None = None
     stopping: bool = False
@@ -91,6 +93,7 @@ class Sessions:
         self._on_change = on_change
         self._tasks: set[asyncio.Task[Any]] = set()
         self._expected: Activity | None = None
+        self._leaving = False
 
     def activities(self) -> tuple[Activity, ...]:
         """For the arbiter."""
@@ -110,10 +113,41 @@ class Sessions:
 
         asyncio.get_running_loop().call_later(_EXPECT_S, over)
 
-    def note_cut(self) -> None:
-        """After a crash: sessions that were running are over, and said to have been cut."""
+    def survivor(self, workers: dict[str, str]) -> str:
+        """Which of these workers (name → kind) records for the session that was running; "" when none does."""
+        kept = self._store.get("recording")
+        return str(kept["worker"]) if kept and workers.get(kept["worker"]) == "recorder" else ""
+
+    def take_over(self) -> None:
+        """Go on with the recording that went on while no daemon ran."""
+        kept = self._store.get("recording")
+        request = RecordRequest(**kept["request"])
+        live = Live("recording", request.by, kept["since"], request.dataset, kept["goal"], kept["first"],
+                    session=kept["session"], first=kept["first"], adopt=kept["worker"])  # fmt: skip
+        live.saved = max(live.first, datasets.saved_episodes(self._root(request.dataset)))
+        self._hold(live)
+        self._store.event("record", f"the recording of {request.dataset!r} by {request.by} goes on")
+
+        async def nobody(event: str, **fields: Any) -> None:
+            """Its caller went with the last daemon."""
+
+        async def going_on() -> None:
+            try:
+                await self._recorded(live, request, self._root(request.dataset), nobody)
+            except Zk0Error as error:
+                log.warning("a recording that was taken over failed", dataset=request.dataset, error=error.message)
+            finally:
+                self._release()
+
+        task = asyncio.create_task(going_on())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def note_cut(self, but: str = "") -> None:
+        """After a crash: sessions that were running are over, and said to have been cut; not that of worker `but`."""
+        goes_on = self._store.get("recording")["session"] if but else None
         for session in self._store.sessions():
-            if session.state != "running":
+            if session.state != "running" or session.id == goes_on:
                 continue
             root = self._root(session.dataset)
             have = datasets.saved_episodes(root)
@@ -168,11 +202,15 @@ class Sessions:
 
     def begin_close(self) -> None:
         """Start no worker any more; the session that runs is ending."""
-        if self.live is not None:
+        if self.live is not None and self.live.kind == "recording" and self._workers.systemd is not None:
+            self._leaving = True  # the recorder is a unit of its own; the next daemon takes it over
+        elif self.live is not None:
             self.live.stopping, self.live.why = True, "zk0d was told to end"
 
     async def close(self) -> None:
         """Wait for the session's end, so that its caller gets what was saved."""
+        if self._leaving:
+            return
         pending = [t for t in self._tasks if not t.done()]
         if pending:
             await asyncio.wait(pending, timeout=1.0)
@@ -241,7 +279,12 @@ class Sessions:
     async def _recorded(self, live: Live, request: RecordRequest, root: Path, emit: Emit) -> dict[str, Any]:
         """The session that holds the arm, with its row in the store."""
         first, goal = live.first, live.goal
-        session = live.session = self._store.begin_session(request.dataset, request.task, request.by, goal)
+        if not live.session:
+            live.session = self._store.begin_session(request.dataset, request.task, request.by, goal)
+            kept = {"request": asdict(request), "since": live.since, "goal": goal, "first": first,
+                    "session": live.session, "worker": _worker_name(live)}  # fmt: skip
+            self._store.put("recording", kept)
+        session = live.session
         discarded, why, state = 0, "", "failed"
         try:
             discarded, why = await self._takes(live, request, root, emit)
@@ -252,14 +295,19 @@ class Sessions:
             raise
         finally:
             have = datasets.saved_episodes(root)
-            self._store.set_session(session, saved=have - first, state=state, reason=why, ended_at=time.time())
-            self._store.event(
-                "record", f"recording of {request.dataset!r} by {request.by} {state}: {have - first} episodes saved,"
-                f" {discarded} takes discarded" + (f": {why}" if why else "")
-            )  # fmt: skip
-            if have:
-                self._register(request.dataset, root, request.task, request.robot, request.train)
+            if not self._leaving:  # the next daemon ends it
+                self._end(request, session, state, why, have - first, discarded)
+                if have:
+                    self._register(request.dataset, root, request.task, request.robot, request.train)
         return _outcome(request.dataset, first, have, goal, discarded, why)
+
+    def _end(self, request: RecordRequest, session: int, state: str, why: str, saved: int, discarded: int) -> None:
+        self._store.put("recording", None)
+        self._store.set_session(session, saved=saved, state=state, reason=why, ended_at=time.time())
+        self._store.event(
+            "record", f"recording of {request.dataset!r} by {request.by} {state}: {saved} episodes saved,"
+            f" {discarded} takes discarded" + (f": {why}" if why else "")
+        )  # fmt: skip
 
     async def _takes(self, live: Live, request: RecordRequest, root: Path, emit: Emit) -> tuple[int, str]:
         """Run the recorder until the goal is reached; → takes discarded, and why it ended early if it did."""
@@ -312,7 +360,11 @@ class Sessions:
                 fields = {k: v for k, v in event.items() if k != "event"}
                 await emit(str(event["event"]), **fields, saved_total=live.saved, goal=live.goal)
 
-        worker = await self._workers.start(kind, f"{int(live.since * 1000):x}", job, on_event)
+        name, live.adopt = live.adopt, ""
+        if name:
+            worker = await self._workers.adopt(kind, name, on_event)
+        else:
+            worker = await self._workers.start(kind, _worker_name(live), job, on_event)
         live.worker = worker
         relaying = asyncio.create_task(relay())
         try:
@@ -373,6 +425,10 @@ class Sessions:
             "rollout", f"rollout by {by}: {result.get('successes')} of {result.get('episodes')} succeeded"
         )
         return result
+
+
+def _worker_name(live: Live) -> str:
+    return f"{int(live.since * 1000):x}"
 
 
 def _outcome(dataset: str, first: int, have: int, goal: int, discarded: int, why: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The daemon's worker processes: one table of kinds, started through zk0d.supervise, none left behind.
 
-Remembers what runs in `work/running/`, so that a daemon restarted after `kill -9` waits for (or ends) the orphans
-before it starts another worker on the same files. Not for deciding what runs: that is the arbiter's and the operator's.
+Under systemd each is a unit (units.py), else a child, remembered in `work/running/`, so that a daemon restarted after
+`kill -9` waits for (or ends) the orphans before it starts another worker on the same files. Not for deciding what runs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import structlog
 
+from zk0d.daemon import units
 from zk0d.daemon.config import Config
 from zk0d.errors import WorkerError
 from zk0d.runtime import managed_python
@@ -63,6 +64,8 @@ class Workers:
         self._config = config
         self._marks = self.work / "running"
         self._running: dict[Worker, str] = {}
+        self.systemd = units.Systemd() if os.environ.get(units.VARIABLE) == "units" else None
+        """The service manager that runs our workers as units; None: they are children."""
 
     @property
     def python(self) -> str:
@@ -85,33 +88,60 @@ class Workers:
     async def start(self, kind: str, name: str, job: dict[str, Any], on_event: OnEvent) -> Worker:
         """Start a worker of `kind` in `work/KIND/NAME`, output to `log/KIND.log`. Raises WorkerError."""
         k = KINDS[kind]
-        worker = await Worker.start(
-            self.python, k.module, job, self.work / kind / name, self.logs / f"{kind}.log", on_event
-        )
-        if k.background:
+        nice = self._config["train", "niceness"] if k.background else 0
+        folder, output = self.work / kind / name, self.logs / f"{kind}.log"
+        if self.systemd is not None:
+            how = {"python": str(self._config["runtime", "python"]), "nice": nice}
+            worker = await units.start(self.systemd, kind, name, k.module, job, folder, output, on_event, how)
+            self._keep(worker, kind, name, None)
+            return worker
+        worker = await Worker.start(self.python, k.module, job, folder, output, on_event)
+        if nice:
             with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.setpriority(os.PRIO_PGRP, worker.pid, self._config["train", "niceness"])
-        self._running[worker] = kind
+                os.setpriority(os.PRIO_PGRP, worker.pid, nice)
         mark = self._marks / str(worker.pid)
         try:
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.write_text(f"{_started(worker.pid)} {kind}\n")
         except OSError as error:  # the disk is full: none runs that nobody would know of after a crash
-            self._running.pop(worker, None)
             await worker.kill()
             raise WorkerError(f"{mark}: {error.strerror}", "make room on the disk") from error
-        asyncio.get_running_loop().create_task(self._forget(worker, mark))
-        log.info("worker started", kind=kind, pid=worker.pid, name=name)
+        self._keep(worker, kind, name, mark)
         return worker
 
-    async def _forget(self, worker: Worker, mark: Path) -> None:
+    def _keep(self, worker: Worker, kind: str, name: str, mark: Path | None) -> None:
+        self._running[worker] = kind
+        asyncio.get_running_loop().create_task(self._forget(worker, mark))
+        log.info("worker started", kind=kind, pid=worker.pid, name=name)
+
+    async def survivors(self) -> dict[str, str]:
+        """Workers of a daemon before us that go on and can be taken over (`adopt`): name → kind."""
+        if self.systemd is None:
+            return {}
+        return {name: kind for kind, name in (await self.systemd.running()).values() if kind in units.SURVIVORS}
+
+    async def adopt(self, kind: str, name: str, on_event: OnEvent) -> Worker:
+        """Take over a survivor. Raises WorkerError; it is ended then."""
+        assert self.systemd is not None
+        folder, output = self.work / kind / name, self.logs / f"{kind}.log"
+        worker = await units.adopt(self.systemd, kind, name, KINDS[kind].module, folder, output, on_event)
+        self._keep(worker, kind, name, None)
+        return worker
+
+    async def _forget(self, worker: Worker, mark: Path | None) -> None:
         await worker.ended()
         self._running.pop(worker, None)
-        mark.unlink(missing_ok=True)
+        if mark is not None:
+            mark.unlink(missing_ok=True)
         log.info("worker ended", module=worker.module, pid=worker.pid, status=worker.returncode)
 
-    async def reap_orphans(self) -> list[str]:
-        """End the workers that a killed daemon left, after a time to finish what matters. Gives their kinds."""
+    async def reap_orphans(self, keep: str = "") -> list[str]:
+        """End the workers that a killed daemon left, after a time to finish what matters, but the survivor `keep`.
+
+        Gives their kinds.
+        """
+        if self.systemd is not None:
+            return await self._reap_units(self.systemd, keep)
         found: list[tuple[int, str, Path]] = []
         for mark in self._marks.glob("*") if self._marks.is_dir() else ():
             started, _, kind = mark.read_text().strip().partition(" ")
@@ -133,8 +163,28 @@ class Workers:
             mark.unlink(missing_ok=True)
         return [kind for _, kind, _ in found]
 
+    async def _reap_units(self, systemd: units.Systemd, keep: str) -> list[str]:
+        found = {unit: kind for unit, (kind, name) in (await systemd.running()).items() if name != keep}
+        for unit in found:
+            await systemd.thaw(unit)
+        began = time.monotonic()
+        for unit, kind in found.items():
+            deadline = began + (RECORDER_GRACE_S if kind == "recorder" else GRACE_S)
+            while unit in (left := await systemd.running()) and time.monotonic() < deadline:
+                await asyncio.sleep(0.1)
+            if unit in left:
+                log.warning("orphaned worker is killed", kind=kind, unit=unit)
+                await systemd.kill(unit)
+        return list(found.values())
+
     async def stop_all(self) -> None:
-        """Ask every worker to end and see that it does, within CLOSE_GRACE_S; a trainer is asked for a checkpoint."""
+        """Ask every worker to end and see that it does, within CLOSE_GRACE_S; a trainer is asked for a checkpoint.
+
+        A recorder in its own unit goes on: an upgrade of the daemon does not touch a recording.
+        """
+        for worker in [w for w, kind in self._running.items() if self.systemd is not None and kind in units.SURVIVORS]:
+            del self._running[worker]
+            worker.leave()
         stops = [w.stop(CLOSE_GRACE_S, "yield" if k == "trainer" else "stop") for w, k in self._running.items()]
         await asyncio.gather(*stops, return_exceptions=True)
 

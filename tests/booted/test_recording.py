@@ -1,0 +1,103 @@
+"""Recording with the virtual arm through the packaged units: the daemon may be upgraded or killed meanwhile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import install, make_runtime, with_runtime
+from test_installed import show, wait_active
+
+RECORD = ("zk0ctl", "record", "--keep", "all", "--task", "lift the cube", "--follower", "virtual:PickLift")
+
+
+@pytest.fixture(scope="module")
+def station(boot: Callable[..., Any], debs: list[Path]) -> Iterator[Any]:
+    with with_runtime(boot) as system:
+        install(system, debs)
+        system.sh("useradd -m alice && usermod -aG zk0 alice")
+        make_runtime(system)
+        system.sh("systemctl restart zk0d.service")
+        wait_active(system, "zk0d.service")
+        yield system
+
+
+def units(system: Any, kind: str) -> list[str]:
+    said = system.sh(f"systemctl list-units --no-legend --plain --state=active 'zk0d-{kind}@*' | cut -d' ' -f1")
+    return str(said).split()
+
+
+def episodes(system: Any, name: str) -> int:
+    info = system.run("cat", f"/var/lib/zk0d/datasets/{name}/meta/info.json", check=False).stdout
+    return int(json.loads(info)["total_episodes"]) if info else 0
+
+
+def logs(system: Any) -> str:
+    return str(
+        system.sh("journalctl --sync; journalctl -q -o cat -u 'zk0d*' -n 60; tail -n 30 /var/lib/zk0d/log/recorder.log")
+    )
+
+
+def test_an_operator_records_and_the_recorder_is_a_unit(station: Any) -> None:
+    done = station.run(
+        *RECORD,
+        "--dataset",
+        "cups",
+        "--episodes",
+        "1",
+        "--episode-s",
+        "2",
+        "--json",
+        user="alice",
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr + logs(station)
+    assert episodes(station, "cups") == 1
+    assert (station.sh("systemctl --failed --no-legend").strip(), units(station, "record")) == ("", [])
+
+
+def begin(system: Any, name: str, count: int) -> None:
+    """Start a recording by alice that goes on by itself, and wait until its recorder has begun."""
+    command = " ".join(RECORD).replace("lift the cube", "'lift the cube'")
+    system.sh(
+        f"systemd-run -q --unit=alices-{name} --uid=alice --setenv=LANG=C.UTF-8"
+        f" {command} --dataset {name} --episodes {count} --episode-s 3 --json"
+    )
+    system.until(lambda: episodes(system, name) >= 1, 90, f"the first episode; {logs(system)}")
+
+
+def registered(system: Any, name: str) -> int:
+    said = json.loads(system.run("zk0ctl", "status", "--json", user="alice", check=False).stdout)
+    return int(next((d["episodes"] for d in said["datasets"] if d["name"] == name), 0))
+
+
+def finished(system: Any, name: str, count: int) -> None:
+    system.until(lambda: episodes(system, name) >= count, 120, f"{count} episodes")
+    system.until(lambda: not units(system, "record"), 30, "the recorder's end")
+    system.until(lambda: registered(system, name) == count, 20, "the dataset to be known")
+    events = system.sh("zk0ctl logs -n 40")
+    assert "goes on" in events and f"{name!r} by alice done" in events, events
+
+
+def test_an_upgrade_does_not_touch_a_recording(station: Any, newer_debs: list[Path]) -> None:
+    begin(station, "upgraded", 8)
+    (unit,) = units(station, "record")
+    recorder, daemon = show(station, unit, "MainPID"), show(station, "zk0d.service", "MainPID")
+    install(station, newer_debs)
+    wait_active(station, "zk0d.service", not_pid=daemon)
+    assert show(station, unit, "MainPID") == recorder
+    finished(station, "upgraded", 8)
+
+
+def test_killed_the_daemon_finds_its_recorder_again(station: Any) -> None:
+    begin(station, "killed", 3)
+    (unit,) = units(station, "record")
+    recorder, daemon = show(station, unit, "MainPID"), show(station, "zk0d.service", "MainPID")
+    station.sh(f"kill -9 {daemon}")
+    wait_active(station, "zk0d.service", not_pid=daemon)
+    assert show(station, unit, "MainPID") == recorder
+    finished(station, "killed", 3)
