@@ -1,4 +1,4 @@
-"""Logs of the long-running programs: for people on a terminal, JSON lines otherwise; to stderr and to a file.
+"""Logs of the long-running programs: for people on a terminal, fields in the journal, JSON lines otherwise; and a file.
 
 Not for workers (their output goes to their own file) and not for what commands print. Files rotate at 8 MiB, four kept.
 """
@@ -17,6 +17,8 @@ from typing import Any
 _UNWANTED = [name for name in ("rich", "greenlet") if name not in sys.modules]
 sys.modules.update(dict.fromkeys(_UNWANTED))  # type: ignore[arg-type]
 import structlog  # noqa: E402
+
+from zk0d import journal  # noqa: E402
 
 for _name in _UNWANTED:
     del sys.modules[_name]
@@ -51,7 +53,10 @@ def configure(program: str, file: Path | None = None, level: str = "info") -> No
     for old in list(root.handlers):
         root.removeHandler(old)
         old.close()
-    _add(root, logging.StreamHandler(sys.stderr), shared, console)
+    if journal.is_stderr():
+        root.addHandler(journal.JournalHandler(program))
+    else:
+        _add(root, logging.StreamHandler(sys.stderr), shared, console)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
         rotating = logging.handlers.RotatingFileHandler(file, maxBytes=8 << 20, backupCount=4, delay=True)

@@ -45,6 +45,8 @@ def build(out: Path, version: str = "") -> list[Path]:
     """Build the packages into `out` → the .deb files."""
     command = [str(REPOSITORY / "packaging/deb/build.sh"), str(out), *([version] if version else [])]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "debhelper is missing" in built.stderr:
+        pytest.skip(built.stderr.strip())
     assert built.returncode == 0, built.stderr
     return [Path(line) for line in built.stdout.split()]
 
@@ -73,7 +75,15 @@ def install(system: Any, debs: list[Path], *flags: str) -> str:
 def boot() -> Callable[..., Any]:
     """Boots a new system (`boot("bare")`: one without what zk0d depends on); use it with `with`."""
     tool = _tool()
-    return lambda which="ready", shown=None: tool.Container(tool.image(which), shown)
+
+    def booted(which: str = "ready", shown: dict[Path, str] | None = None) -> Any:
+        try:
+            image = tool.image(which)
+        except RuntimeError as error:
+            pytest.skip(f"no system image can be made: {error}")
+        return tool.Container(image, shown)
+
+    return booted
 
 
 @pytest.fixture(scope="module")

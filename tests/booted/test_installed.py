@@ -36,6 +36,15 @@ def test_it_runs_after_the_installation_and_no_unit_has_failed(system: Any) -> N
     assert show(system, "zk0d.service", "User") == "zk0d"
 
 
+def test_the_journal_has_fields_to_look_for(system: Any) -> None:
+    wait_active(system, "zk0d.service")
+    found = system.sh(
+        "journalctl --sync; journalctl -q -o json -b _SYSTEMD_UNIT=zk0d.service ZK0_EVENT=starting | tail -n 1"
+    )
+    entry = json.loads(found)
+    assert (entry["ZK0_STATE"], entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"]) == ("/var/lib/zk0d", "6", "zk0d")
+
+
 def test_an_operator_in_the_group_needs_no_sudo(system: Any) -> None:
     wait_active(system, "zk0d.service")
     done = system.run(*STATUS, user="alice", check=False)
