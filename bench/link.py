@@ -1,164 +1,266 @@
-"""How fast an update travels: a blob from a node to the hub through the whole link, against a bare TLS socket.
+"""How fast bytes travel: chunks from a node to the hub through the whole link, against a bare TLS socket and gRPC.
 
-The node is a process of its own, as in life. Both times are of this run on this machine; the quotient is the figure.
+Every way moves the same chunks between two processes with the same TLS, in turns, in one run; the quotients are the
+figures. The whole transfer (verified, durable on disk) is measured too. Times are never asserted.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
+import random
 import resource
 import shutil
-import socket
-import subprocess
+import statistics
 import sys
 import tempfile
-import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import structlog
 from _harness import REPOSITORY, arguments, write
+from _link_idle import crowd, idle, lone_hub
+from _link_node import Node, node
+from _link_others import BareTls, Grpc, other
 
 from zk0d.link.hub import HubLink
-from zk0d.link.identity import HUB_NAME, Authority, NodeIdentity, ServerIdentity
-from zk0d.link.node import NodeLink
+from zk0d.link.identity import Authority, NodeIdentity, ServerIdentity
 from zk0d.link.state import LinkLimits
-from zk0d.link.tls import link_context, server_context
 from zk0d.model.blobs import BlobStore
 
 MIB = 1 << 20
+CHUNKS = (256 * 1024, MIB)
+WINDOW = 8
 
 
-async def node(folder: Path, port: int, mib: int) -> None:
-    """The other process: shares one blob, prints its digest, fetches what its standard input names until EOF."""
-    blobs = BlobStore(folder / "node-blobs")
-    digest = blobs.add_bytes(os.urandom(mib * MIB))
-    link = NodeLink(
-        host="127.0.0.1", port=port, identity=NodeIdentity.load(folder / "node"), blobs=blobs,
-        run_dir=folder / "node-run", on_push=lambda kind, body: None, limits=LinkLimits(chunk_size=MIB),
-    )  # fmt: skip
-    link.share(digest)
-    await link.start()
-    await link.wait_connected(10)
-    print(digest, flush=True)
-    while line := (await asyncio.to_thread(sys.stdin.readline)).strip():
-        began = time.perf_counter()
-        await link.fetch(line)
-        print(time.perf_counter() - began, flush=True)
-    trips = []
-    for _ in range(200):
-        began = time.perf_counter()
-        await link.request("hello", {"software": "bench", "federations": []})
-        trips.append(time.perf_counter() - began)
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    print(json.dumps({"trip": sorted(trips)[100], "cpu": used.ru_utime + used.ru_stime}), flush=True)
-    await link.close()
+@dataclass
+class Run:
+    """One round of one way."""
+
+    seconds: float
+    cpu: float
+    """Of both ends, in seconds."""
 
 
-def bare_sender(folder: Path, port: int, mib: int) -> None:
-    """The other process of the reference: one blocking TLS socket, 1 MiB a time, no checks, no disk."""
-    data = os.urandom(MIB)
-    with (
-        socket.create_connection(("127.0.0.1", port)) as raw,
-        link_context(NodeIdentity.load(folder / "node")).wrap_socket(raw, server_hostname=HUB_NAME) as tls,
-    ):
-        tls.recv(1)
+class Cast:
+    """The hub in this process, one node in another, and everything that they need."""
+
+    def __init__(self, folder: Path, mib: int) -> None:
+        self.folder, self.mib = folder, mib
+        if (folder / "ca").exists():  # the hub's own process of the idle crowd
+            self.authority, self.server = Authority.load(folder / "ca"), ServerIdentity.load(folder / "keys")
+            return
+        self.authority = Authority.create(folder / "ca")
+        self.server = self.authority.issue_server(folder / "keys")
+        identity = NodeIdentity.create(folder / "node")
+        identity.install(self.authority.issue_node(identity.csr(), "bench"), self.authority.pem, "bench")
+
+    def hub(self, limits: LinkLimits | None = None) -> HubLink:
+        async def answer(node_id: str, kind: str, body: dict[str, Any]) -> dict[str, Any]:
+            return {"node_id": node_id}
+
+        async def nobody(request: dict[str, Any]) -> dict[str, Any]:
+            return {"state": "pending"}
+
+        return HubLink(
+            host="127.0.0.1", port=0, authority=self.authority, server_identity=self.server,
+            run_dir=self.folder / "hub-run", blobs=BlobStore(self.folder / "hub-blobs"),
+            allowed=lambda node_id, fingerprint: True, on_request=answer, may_fetch=lambda node_id, digest: True,
+            on_enroll=nobody, limits=limits,
+        )  # fmt: skip
+
+
+async def stream(hub: HubLink, digest: str, size: int, chunk: int) -> None:
+    """Take every chunk of the node's blob into memory, by the link's own messages, `WINDOW` in flight; no disk here."""
+    peer, count = hub._peer("bench"), -(-size // chunk)
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    state = {"asked": 0, "bytes": 0}
+
+    def ask() -> None:
+        if state["asked"] < count:
+            peer.ask_chunk(digest, state["asked"], chunk)
+            state["asked"] += 1
+
+    def arrival(index: int, data: bytes | memoryview | None, code: str) -> None:
+        if data is None:
+            done.set_exception(RuntimeError(f"chunk {index}: {code}"))
+            return
+        state["bytes"] += len(data)
+        ask()
+        if state["bytes"] == size and not done.done():
+            done.set_result(None)
+
+    peer.arrivals[digest] = arrival
+    try:
+        for _ in range(WINDOW):
+            ask()
+        await asyncio.wait_for(done, 300)
+    finally:
+        del peer.arrivals[digest]
+
+
+async def timed(pid: int, work: Any) -> Run:
+    """Run it; wall time, and CPU of this process and process `pid`."""
+    both = [psutil.Process(), psutil.Process(pid)]
+    cpu = [sum(p.cpu_times()[:2]) for p in both]
+    began = time.perf_counter()
+    await work
+    return Run(time.perf_counter() - began, sum(sum(p.cpu_times()[:2]) - c for p, c in zip(both, cpu, strict=True)))
+
+
+async def rounds(cast: Cast, hub: HubLink, peer: Node, n: int) -> dict[tuple[str, int], list[Run]]:
+    """`n` interleaved rounds of every way at every chunk size."""
+    found: dict[tuple[str, int], list[Run]] = {}
+    bare = await BareTls.start(cast.folder, cast.authority, cast.server)
+    rpc = await Grpc.start(cast.folder, cast.authority, cast.server)
+    if rpc is None:
+        print("gRPC is left out: grpcio is not installed (pip install 'zk0d[bench]')")
+    for _ in range(n):
+        for chunk in CHUNKS:
+            ways: list[tuple[str, int, Any]] = [("bare", bare.pid, bare.move(cast.mib * MIB, chunk))]
+            ways.append(("link", peer.pid, stream(hub, peer.digest, cast.mib * MIB, chunk)))
+            if rpc is not None:
+                ways.append(("grpc", rpc.pid, rpc.move(cast.mib * MIB, chunk)))
+            for name, pid, work in ways:
+                found.setdefault((name, chunk), []).append(await timed(pid, work))
+    await bare.close()
+    if rpc is not None:
+        await rpc.close()
+    return found
+
+
+async def resent(cast: Cast, hub: HubLink, peer: Node, cuts: int, seed: int) -> float:
+    """Bytes the node sent beyond the blob's own during a fetch with `cuts` cuts of the link, in windows."""
+    dice = random.Random(seed)
+    digest = await peer.share_another(cast.mib)
+    size = cast.mib * MIB
+    before = await peer.sent()
+    fetch = asyncio.create_task(hub.fetch("bench", digest, 1 << 40))
+    peer_state = hub._peer("bench")
+    at = sorted(dice.sample(range(size // 20, size - size // 20), cuts))
+    while at and not fetch.done():
+        progress = peer_state.progress.get(("down", digest))
+        if progress is not None and progress.done >= at[0]:
+            at.pop(0)
+            hub.disconnect("bench", "a cut of the benchmark")
+        await asyncio.sleep(0.001)
+    await fetch
+    extra = (await peer.sent()) - before - size
+    return max(0, extra) / (WINDOW * MIB)
+
+
+def median(runs: list[Run]) -> float:
+    return statistics.median(run.seconds for run in runs)
+
+
+def quotient(found: dict[tuple[str, int], list[Run]], other: str, chunk: int) -> float | None:
+    """Speed of the link over the other's: the median over rounds of quotients within a round."""
+    if (other, chunk) not in found:
+        return None
+    pairs = zip(found[other, chunk], found["link", chunk], strict=True)
+    return statistics.median(theirs.seconds / ours.seconds for theirs, ours in pairs)
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+async def measure(cast: Cast, small: bool, seed: int) -> dict[str, Any]:
+    hub = cast.hub()
+    await hub.start()
+    peer = await Node.start(cast.folder, hub.port, cast.mib)
+    try:
+        trips = await peer.trips(200 if small else 2000)
+        found = await rounds(cast, hub, peer, 1 if small else 5)
+        loaded = asyncio.create_task(peer.trips(100 if small else 1000, 0.005))
+        while not loaded.done():
+            await stream(hub, peer.digest, cast.mib * MIB, MIB)
+        size = cast.mib * MIB
+        own = psutil.Process().memory_info().rss
+        node_rss = await peer.rss()
+        whole = await timed(peer.pid, hub.fetch("bench", peer.digest, 1 << 40))
+        grown = max(await peer.peak() - node_rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - own)
+        extra = await resent(cast, hub, peer, 3 if small else 10, seed)
+    finally:
+        await peer.close()
+        await hub.close()
+    link = found["link", MIB]
+    return {
+        "bulk_vs_raw_tls": quotient(found, "bare", MIB),
+        "bulk_vs_grpc": quotient(found, "grpc", MIB),
+        "cpu_s_per_gib": statistics.median(r.cpu for r in link) * 1024 / cast.mib,
+        "rtt_p50_ms": percentile(trips, 0.5) * 1e3,
+        "rtt_p99_loaded_ms": percentile(loaded.result(), 0.99) * 1e3,
+        "transfer_rss_mib": grown / MIB,
+        "resent_windows": extra,
+        "bulk_vs_raw_tls_256k": quotient(found, "bare", CHUNKS[0]),
+        "bulk_vs_grpc_256k": quotient(found, "grpc", CHUNKS[0]),
+        "raw_tls_cpu_s_per_gib": statistics.median(r.cpu for r in found["bare", MIB]) * 1024 / cast.mib,
+        "bulk_mb_per_s": size / median(link) / 1e6,
+        "raw_tls_mb_per_s": size / median(found["bare", MIB]) / 1e6,
+        "durable_transfer_mb_per_s": size / whole.seconds / 1e6,
+        "durable_transfer_vs_raw_tls": median(found["bare", MIB]) / whole.seconds,
+        "durable_transfer_cpu_s_per_gib": whole.cpu * 1024 / cast.mib,
+        "disk_mb_per_s": size / disk(cast.folder, cast.mib) / 1e6,
+    }
+
+
+def disk(folder: Path, mib: int) -> float:
+    """Seconds to write as much and fsync it: the floor of a durable transfer."""
+    path, block = folder / "floor", os.urandom(MIB)
+    began = time.perf_counter()
+    with path.open("wb", buffering=0) as f:
         for _ in range(mib):
-            tls.sendall(data)
-        tls.recv(1)
-
-
-def bare_tls(folder: Path, authority: Authority, server: ServerIdentity, mib: int) -> float:
-    """Seconds for `mib` MiB through a bare TLS socket pair with the same settings."""
-    context = server_context(authority.directory / "ca.pem", server)
-    with (
-        socket.create_server(("127.0.0.1", 0)) as listener,
-        subprocess.Popen(_command("bare", folder, listener.getsockname()[1], mib)),
-        context.wrap_socket(listener.accept()[0], server_side=True) as tls,
-    ):
-        buffer, left = bytearray(MIB), mib * MIB
-        tls.sendall(b"g")
-        began = time.perf_counter()
-        while left:
-            left -= tls.recv_into(buffer)
-        seconds = time.perf_counter() - began
-        tls.sendall(b"e")
+            f.write(block)
+        os.fsync(f.fileno())
+    seconds = time.perf_counter() - began
+    path.unlink()
     return seconds
 
 
-def _command(role: str, folder: Path, port: int, mib: int) -> list[str]:
-    return [sys.executable, __file__, f"--role={role}", f"--folder={folder}", f"--port={port}", f"--mib={mib}"]
-
-
-async def linked(folder: Path, authority: Authority, server: ServerIdentity, mib: int) -> dict[str, Any]:
-    async def answer(node_id: str, kind: str, body: dict[str, Any]) -> dict[str, Any]:
-        return {"node_id": node_id}
-
-    async def nobody(request: dict[str, Any]) -> dict[str, Any]:
-        return {"state": "pending"}
-
-    blobs = BlobStore(folder / "hub-blobs")
-    hub = HubLink(
-        host="127.0.0.1", port=0, authority=authority, server_identity=server, run_dir=folder / "hub-run", blobs=blobs,
-        allowed=lambda node_id, fingerprint: True, on_request=answer, may_fetch=lambda node_id, digest: True,
-        on_enroll=nobody,
-    )  # fmt: skip
-    down = blobs.add_bytes(os.urandom(mib * MIB))
-    await hub.start()
-    command = _command("node", folder, hub.port, mib)
-    process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdin is not None and process.stdout is not None
-    digest = (await process.stdout.readline()).decode().strip()
-    began, cpu = time.perf_counter(), time.process_time()
-    await hub.fetch("bench", digest, 1 << 40)
-    up, cpu = time.perf_counter() - began, time.process_time() - cpu
-    process.stdin.write(f"{down}\n".encode())
-    down_s = float(await process.stdout.readline())
-    process.stdin.close()
-    last = json.loads(await process.stdout.readline())
-    await process.wait()
-    await hub.close()
-    return {"up_s": up, "down_s": down_s, "hub_cpu_up_s": cpu, "trip_s": last["trip"]}
+def folders() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="zk0-bench-", dir=REPOSITORY / "bench"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--mib", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 16))
+    parser.add_argument("--nodes", type=int, default=0, help="idle nodes")
     for hidden in ("--role", "--folder", "--port"):
         parser.add_argument(hidden, default="")
     options = parser.parse_args()
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(40),
+    )
+    folder = Path(options.folder)
     if options.role == "node":
-        asyncio.run(node(Path(options.folder), int(options.port), options.mib))
-        return
-    if options.role == "bare":
-        bare_sender(Path(options.folder), int(options.port), options.mib)
-        return
-    mib = options.mib or (64 if options.small else 256)
-    folder = Path(tempfile.mkdtemp(prefix="zk0-bench-", dir=REPOSITORY / "bench"))
-    try:
-        authority = Authority.create(folder / "ca")
-        server = authority.issue_server(folder / "keys")
-        identity = NodeIdentity.create(folder / "node")
-        identity.install(authority.issue_node(identity.csr(), "bench"), authority.pem, "bench")
-        bare = bare_tls(folder, authority, server, mib)
-        found = asyncio.run(linked(folder, authority, server, mib))
-    finally:
-        shutil.rmtree(folder)
-    assert threading.active_count() == 1
-    figures = {
-        "bare_tls_mb_per_s": mib * MIB / bare / 1e6,
-        "upload_mb_per_s": mib * MIB / found["up_s"] / 1e6,
-        "download_mb_per_s": mib * MIB / found["down_s"] / 1e6,
-        "upload_time_over_bare_tls": found["up_s"] / bare,
-        "download_time_over_bare_tls": found["down_s"] / bare,
-        "hub_cpu_s_per_gib_up": found["hub_cpu_up_s"] * 1024 / mib,
-        "request_round_trip_ms": found["trip_s"] * 1e3,
-    }
-    write("link", options.small, {"mib": mib}, figures, ("pyzmq", "msgpack", "cryptography"))
+        asyncio.run(node(folder, int(options.port), options.mib))
+    elif options.role == "crowd":
+        asyncio.run(crowd(folder, int(options.port), options.nodes))
+    elif options.role == "hub":
+        asyncio.run(lone_hub(Cast(folder, 1)))
+    elif options.role:
+        other(options.role, folder, int(options.port))
+    else:
+        mib, nodes = options.mib or (64 if options.small else 1024), options.nodes or (50 if options.small else 1000)
+        print(f"seed {options.seed}")
+        for folder in folders():
+            figures = asyncio.run(measure(Cast(folder, mib), options.small, options.seed))
+        for folder in folders():
+            figures |= asyncio.run(idle(Cast(folder, 1), nodes, 10 if options.small else 60))
+        write(
+            "link", options.small, {"mib": mib, "chunk": MIB}, figures, ("pyzmq", "msgpack", "cryptography", "grpcio")
+        )
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ Also the refusal record, by which a hub says why before it closes, in a place wh
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from enum import Enum
 
 from zk0d.errors import ProtocolError
@@ -21,6 +22,9 @@ MAX_FRAMES = 2
 MAX_HELD = 4096
 REFUSAL_MAGIC = b"ZKNO"
 _REFUSAL_HEAD = struct.Struct("!4sHH")  # magic, bytes of code, bytes of message
+
+
+Filter = Callable[[bytes | memoryview], bytes | memoryview]
 
 
 class GateError(ProtocolError):
@@ -51,7 +55,8 @@ class FrameWatch:
         self._left = 0  # bytes of the present frame's body still to come
         self._frames = 0  # frames so far of a message that is not ended
 
-    def feed(self, data: bytes | memoryview) -> None:
+    def feed(self, data: bytes | memoryview) -> bytes | memoryview:
+        """`data`, as it came."""
         at, end = 0, len(data)
         while at < end:
             if self._left:
@@ -66,6 +71,7 @@ class FrameWatch:
             if len(self._head) > 1 and len(self._head) == (9 if self._head[0] & 2 else 2):
                 self._frame(self._head[0], int.from_bytes(self._head[1:], "big"))
                 self._head.clear()
+        return data
 
     def _frame(self, flags: int, size: int) -> None:
         if flags & ~7:
@@ -89,9 +95,10 @@ class Gate:
     `node_id` as its Identity, then all passes untouched while its frames keep to `max_frame` bytes and two a message.
     """
 
-    def __init__(self, node_id: str, max_frame: int = MAX_BULK) -> None:
+    def __init__(self, node_id: str, max_frame: int = MAX_BULK, beyond: Filter | None = None) -> None:
+        """`beyond` gets what comes from READY on and gives what is to be forwarded; as it stands, a FrameWatch."""
         self._node_id = node_id.encode()
-        self._watch = FrameWatch(max_frame)
+        self._beyond = beyond or FrameWatch(max_frame).feed
         self._stage = _Stage.SIGNATURE
         self._held = bytearray()
 
@@ -102,8 +109,7 @@ class Gate:
     def feed(self, data: bytes | memoryview) -> bytes | memoryview:
         """The bytes to forward now."""
         if self._stage is _Stage.OPEN:
-            self._watch.feed(data)
-            return data
+            return self._beyond(data)
         self._held += data
         out = bytearray()
         if self._stage is _Stage.SIGNATURE and len(self._held) >= 10:
@@ -119,8 +125,7 @@ class Gate:
         if self._stage is _Stage.READY and (frame := self._ready_frame()) is not None:
             _check_ready(frame, self._node_id)
             self._stage = _Stage.OPEN
-            self._watch.feed(bytes(self._held))
-            out += self._take(len(self._held))
+            out += self._beyond(self._take(len(self._held)))
         return bytes(out)
 
     def _take(self, n: int) -> bytes:

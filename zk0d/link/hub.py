@@ -19,8 +19,9 @@ from zk0d.errors import ConfigError, LinkClosedError, LinkLostError, PayloadErro
 from zk0d.link.download import download
 from zk0d.link.enroll import hello_frame, serve_enroll
 from zk0d.link.identity import Authority, ServerIdentity
+from zk0d.link.lane import Inbox
 from zk0d.link.messages import MAX_BULK, PUSHES
-from zk0d.link.peer import Peer
+from zk0d.link.peer import Peer, wait_for_room
 from zk0d.link.rates import Meter, Meters
 from zk0d.link.rundir import RunDir
 from zk0d.link.state import LinkLimits, NodeLinkInfo, Progress
@@ -69,6 +70,7 @@ class HubLink:
         self._on_request, self._may_fetch, self._on_enroll = on_request, may_fetch, on_enroll
         self._run_dir = run_dir
         self._peers: dict[str, Peer] = {}
+        self._rooms: dict[str, asyncio.Event] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._upload, self._download = Meter(self._limits.max_upload), Meter(self._limits.max_download)
         self._enrolling: set[asyncio.Task[None]] = set()
@@ -77,7 +79,7 @@ class HubLink:
         self._terminator = Terminator(
             context=server_context(authority.directory / "ca.pem", server_identity),
             enroll_hello=hello_frame(authority.pem), allowed=allowed, on_up=self._from_up, on_down=self._from_down,
-            on_enroll=self._from_enroll, limits=self._limits,
+            on_enroll=self._from_enroll, on_bulk=self._from_bulk, on_room=self._from_room, limits=self._limits,
         )  # fmt: skip
 
     async def start(self) -> None:
@@ -162,6 +164,7 @@ class HubLink:
     def _peer(self, node_id: str) -> Peer:
         """One per node id that passed the gate or is waited for: bounded by who is enrolled. Outlives its links."""
         if node_id not in self._peers:
+            self._rooms[node_id] = asyncio.Event()
 
             async def transmit(frames: list[bytes]) -> None:
                 await self._transmit(node_id, frames)
@@ -177,6 +180,12 @@ class HubLink:
 
     async def _transmit(self, node_id: str, frames: list[bytes]) -> None:
         """Wait for room in this node's pipe only: one slow node must not hold the others."""
+        room = self._rooms[node_id]
+        while len(frames) > 1 and self._peers[node_id].linked.is_set():
+            room.clear()
+            if self._terminator.offer(node_id, frames):
+                return
+            await wait_for_room(room)
         peer, pause, unknown_until = self._peers[node_id], _ROOM_S, self._loop.time() + _UNKNOWN_S
         message = [node_id.encode(), *frames]
         while peer.linked.is_set():
@@ -196,11 +205,24 @@ class HubLink:
         while True:
             sender, *frames = await self._socket.recv_multipart(copy=False)
             await asyncio.sleep(0)  # a future that is done already does not yield: a flood must not starve the loop
-            node_id = sender.bytes.decode(errors="replace")
-            peer = self._peer(node_id)
-            if not peer.linked.is_set() and node_id in self._terminator.links():
-                peer.up()  # the ROUTER was quicker than the terminator's word
-            peer.heard([f.buffer for f in frames])
+            self._heard(sender.bytes.decode(errors="replace"), [f.buffer for f in frames])
+
+    def _heard(self, node_id: str, frames: list[Any]) -> None:
+        peer = self._peer(node_id)
+        if not peer.linked.is_set() and node_id in self._terminator.links():
+            peer.up()  # the ROUTER was quicker than the terminator's word
+        peer.heard(frames)
+
+    def _bulk(self, node_id: str, envelope: bytes, bulk: memoryview, inbox: Inbox) -> None:
+        try:
+            if not self._closed:
+                self._heard(node_id, [envelope, bulk])
+        finally:
+            inbox.handled()
+
+    def _room(self, node_id: str) -> None:
+        if node_id in self._rooms:
+            self._rooms[node_id].set()
 
     # From the terminator's thread
 
@@ -218,6 +240,12 @@ class HubLink:
 
     def _from_enroll(self, token: int, request: bytes, address: str) -> None:
         self._soon(self._enroll, token, request, address)
+
+    def _from_bulk(self, node_id: str, envelope: bytes, bulk: memoryview, inbox: Inbox) -> None:
+        self._soon(self._bulk, node_id, envelope, bulk, inbox)
+
+    def _from_room(self, node_id: str) -> None:
+        self._soon(self._room, node_id)
 
     def _up(self, node_id: str) -> None:
         if not self._closed:

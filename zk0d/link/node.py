@@ -20,8 +20,9 @@ import zmq.asyncio
 from zk0d.errors import LinkClosedError, LinkLostError
 from zk0d.link.download import download
 from zk0d.link.identity import NodeIdentity
+from zk0d.link.lane import Inbox
 from zk0d.link.messages import MAX_BULK, REQUESTS
-from zk0d.link.peer import Peer
+from zk0d.link.peer import Peer, wait_for_room
 from zk0d.link.rates import Meter, Rate
 from zk0d.link.state import LinkLimits, LinkState, Phase
 from zk0d.link.tls import link_context
@@ -62,11 +63,12 @@ class NodeLink:
         self._locks: dict[str, asyncio.Lock] = {}
         self._connected = asyncio.Event()
         self._ping = asyncio.Event()
+        self._room = asyncio.Event()
         self._closed = False
         self._tasks: list[asyncio.Task[None]] = []
         self._tunnel = Tunnel(
             host=host, port=port, context=lambda: link_context(identity), run_dir=run_dir,
-            on_event=self._from_tunnel, limits=self._limits, tap=tap,
+            on_event=self._from_tunnel, on_bulk=self._from_bulk, on_room=self._from_room, limits=self._limits, tap=tap,
         )  # fmt: skip
 
     async def start(self) -> None:
@@ -174,6 +176,11 @@ class NodeLink:
             raise LinkClosedError("the link is closed" if self._closed else "the link was not started")
 
     async def _transmit(self, frames: list[bytes]) -> None:
+        while len(frames) > 1 and self._peer.linked.is_set():
+            self._room.clear()
+            if self._tunnel.offer(frames):
+                return
+            await wait_for_room(self._room)
         while self._peer.linked.is_set():
             try:
                 await self._socket.send_multipart(frames, flags=zmq.NOBLOCK)
@@ -186,12 +193,22 @@ class NodeLink:
         while True:
             frames = await self._socket.recv_multipart(copy=False)
             await asyncio.sleep(0)  # a future that is done already does not yield: a flood must not starve the loop
-            message = self._peer.heard([f.buffer for f in frames])
-            if message is not None and not self._connected.is_set() and self._peer.linked.is_set():
-                self._tunnel.proven()
-                self._connected.set()
-                log.info("link.connected", hub=self._where)
-                self._change("connected", f"linked to the hub at {self._where}")
+            self._heard([f.buffer for f in frames])
+
+    def _heard(self, frames: list[Any]) -> None:
+        message = self._peer.heard(frames)
+        if message is not None and not self._connected.is_set() and self._peer.linked.is_set():
+            self._tunnel.proven()
+            self._connected.set()
+            log.info("link.connected", hub=self._where)
+            self._change("connected", f"linked to the hub at {self._where}")
+
+    def _bulk(self, envelope: bytes, bulk: memoryview, inbox: Inbox) -> None:
+        try:
+            if not self._closed:
+                self._heard([envelope, bulk])
+        finally:
+            inbox.handled()
 
     async def _beat(self) -> None:
         """Ping: soon after a link stands until the hub answers, then now and then."""
@@ -206,12 +223,22 @@ class NodeLink:
             except TimeoutError:
                 pass
 
-    def _from_tunnel(self, event: TunnelEvent) -> None:
-        """In the tunnel's thread."""
+    # From the tunnel's thread
+
+    def _soon(self, call: Callable[..., object], *args: object) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._tunnel_event, event)
+            self._loop.call_soon_threadsafe(call, *args)
         except RuntimeError:
             pass  # the loop is closed; nobody is left to tell
+
+    def _from_tunnel(self, event: TunnelEvent) -> None:
+        self._soon(self._tunnel_event, event)
+
+    def _from_bulk(self, envelope: bytes, bulk: memoryview, inbox: Inbox) -> None:
+        self._soon(self._bulk, envelope, bulk, inbox)
+
+    def _from_room(self) -> None:
+        self._soon(self._room.set)
 
     def _tunnel_event(self, event: TunnelEvent) -> None:
         if self._closed:

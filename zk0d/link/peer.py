@@ -45,6 +45,14 @@ Arrival = Callable[[int, bytes | memoryview | None, str], None]
 """(index, data or None, error code) of a chunk that was asked for."""
 
 
+async def wait_for_room(room: asyncio.Event) -> None:
+    """Until the lane has room, or a moment has passed (the link may have gone meanwhile)."""
+    try:
+        await asyncio.wait_for(room.wait(), 0.1)
+    except TimeoutError:
+        pass
+
+
 class Peer:
     """`transmit` sends frames or raises LinkLostError; it waits while there is no room."""
 

@@ -14,11 +14,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import cast
 
+from zk0d.link.lane import Bytes, Inbox, Lane
+
 READ = 256 * 1024
 HIGH_WATER = 1 << 20
 """Bytes waiting on one side above which the other side is not read."""
-
-Bytes = bytes | memoryview
 
 
 class WireEnd(Exception):
@@ -165,6 +165,9 @@ class Wire:
         """The selector's data for events of these sockets."""
         self._app: socket.socket | None = None
         self.to_net, self.to_app = OutBuffer(), OutBuffer()
+        self.lane: Lane | None = None
+        """Bulk messages of ours that go out between those of `app`; the owner sets it with `outbound`."""
+        self.inbox: Inbox | None = None
         self.inbound: Callable[[Bytes], Bytes] = _pass
         self.outbound: Callable[[Bytes], Bytes] = _pass
         self.on_established: Callable[[], None] = lambda: None
@@ -214,6 +217,7 @@ class Wire:
             if mask & selectors.EVENT_READ:
                 self._from_net()
             self.flush()
+            self._from_lane()
         elif sock is self._app:
             if mask & selectors.EVENT_WRITE:
                 self._to_app()
@@ -285,12 +289,25 @@ class Wire:
         self.pump.write(self.outbound(self._buffer[:n]))
         self.flush()
 
+    def _from_lane(self) -> None:
+        """One bulk message at most, as far as the network takes it: then whatever else waits has its turn."""
+        if self.lane is None or self._closing:
+            return
+        while self.lane.ready and not self.to_net.size:
+            self.pump.write(self.lane.next())
+            self.flush()
+            if not self.lane.within:
+                return
+
     def attend(self) -> None:
         """Tell the selector what can be waited for now; this is where backpressure happens."""
         r, w = selectors.EVENT_READ, selectors.EVENT_WRITE
-        self._want(self._net, (r if self.to_app.size < HIGH_WATER else 0) | (w if self.to_net.size else 0))
+        bulk = self.lane is not None and self.lane.ready and not self._closing
+        held = self.to_app.size >= HIGH_WATER or (self.inbox is not None and self.inbox.full)
+        self._want(self._net, (0 if held else r) | (w if self.to_net.size or bulk else 0))
         if self._app is not None:
-            readable = self.pump.established and self.to_net.size < HIGH_WATER
+            within = self.lane is not None and self.lane.within
+            readable = self.pump.established and self.to_net.size < HIGH_WATER and not within
             self._want(self._app, (r if readable else 0) | (w if self.to_app.size else 0))
 
     def _want(self, sock: socket.socket, mask: int) -> None:
@@ -311,6 +328,7 @@ class Wire:
             self._want(self._app, 0)
             self._app.close()
             self._app = None
+        self.lane = self.inbox = None
         self.to_app.clear()
         self.inbound = lambda data: b""
 

@@ -19,7 +19,8 @@ import structlog
 from zk0d.errors import ProtocolError
 from zk0d.link.gate import Gate, GateError, ReverseHold, refusal_record
 from zk0d.link.identity import check_node_id, common_name, fingerprint, load_certificate
-from zk0d.link.pump import Bytes, Wire, WireEnd
+from zk0d.link.lane import Bytes, Inbox, Lane, Splitter
+from zk0d.link.pump import Wire, WireEnd
 from zk0d.link.state import LinkLimits, NodeLinkInfo
 from zk0d.link.tls import ALPN_ENROLL, LINK_PROTOCOLS, explain_peer_failure
 
@@ -56,6 +57,12 @@ class Desk(Protocol):
         """The gate opened: an earlier link of the same node ends now."""
 
     def enroll_request(self, session: Session, request: bytes) -> None: ...
+
+    def bulk(self, session: Session, envelope: bytes, bulk: memoryview) -> None:
+        """A bulk message came; `session.wire.inbox.handled()` once it is dealt with."""
+
+    def nudge(self, session: Session) -> None:
+        """Call `session.nudged` in the terminator's thread, from any thread."""
 
     def ended(self, session: Session, reason: str) -> None:
         """Called once when an open link ends."""
@@ -159,9 +166,13 @@ class Session:
         except OSError:
             app.close()
             raise
-        self._gate = Gate(self.node_id)
+        split = Splitter(self._bulk_came)
+        self._gate = Gate(self.node_id, beyond=split.feed)
         self.stage, self.deadline = Stage.GATE, time.monotonic() + self._desk.limits.handshake_s
-        self.wire.inbound, self.wire.outbound = self._gate_in, self._hold.feed
+        lane = Lane(lambda: self._desk.nudge(self))
+        self.wire.lane, self.wire.inbox = lane, Inbox(lambda: self._desk.nudge(self))
+        self.wire.inbound = self._gate_in
+        self.wire.outbound = lambda data: lane.pass_through(self._hold.feed(data))
         self.wire.attach(app)
 
     def _gate_in(self, data: Bytes) -> Bytes:
@@ -173,9 +184,20 @@ class Session:
             self.stage, self.since = Stage.OPEN, time.time()
             self._desk.opened(self)
             self.wire.inbound = self._gate.feed
-            self.wire.say(self._hold.release())
+            assert self.wire.lane is not None
+            self.wire.say(bytes(self.wire.lane.pass_through(self._hold.release())))
             log.info("link.up", node=self.node_id, address=self.address)
         return out
+
+    def _bulk_came(self, envelope: bytes, bulk: memoryview) -> None:
+        assert self.wire.inbox is not None
+        self.wire.inbox.delivered()
+        self._desk.bulk(self, envelope, bulk)
+
+    def nudged(self) -> None:
+        """The event loop has bulk for this link, or room for more of it."""
+        if self.stage is Stage.OPEN:
+            self.wire.attend()
 
     def _enroll_in(self, data: Bytes) -> Bytes:
         if self.stage is Stage.ENROLL:

@@ -48,7 +48,7 @@ class LinkLimits:
     max_blob: int = 16 << 30
     max_requests: int = 16
     """Requests of one peer being answered at once; more get `busy`."""
-    max_links: int = 512
+    max_links: int = 4096
     max_handshakes: int = 64
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import structlog
 
 from zk0d.errors import ConfigError
+from zk0d.link.lane import Inbox
 from zk0d.link.pump import Scratch, TlsPump, Wire
 from zk0d.link.session import Session, Stage
 from zk0d.link.state import LinkLimits, NodeLinkInfo
@@ -41,14 +42,19 @@ class Terminator:
         on_up: Callable[[str], None],
         on_down: Callable[[str, str], None],
         on_enroll: Callable[[int, bytes, str], None],
+        on_bulk: Callable[[str, bytes, memoryview, Inbox], None],
+        on_room: Callable[[str], None],
         limits: LinkLimits,
     ) -> None:
-        """`on_up(node)`, `on_down(node, reason)`, `on_enroll(token, request, address)` (then call `answer`)."""
+        """`on_bulk(node, envelope, bulk, inbox)`: a bulk message came; `inbox.handled()` when it is dealt with.
+        `on_room(node)`: its lane has room again.
+        `on_up(node)`, `on_down(node, reason)`, `on_enroll(token, request, address)` (then call `answer`)."""
         self._context = context
         self.router_path = Path()  # set before start
         self.enroll_hello = enroll_hello
         self.allowed, self.limits = allowed, limits
         self._on_up, self._on_down, self._on_enroll = on_up, on_down, on_enroll
+        self._on_bulk, self._on_room = on_bulk, on_room
         self._selector = selectors.DefaultSelector()
         self._scratch = Scratch()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -106,6 +112,13 @@ class Terminator:
 
         self._order(order)
 
+    def offer(self, node_id: str, frames: list[bytes]) -> bool:
+        """Put a bulk message into the node's lane, from any thread; False: no room now, or no open link."""
+        with self._lock:
+            session = self._open.get(node_id)
+        lane = session.wire.lane if session is not None else None
+        return lane is not None and lane.offer(frames)
+
     def answer(self, token: int, reply: bytes) -> None:
         """Answer an enrolment request, from any thread; nothing happens if the peer has gone."""
 
@@ -134,7 +147,16 @@ class Terminator:
             earlier.drop("the same node has linked anew")
         with self._lock:
             self._open[session.node_id] = session
+        if session.wire.lane is not None:
+            session.wire.lane.on_room = lambda: self._on_room(session.node_id)
         self._on_up(session.node_id)
+
+    def bulk(self, session: Session, envelope: bytes, bulk: memoryview) -> None:
+        assert session.wire.inbox is not None
+        self._on_bulk(session.node_id, envelope, bulk, session.wire.inbox)
+
+    def nudge(self, session: Session) -> None:
+        self._order(session.nudged)
 
     def ended(self, session: Session, reason: str) -> None:
         if self._open.get(session.node_id) is session:

@@ -21,8 +21,9 @@ from typing import Literal
 import structlog
 
 from zk0d.errors import ConfigError
-from zk0d.link.gate import GateError, RefusalScanner
+from zk0d.link.gate import GREETING, GateError, RefusalScanner
 from zk0d.link.identity import HUB_NAME
+from zk0d.link.lane import Inbox, Lane, Splitter
 from zk0d.link.pump import Scratch, TlsPump, Wire, WireEnd
 from zk0d.link.rundir import RunDir
 from zk0d.link.state import LinkLimits
@@ -66,13 +67,18 @@ class Tunnel:
         run_dir: Path,
         on_event: Callable[[TunnelEvent], None],
         limits: LinkLimits,
+        on_bulk: Callable[[bytes, memoryview, Inbox], None],
+        on_room: Callable[[], None],
         tap: Callable[[bytes], None] | None = None,
     ) -> None:
-        """`context` is called for every attempt, so that a renewed certificate is picked up."""
+        """`on_bulk(envelope, bulk, inbox)`, in this thread: call `inbox.handled()` when it is dealt with.
+        `on_room()`: the lane has room again.
+        `context` is called for every attempt, so that a renewed certificate is picked up."""
         self._host, self._port, self._context = host, port, context
         self._run_dir = run_dir
         self._folder: RunDir | None = None
         self._on_event, self._limits, self._tap = on_event, limits, tap
+        self._on_bulk, self._on_room = on_bulk, on_room
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._closing = self._reset = self._proven = self._retry = False
         self._reset_reason = ""
@@ -128,6 +134,11 @@ class Tunnel:
         """Dial now, whatever the backoff."""
         self._retry = True
         self._poke()
+
+    def offer(self, frames: list[bytes]) -> bool:
+        """Put a bulk message into the lane, from any thread; False: no room now, or no link."""
+        wire = self._wire
+        return wire is not None and wire.lane is not None and wire.lane.offer(frames)
 
     def proven(self) -> None:
         """The hub has answered over this link: the next failure starts the backoff afresh."""
@@ -192,7 +203,17 @@ class Tunnel:
         wire = Wire(self._selector, net, pump)
         self._wire = wire
         scanner = RefusalScanner()
-        wire.inbound = scanner.feed
+        wire.lane, wire.inbox = Lane(self._poke), Inbox(self._poke)
+        wire.lane.on_room = self._on_room
+        inbox = wire.inbox
+
+        def deliver(envelope: bytes, bulk: memoryview) -> None:
+            inbox.delivered()
+            self._on_bulk(envelope, bulk, inbox)
+
+        split = Splitter(deliver, skip=GREETING)
+        wire.inbound = lambda data: split.feed(scanner.feed(data))
+        wire.outbound = wire.lane.pass_through
         wire.on_established = lambda: self._established(wire, where)
         try:
             self._pump(wire, scanner, where)
