@@ -10,8 +10,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from zk0d.link.identity import HUB_NAME, Authority, NodeIdentity, ServerIdentity
 from zk0d.link.tls import link_context, server_context
@@ -112,7 +118,7 @@ class Grpc:
         self.pid = 0
 
     @classmethod
-    async def start(cls, folder: Path, authority: Authority, server: ServerIdentity) -> Grpc | None:
+    async def start(cls, folder: Path) -> Grpc | None:
         """None when grpcio is not installed."""
         try:
             import grpc
@@ -134,8 +140,8 @@ class Grpc:
             "Chunks": grpc.stream_unary_rpc_method_handler(chunks),
         }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("zk0.Bench", handlers),))
-        (folder / "grpc-ca.pem").write_bytes(authority.pem)
-        key, certificate = _pem_pair(server)
+        key, certificate = _p256()
+        (folder / "grpc-ca.pem").write_bytes(certificate)
         port = self._server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(key, certificate)]))
         self._server.start()
         self._process = _spawn("grpc", folder, port)
@@ -154,5 +160,16 @@ class Grpc:
         await asyncio.to_thread(self._server.stop(0).wait)
 
 
-def _pem_pair(server: ServerIdentity) -> tuple[bytes, bytes]:
-    return Path(server.key).read_bytes(), Path(server.certificate).read_bytes()
+def _p256() -> tuple[bytes, bytes]:
+    """Key and self-signed certificate: gRPC's TLS does not take our Ed25519 ones. Only the handshake differs."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HUB_NAME)]), datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(days=1))
+    builder = builder.not_valid_after(now + timedelta(days=1))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(HUB_NAME)]), False)
+    certificate = builder.add_extension(x509.BasicConstraints(True, None), True).sign(key, hashes.SHA256())
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return private, certificate.public_bytes(serialization.Encoding.PEM)

@@ -116,7 +116,7 @@ async def rounds(cast: Cast, hub: HubLink, peer: Node, n: int) -> dict[tuple[str
     """`n` interleaved rounds of every way at every chunk size."""
     found: dict[tuple[str, int], list[Run]] = {}
     bare = await BareTls.start(cast.folder, cast.authority, cast.server)
-    rpc = await Grpc.start(cast.folder, cast.authority, cast.server)
+    rpc = await Grpc.start(cast.folder)
     if rpc is None:
         print("gRPC is left out: grpcio is not installed (pip install 'zk0d[bench]')")
     for _ in range(n):
