@@ -72,7 +72,7 @@ def test_how_it_reads(store: Store) -> None:
     rest = "\n".join(lines)
     for part in ("hub.example:7433 as node-3, connected since", "2.0 MB up, 3.0 kB down",
                  "pick: open, version 3, held-out loss 0.125", "step 4 of 9, loss 0.5",
-                 "lift: 5 episodes, 400 frames", "45.0 MB of 90.0 MB, 3.0 MB/s, 15 s left",
+                 "lift: 5 episodes, 400 frames", "45.0 MB of 90.0 MB (50%), 3.0 MB/s, 15 s left",
                  "400 samples on version 2, merged into version 3"):  # fmt: skip
         assert part in rest, part
     assert exit_code(status(store, LIVE)) == 0

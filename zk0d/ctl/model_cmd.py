@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
-from zk0d.ctl.render import Progress, clock, paint, safe, show_json, table
+from zk0d.ctl.render import Progress, clock, paint, safe, show_json, table, transfer
 
 _JSON = arg("--json", help="as JSON", action="store_true")
 _VERSION = arg("version", help='"3", "latest", or with several federations "NAME/3"', metavar="VERSION")
@@ -55,15 +55,24 @@ def _show(context: Context, args: Args) -> int:
 
 
 def _pull(context: Context, args: Args) -> int:
-    r = context.call("model_pull", timeout=None, version=args.version)
-    print(f"version {r['version']} of {safe(r['federation'])} is here")
+    progress = Progress()
+    r = context.call(
+        "model_pull", lambda e: progress.update(f"version {args.version}: {transfer(e)}"), timeout=None,
+        version=args.version,
+    )  # fmt: skip
+    progress.say(f"version {r['version']} of {safe(r['federation'])} is here")
     return 0
 
 
 def _export(context: Context, args: Args) -> int:
     progress = Progress()
+
+    def show(event: dict[str, Any]) -> None:
+        what = transfer(event) if event["event"] == "transfer" else f"{event['event']} version {event['version']} …"
+        progress.update(what)
+
     r = context.call(
-        "model_export", lambda e: progress.update(f"{e['event']} version {e['version']} …"), timeout=None,
+        "model_export", show, timeout=None,
         version=args.version, folder=str(Path(args.folder).expanduser().absolute()),
     )  # fmt: skip
     progress.say(f"version {r['version']} of {safe(r['federation'])}: {safe(r['folder'])}")

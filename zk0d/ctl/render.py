@@ -64,6 +64,13 @@ def clock(at: float) -> str:
     return time.strftime("%H:%M" if there[:3] == time.localtime()[:3] else "%-d %b %Y %H:%M", there)
 
 
+def transfer(t: dict[str, Any]) -> str:
+    """How far a transfer is: "3.2 MB of 200 MB (1%), 1.1 MB/s, 2 min 58 s left"."""
+    share = f" ({100 * t['done'] // t['size']}%)" if t["size"] else ""
+    left = "" if t["remaining_s"] is None else f", {duration(t['remaining_s'])} left"
+    return f"{size(t['done'])} of {size(t['size'])}{share}, {size(t['rate'])}/s{left}"
+
+
 def plural(count: int, word: str) -> str:
     """ "1 episode", "2 episodes"."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"

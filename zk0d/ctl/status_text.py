@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from zk0d.ctl.render import clock, duration, paint, plural, safe, show_json, size
+from zk0d.ctl.render import clock, duration, paint, plural, safe, show_json, size, transfer
 from zk0d.errors import NotRunningError, UnknownStateError
 
 TYPE_CHECKING = False
@@ -155,13 +155,7 @@ def _datasets(doc: Document) -> list[str]:
 
 
 def _transfers(doc: Document) -> list[str]:
-    lines = []
-    for t in doc["transfers"]:
-        left = "" if t["remaining_s"] is None else f", {duration(t['remaining_s'])} left"
-        lines.append(
-            f"{t['direction']} {t['digest'][7:15]}: {size(t['done'])} of {size(t['size'])}, {size(t['rate'])}/s{left}"
-        )
-    return lines
+    return [f"{t['direction']} {t['digest'][7:15]}: {transfer(t)}" for t in doc["transfers"]]
 
 
 def _updates(doc: Document) -> list[str]:

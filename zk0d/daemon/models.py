@@ -15,6 +15,7 @@ from zk0d.daemon.uplink import Uplink
 from zk0d.daemon.workers import Workers
 from zk0d.errors import LinkLostError, UsageError, WorkerError, Zk0Error
 
+_REPORT_S = 0.5
 Emit = Callable[..., Awaitable[None]]
 
 
@@ -65,14 +66,23 @@ class Models:
             for v in self._store.versions()
         ]
 
-    async def pull(self, version: Version) -> None:
-        """Fetch all blobs of a version. Raises LinkLostError when the hub is needed and away."""
+    async def pull(self, version: Version, emit: Emit) -> None:
+        """Fetch all blobs of a version; `transfer` events say how far it is. LinkLostError when the hub is away."""
         needed = [version.spec_digest, version.digest, version.base_digest]
         if all(self._uplink.blobs.has(d) for d in needed):
             return
         if self._uplink.link is None:
             raise LinkLostError(f"version {version.number} is not on this machine and there is no hub", "enrol first")
-        await self._uplink.exchange.pull(version, base=True)
+        pulling = asyncio.create_task(self._uplink.exchange.pull(version, base=True))
+        try:
+            while not (await asyncio.wait({pulling}, timeout=_REPORT_S))[0]:
+                state = self._uplink.link.state if self._uplink.link else None
+                for t in state.transfers if state else []:
+                    if t.digest in needed and t.direction == "down":
+                        await emit("transfer", **t.row())
+            await pulling
+        finally:
+            pulling.cancel()
 
     async def folder(self, version: Version, emit: Emit) -> Path:
         """The version's LeRobot folder under `models/`, made now if it is not there yet; events say what takes time."""
@@ -102,7 +112,7 @@ class Models:
             self._uplink.exchange.in_use.discard(version.digest)
 
     async def _make(self, version: Version, folder: Path, emit: Emit) -> None:
-        await self.pull(version)
+        await self.pull(version, emit)
         await emit("publishing", version=version.number)
         blobs = self._uplink.blobs
         known = [v for v in self._store.versions(version.federation) if v.number <= version.number]

@@ -185,7 +185,7 @@ async def op_model_show(service: Service, request: Request, connection: ControlC
 
 async def op_model_pull(service: Service, request: Request, connection: ControlConnection) -> Any:
     version = service.models.find(_text(request, "version"))
-    await service.models.pull(version)
+    await service.models.pull(version, connection.emit)
     return {"federation": version.federation, "version": version.number}
 
 

@@ -187,10 +187,7 @@ class Service:
                 "kind": live.kind, "by": live.by, "since": live.since, "dataset": live.dataset, "saved": live.saved,
                 "goal": live.goal, "progress": live.progress,
             },
-            transfers=[] if state is None else [
-                {"digest": t.digest, "direction": t.direction, "done": t.done, "size": t.size, "rate": t.rate,
-                 "remaining_s": t.remaining_s} for t in state.transfers
-            ],
+            transfers=[] if state is None else [t.row() for t in state.transfers],
             bytes_total=self.uplink.bytes,
             misfits=self._misfit_texts(),
             runtime_missing=self.training.signals().runtime_missing,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from zk0d.link.rates import Rate
@@ -75,6 +75,13 @@ class Progress:
     def remaining_s(self) -> float | None:
         rate = self.rate
         return (self.size - self.done) / rate if rate > 0 else None
+
+    def row(self) -> dict[str, Any]:
+        """For status documents and progress events: bytes, bytes per second, seconds left."""
+        return {
+            "digest": self.digest, "direction": self.direction, "done": self.done, "size": self.size,
+            "rate": self.rate, "remaining_s": self.remaining_s,
+        }  # fmt: skip
 
 
 @dataclass
