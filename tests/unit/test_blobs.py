@@ -185,3 +185,28 @@ def test_a_manifest_is_consistent_or_refused(size: int, chunk_size: int, chunks:
         return
     assert sum(manifest.length(i) for i in range(len(chunks))) == size
     assert hex_of(manifest.digest) and not manifest.matches(len(chunks), b"")
+
+
+def test_the_reserve_is_kept_while_a_blob_arrives(tmp_path: Path) -> None:
+    """Others fill the disk meanwhile: the transfer stops with the reason, what has come stays and counts."""
+    there, store = BlobStore(tmp_path / "there", reserve=0), BlobStore(tmp_path / "here", reserve=0)
+    data = bytes(range(256)) * 16 * 1024 * 5
+    digest = there.add_bytes(data)
+    manifest = there.manifest(digest, 1 << 20)
+    partial = store.partial(digest, manifest)
+    store._reserve = 1 << 60
+    with pytest.raises(DiskFullError, match="reserve"):
+        partial.write(0, data[: 1 << 20])
+    store._reserve = 0
+    for index in range(16):  # from the next flush on it is looked at again
+        assert partial.write(index, data[index << 20 :][: 1 << 20])
+    store._reserve = 1 << 60
+    with pytest.raises(DiskFullError, match="reserve"):
+        partial.write(16, data[16 << 20 :][: 1 << 20])
+    partial.close()
+    store._reserve = 0
+    again = store.partial(digest, manifest)
+    assert len(again.have) == 16
+    for index in range(16, len(manifest.chunks)):
+        assert again.write(index, data[index << 20 :][: 1 << 20])
+    assert again.finish().read_bytes() == data

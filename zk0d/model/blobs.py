@@ -91,7 +91,7 @@ class Partial:
     """A blob that is arriving. Thread-safe; one object per digest at a time; `close` keeps what has come.
 
     Data and have-set are flushed every 16 MiB. What a crash tore is found when the next `BlobStore.partial` re-hashes
-    every chunk the have-set names, so a chunk is either whole or asked for again.
+    every chunk the have-set names, so a chunk is either whole or asked for again. The store's reserve is kept.
     """
 
     def __init__(self, store: BlobStore, manifest: Manifest) -> None:
@@ -159,6 +159,8 @@ class Partial:
                 raise PayloadError(f"the partial of {self.manifest.digest} is closed")
             if index in self.have:
                 return True
+            if not self._unsynced:  # others fill the disk too, while this arrives
+                self._store.require_space(len(data))
             try:
                 _pwrite_all(self._fd, data, index * self.manifest.chunk_size)
                 os.write(self._log_fd, struct.pack("<I", index))
