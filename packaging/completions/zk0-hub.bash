@@ -18,11 +18,16 @@ _zk0_hub() {
         "nodes approve") words="--help --reason" ;;
         "nodes refuse") words="--help --reason" ;;
         "nodes revoke") words="--help --reason" ;;
-        "federation") words="create list show finish --help" ;;
+        "federation") words="create list show finish freeze thaw drain rollback set --help" ;;
         "federation create") words="--config --from --help --json" ;;
         "federation list") words="--help --json" ;;
         "federation show") words="--help --json" ;;
         "federation finish") words="--help --json" ;;
+        "federation freeze") words="--help --json" ;;
+        "federation thaw") words="--help --json" ;;
+        "federation drain") words="--help --json" ;;
+        "federation rollback") words="--help --json" ;;
+        "federation set") words="--config --help --json" ;;
         "versions") words="--help --json" ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$cur"))

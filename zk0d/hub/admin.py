@@ -13,6 +13,7 @@ from typing import Any
 from zk0d import __version__
 from zk0d.control import ControlConnection
 from zk0d.errors import UsageError
+from zk0d.hub import privacy, stewardship
 from zk0d.hub.federation import FederationRunner
 from zk0d.hub.receipts import timestamp
 from zk0d.hub.service import Hub
@@ -38,6 +39,11 @@ class Admin:
             "federation_list": self.federation_list,
             "federation_show": self.federation_show,
             "federation_finish": self.federation_finish,
+            "federation_freeze": self.federation_hold,
+            "federation_thaw": self.federation_hold,
+            "federation_drain": self.federation_hold,
+            "federation_rollback": self.federation_rollback,
+            "federation_set": self.federation_set,
             "versions": self.versions,
         }
 
@@ -137,6 +143,8 @@ class Admin:
             "tensors": len(spec.exchange),
             "payload_bytes": spec.payload_bytes,
             "stats": spec.stats,
+            "settings_waiting": bool(row["next_config"]),
+            "privacy": privacy.spent(runner.custody.private_versions(runner.name), runner.config["privacy.delta"]),
             "member_ids": [m["node"] for m in self._hub.ledger.members(runner.name)],
             "buffer": [
                 {"node": u["node"], "base_version": u["base_version"], "samples": u["samples"], "norm": u["norm"]}
@@ -148,6 +156,23 @@ class Admin:
         runner = self._runner(request)
         self._hub.finish_federation(runner.name, _actor(connection))
         return self._federation(runner)
+
+    async def federation_hold(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+        runner = self._runner(request)
+        state = {"federation_freeze": "frozen", "federation_drain": "draining"}.get(str(request["op"]), "")
+        stewardship.hold(runner, state, _actor(connection))
+        return self._federation(runner)
+
+    async def federation_rollback(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+        runner = self._runner(request)
+        await stewardship.roll_back(runner, int(request["version"]), _actor(connection))
+        return self._federation(runner)
+
+    async def federation_set(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+        runner = self._runner(request)
+        where = str(request.get("where", f"federation {runner.name}"))
+        changed = stewardship.change_settings(runner, str(request["toml"]), where, _actor(connection))
+        return {**self._federation(runner), "changed": changed}
 
     async def versions(self, request: dict[str, Any], connection: ControlConnection) -> list[dict[str, Any]]:
         """All versions, those not evaluated yet as well; `folder` is where the LeRobot folder is, or empty."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.errors import ConfigError
+from zk0d.hub.schedules import KINDS
 from zk0d.link.rates import ACCEPTS, Rate
 
 FEDERATION_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
@@ -97,10 +98,19 @@ FEDERATION: tuple[Setting, ...] = (
     Setting("rounds.target", int, 3, at_least(1), "updates of distinct nodes that make a merge"),
     Setting("rounds.quorum", int, 2, at_least(1), "updates that are enough once the deadline has passed"),
     Setting("rounds.deadline_s", float, 600.0, above(0), "seconds from a merge's first update to its deadline"),
+    Setting("rounds.mode", str, "buffered", one_of("buffered", "sync"),
+            "sync: the deadline counts from the version's publication, not from the first update"),
     Setting("rounds.versions", int, 0, at_least(0), "merges until the federation is finished; 0: no end"),
     Setting("rounds.max_staleness", int, 4, at_least(0), "versions an update's base may be behind"),
-    Setting("merge.strategy", str, "mean", Allowed(" or ".join((*STRATEGIES, "flower:NAME")), lambda v: v in STRATEGIES
-            or re.fullmatch(r"flower:[A-Z][A-Za-z]+", v) is not None), "how the nodes' updates become one"),
+    Setting("schedule.kind", str, "constant", one_of(*KINDS), "how the learning rate goes over the versions"),
+    Setting("schedule.period", int, 20, at_least(1), "cosine: versions until min_lr; cosine_restarts: of a cycle"),
+    Setting("schedule.stretch", int, 1, at_least(1), "cosine_restarts: how many times as long each next cycle is"),
+    Setting("schedule.min_lr", float, 0.0, at_least(0), "where the learning rate ends"),
+    Setting("schedule.patience", int, 3, at_least(1), "plateau: versions without a better held-out loss"),
+    Setting("schedule.factor", float, 0.5, between(0, 1), "plateau: what the learning rate is multiplied by then"),
+    Setting("schedule.adaptive_mu", bool, False, ANY, "mu grows while the held-out loss rises, shrinks while it falls"),
+    Setting("schedule.node_lr", bool, False, ANY, "a node whose own loss rises gets half the learning rate"),
+    Setting("merge.strategy", str, "mean", one_of(*STRATEGIES), "how the nodes' updates become one"),
     Setting("merge.trim", float, 0.1, between(0, 0.5), "trimmed_mean: fraction left out at either end"),
     Setting("merge.byzantine", int, 1, at_least(0), "krum, multi_krum: how many nodes may be malicious"),
     Setting("merge.clip", float, 0.0, at_least(0),

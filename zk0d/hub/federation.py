@@ -6,13 +6,16 @@ Everything decided is in the ledger before it is said; what a kill interrupts is
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
 
-from zk0d.errors import RefusedError
-from zk0d.hub import rounds, statistics
+from zk0d.errors import RefusedError, UsageError
+from zk0d.hub import rounds, schedules, statistics
 from zk0d.hub.config import Config
+from zk0d.hub.custody import Custody
 from zk0d.hub.intake import Intake
 from zk0d.hub.merging import Merging
 from zk0d.hub.state import FederationState, HubServices
@@ -27,12 +30,24 @@ class FederationRunner(FederationState):
 
     def __init__(self, name: str, config: Config, hub: HubServices) -> None:
         super().__init__(name, config, hub)
+        self.custody = Custody(hub.store)
         self._merging = Merging(self)
         self._intake = Intake(self, self._merging.consider)
         self.offer, self.standing = self._intake.offer, self._intake.standing
         self.node_is_here, self.receive = self._intake.node_is_here, self._intake.receive
         self.open_if_ready, self.consider = self._merging.open_if_ready, self._merging.consider
-        self.close = self._merging.close
+        self.close, self.announce = self._merging.close, self._merging.announce
+
+    @contextmanager
+    def merging(self) -> Iterator[None]:
+        """Keep merges away for the time of the block. Raises UsageError while one is under way."""
+        if self._merging.busy or self.ledger.unfinished_merge(self.name) is not None:
+            raise UsageError(f"federation {self.name} is merging", "try again in a moment")
+        self._merging.busy = True
+        try:
+            yield
+        finally:
+            self._merging.busy = False
 
     # -- what status and others ask --------------------------------------------------------------------------------
 
@@ -43,12 +58,17 @@ class FederationRunner(FederationState):
             return f"gathering: {rounds.gathering(self.rules, snapshot)} more nodes must join"
         if snapshot.phase == "finished":
             return f"finished with version {snapshot.version}"
+        if snapshot.hold == "frozen":
+            return f"frozen at version {snapshot.version} with {len(snapshot.buffer)} updates: `thaw` goes on"
+        if snapshot.hold and not snapshot.buffer and not snapshot.outstanding:
+            return f"drained at version {snapshot.version}: `thaw` goes on"
         given = len({g.node for g in snapshot.buffer})
         if self._merging.busy:
             return f"version {snapshot.version} is out; version {snapshot.version + 1} is being merged"
         at = rounds.deadline(self.rules, snapshot)
         late = "" if at is None else f", deadline {'passed' if at <= now else 'in ' + rounds.duration(at - now)}"
-        return f"version {snapshot.version} is out; {given} of {self.rules.target} updates for the next{late}"
+        held = ", draining" if snapshot.hold else ""
+        return f"version {snapshot.version} is out; {given} of {self.rules.target} updates for the next{late}{held}"
 
     # -- requests of nodes -----------------------------------------------------------------------------------------
 
@@ -73,7 +93,10 @@ class FederationRunner(FederationState):
             return {"task": None, "reason": answer.reason, "retry_s": round(answer.retry_s, 1)}
         version = self.ledger.version(self.name)
         assert version is not None
-        settings = {**self.config.table("training"), "deadline_s": self.rules.deadline_s}
+        training = self.config.table("training")
+        heldout, own = self.custody.losses(self.name), self.custody.own_losses(self.name, node)
+        now = schedules.settings(training, self.config.table("schedule"), version["number"], heldout, own)
+        settings = {**training, **now, "deadline_s": self.rules.deadline_s}
         task = self.ledger.task(self.name, node, version, settings)
         log.info(
             "task", federation=self.name, node=node, version=version["number"], task=task["id"], again=answer.again

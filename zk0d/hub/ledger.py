@@ -14,6 +14,7 @@ from typing import Any
 from zk0d.durable import canonical_json
 from zk0d.errors import UsageError
 from zk0d.hub.aggregate import Merged
+from zk0d.hub.custody import take_settings
 from zk0d.hub.receipt_log import ReceiptLog
 from zk0d.hub.receipts import ReceiptKey, Statement, task_id
 from zk0d.hub.rounds import Given, Merge, Phase, Share, Snapshot, advance
@@ -57,6 +58,7 @@ class Ledger:
             db.execute("UPDATE federations SET spec = ? WHERE name = ?", (spec, name))
             self._version(db, name, 0, version, made, 0.0, 0, 0)
             self._store.audit(db, "hub", "federation.open", name, spec=spec, version=version)
+            take_settings(self._store, db, name, 0)
 
     def finish(self, name: str, actor: str) -> None:
         """No further tasks, updates or merges. Raises IllegalTransitionError unless it is open."""
@@ -70,8 +72,8 @@ class Ledger:
 
     def snapshot(self, name: str) -> Snapshot:
         """The federation as rounds.py looks at it."""
-        newest = self._store.one("SELECT max(number) AS n FROM versions WHERE federation = ?", name)
-        version = -1 if newest is None or newest["n"] is None else int(newest["n"])
+        row, newest = self.federation(name), self.version(name)
+        version = -1 if newest is None else int(newest["number"])
         receiving = self._store.all(
             "SELECT node FROM updates WHERE federation = ? AND state = 'receiving' AND base_version = ?", name, version
         )
@@ -79,7 +81,7 @@ class Ledger:
             "SELECT node, max(version) AS version FROM tasks WHERE federation = ? AND answered = 0 GROUP BY node", name
         )
         return Snapshot(
-            phase=self.federation(name)["phase"],
+            phase=row["phase"],
             version=version,
             members=frozenset(r["node"] for r in self.members(name)),
             buffer=tuple(
@@ -89,6 +91,9 @@ class Ledger:
             receiving=frozenset(r["node"] for r in receiving),
             tasks={r["node"]: r["version"] for r in tasks},
             refusals=self._refusals(name),
+            hold=row["hold"],
+            floor=row["floor"],
+            opened_at=0.0 if newest is None else newest["created_at"],
         )
 
     def _refusals(self, name: str) -> dict[str, tuple[int, float]]:
@@ -318,6 +323,7 @@ class Ledger:
                 (json.dumps(told), name, merge.version),
             )
             self._store.audit(db, "hub", "version", name, version=merge.version, digest=made.published)
+            take_settings(self._store, db, name, merge.version)
             if finish and self.federation(name)["phase"] == "open":  # a maintainer may have finished it meanwhile
                 self._advance(db, name, "finished", "finished_at")
         return receipts

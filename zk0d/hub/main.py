@@ -87,10 +87,20 @@ def parser() -> argparse.ArgumentParser:
     create.add_argument("--from", dest="parts", type=Path, metavar="DIR",
                         help="take spec.json, base.safetensors and exchange.safetensors from DIR")  # fmt: skip
     _json(add(federation, "list", _federations, "all federations"))
-    for name, text in (("show", "one federation in detail"), ("finish", "end a federation")):
+    for name, text in (
+        ("show", "one federation in detail"), ("finish", "end a federation"),
+        ("freeze", "no tasks and no merges until thawed"), ("thaw", "go on after freeze or drain"),
+        ("drain", "no new tasks; merge what is under way"),
+    ):  # fmt: skip
         one = _json(add(federation, name, _federation, text))
         one.add_argument("name")
         one.set_defaults(op=f"federation_{name}")
+    back = _json(add(federation, "rollback", _rollback, "publish an older version again as the newest"))
+    back.add_argument("name")
+    back.add_argument("version", type=int, help="the number to go back to")
+    change = _json(add(federation, "set", _set, "new settings, from the next version on"))
+    change.add_argument("name")
+    change.add_argument("--config", type=Path, required=True, metavar="FILE", help="the federation's TOML")
     versions = _json(add(commands, "versions", _versions, "a federation's versions"))
     versions.add_argument("name")
     return top
@@ -155,10 +165,7 @@ def _decide(options: argparse.Namespace) -> int:
 
 
 def _create(options: argparse.Namespace) -> int:
-    try:
-        toml = options.config.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{options.config} cannot be read: {error}") from error
+    toml = _read(options.config)
     from zk0d.hub.config import parse_federation
 
     parse_federation(toml, str(options.config))  # so that an error names the file that the maintainer edits
@@ -180,6 +187,25 @@ def _federations(options: argparse.Namespace) -> int:
 def _federation(options: argparse.Namespace) -> int:
     value = _ask(options, options.op, name=options.name)
     return _show(options, value, tables.federation(value))
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    value = _ask(options, "federation_rollback", name=options.name, version=options.version)
+    return _show(options, value, tables.federation(value))
+
+
+def _set(options: argparse.Namespace) -> int:
+    toml = _read(options.config)
+    value = _ask(options, "federation_set", name=options.name, toml=toml, where=str(options.config))
+    lines = [f"{k}: {old!r} now, {new!r} from the next version on" for k, (old, new) in value["changed"].items()]
+    return _show(options, value, "\n".join(lines) or "nothing changes")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
 
 
 def _versions(options: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ import structlog
 
 from zk0d.errors import PayloadError, Zk0Error
 from zk0d.hub import admission, aggregate, recipe, rounds, statistics
+from zk0d.hub.config import parse_federation
 from zk0d.hub.state import FederationState
 
 log = structlog.get_logger("federation")
@@ -61,7 +62,7 @@ class Merging:
         finally:
             self.busy = False
         log.info("federation open", federation=self._fed.name, nodes=len(parts), spec=digest)
-        await self._announce(0)
+        await self.announce(0)
 
     def consider(self) -> None:
         """Merge if a merge is due, or look again when it may be."""
@@ -119,7 +120,7 @@ class Merging:
         self._fed.problem = ""
         log.info("version", federation=self._fed.name, version=merge.version, updates=len(merge.shares),
                  digest=made.published, seconds=round(seconds, 3), finished=last)  # fmt: skip
-        await self._announce(merge.version)
+        await self.announce(merge.version)
         for node, receipt, signature in receipts:
             await self._hub.push(node, "receipt", {"receipt": receipt, "signature": signature})
         self._prune(merge.version)
@@ -166,9 +167,10 @@ class Merging:
         self.busy = False
         self.consider()
 
-    async def _announce(self, number: int) -> None:
+    async def announce(self, number: int) -> None:
         version, row = self._ledger.version(self._fed.name, number), self._fed.row
         assert version is not None
+        self._fed.settle(parse_federation(row["config"], f"federation {self._fed.name}"))
         self._hub.version_made(self._fed.name)
         body = {"federation": self._fed.name, "number": number, "digest": version["digest"], "spec_digest": row["spec"],
                 "base_digest": row["base"]}  # fmt: skip

@@ -30,6 +30,7 @@ class Rules:
     deadline_s: float
     versions: int
     max_staleness: int
+    mode: str = "buffered"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,17 @@ class Snapshot:
     """Node → version of the task it holds and has not answered."""
     refusals: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     """Node → updates refused in a row, and when the last was."""
+    hold: str = ""
+    """"": it goes on; "frozen": no tasks and no merges; "draining": no new tasks, what is under way is merged."""
+    floor: int = 0
+    """Updates from versions before this one are refused: the federation was rolled back."""
+    opened_at: float = 0.0
+    """When the newest version was published."""
+
+    @property
+    def outstanding(self) -> bool:
+        """Whether an update to the newest version is still to be expected."""
+        return bool(self.receiving) or any(v == self.version for v in self.tasks.values())
 
     def validate(self) -> None:
         """Raise AssertionError unless the parts fit together; tests call it after every step."""
@@ -128,6 +140,8 @@ def task_for(rules: Rules, snapshot: Snapshot, node: str, now: float) -> Grant |
         return Wait(f"the federation is gathering: it opens when {_more_join(gathering(rules, snapshot))}", IDLE_S)
     if snapshot.phase == "finished":
         return Wait(f"the federation is finished with version {snapshot.version}", REFUSED_MAX_S)
+    if snapshot.hold == "frozen":
+        return Wait(f"the federation is frozen at version {snapshot.version} by its maintainer", REFUSED_S * 4)
     if any(g.node == node for g in snapshot.buffer):
         return _given(rules, snapshot, now)
     if node in snapshot.receiving:
@@ -137,7 +151,10 @@ def task_for(rules: Rules, snapshot: Snapshot, node: str, now: float) -> Grant |
     if now < last + pause:
         left = last + pause - now
         return Wait(f"your last {times} updates were refused; the next task is in {duration(left)}", left)
-    return Grant(again=snapshot.tasks.get(node) == snapshot.version)
+    held = snapshot.tasks.get(node) == snapshot.version
+    if snapshot.hold and not held:
+        return Wait("the federation is draining: it gives no new tasks", REFUSED_S * 4)
+    return Grant(again=held)
 
 
 def _given(rules: Rules, snapshot: Snapshot, now: float) -> Wait:
@@ -162,7 +179,10 @@ def _more(count: int) -> str:
 
 
 def deadline(rules: Rules, snapshot: Snapshot) -> float | None:
-    """When the quorum becomes enough: `deadline_s` after the first update of this merge; None without one."""
+    """When the quorum becomes enough: `deadline_s` after the first update of this merge, in synchronous rounds after
+    the version's publication; None without an update."""
+    if rules.mode == "sync":
+        return snapshot.opened_at + rules.deadline_s if snapshot.buffer else None
     return min(g.admitted_at for g in snapshot.buffer) + rules.deadline_s if snapshot.buffer else None
 
 
@@ -174,6 +194,8 @@ def unacceptable(rules: Rules, snapshot: Snapshot, node: str, base_version: int)
         return f"the federation is {snapshot.phase}"
     if not 0 <= base_version <= snapshot.version:
         return f"there is no version {base_version}"
+    if base_version < snapshot.floor:
+        return f"the federation was rolled back: updates from before version {snapshot.floor} no longer count"
     staleness = snapshot.version - base_version
     if staleness > rules.max_staleness:
         return f"it starts from version {base_version}, {staleness} behind; at most {rules.max_staleness} is accepted"
@@ -185,14 +207,15 @@ def merge_due(rules: Rules, snapshot: Snapshot, now: float) -> Merge | float | N
 
     Takes each node's earliest update; what a node gave beyond that stays for the next merge.
     """
-    if snapshot.phase != "open" or not snapshot.buffer:
+    if snapshot.phase != "open" or not snapshot.buffer or snapshot.hold == "frozen":
         return None
     first: dict[str, Given] = {}
     for given in sorted(snapshot.buffer, key=lambda g: (g.admitted_at, g.update)):
         first.setdefault(given.node, given)
     at = deadline(rules, snapshot)
     assert at is not None
-    if len(first) >= rules.target or (now >= at and len(first) >= rules.quorum):
+    drained = snapshot.hold == "draining" and (not snapshot.outstanding or now >= at)
+    if drained or len(first) >= rules.target or (now >= at and len(first) >= rules.quorum):
         return Merge(snapshot.version + 1, shares(snapshot.version, [first[n] for n in sorted(first)]))
     return at if now < at else None
 

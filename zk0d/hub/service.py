@@ -130,6 +130,7 @@ class Hub:
         return await self.link.fetch(node, digest, limit)
 
     def version_made(self, federation: str) -> None:
+        self._configs[federation] = self.federations[federation].config
         self.evaluations.wake()
 
     # -- what nodes ask --------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from zk0d.hub import rounds
 from zk0d.hub.config import Config
 from zk0d.hub.ledger import Ledger
-from zk0d.hub.store import Row
+from zk0d.hub.store import Row, Store
 from zk0d.model.blobs import BlobStore
 from zk0d.model.spec import ModelSpec
 
@@ -22,6 +22,7 @@ class HubServices(Protocol):
 
     directory: Path
     ledger: Ledger
+    store: Store
     blobs: BlobStore
 
     def now(self) -> float: ...
@@ -49,7 +50,7 @@ class FederationState:
         self.rules = rounds.Rules(
             *(
                 config[f"rounds.{k}"]
-                for k in ("min_nodes", "target", "quorum", "deadline_s", "versions", "max_staleness")
+                for k in ("min_nodes", "target", "quorum", "deadline_s", "versions", "max_staleness", "mode")
             )
         )
 

@@ -64,12 +64,21 @@ def federation(v: dict[str, Any]) -> str:
         lines += [
             f"policy {v['policy']}, {v['tensors']} tensors in {v['dtype']}, {size(v['payload_bytes'])} per update",
             f"spec {v['spec_digest'] or 'not fixed yet'}, base {v['base_digest']}",
+            *_privacy(v["privacy"]),
+            *(["new settings hold from the next version"] if v["settings_waiting"] else []),
             f"members: {', '.join(v['member_ids']) or 'none'}",
         ]
         lines += [
             f"update from {b['node']} on version {b['base_version']}, {b['samples']} samples" for b in v["buffer"]
         ]
     return "\n".join(lines)
+
+
+def _privacy(p: dict[str, Any] | None) -> list[str]:
+    if p is None:
+        return []
+    told = p["problem"] or f"epsilon {p['epsilon']:.3f} at delta {p['delta']:g}"
+    return [f"client-level differential privacy over {p['versions']} versions: {told}"]
 
 
 def versions(v: list[dict[str, Any]]) -> str:

@@ -1,0 +1,76 @@
+"""A maintainer's hand on one federation: freeze, thaw, drain, roll back, new settings. Called by admin.py.
+
+Checks and files are here, the transactions in custody.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import structlog
+
+from zk0d.errors import ConfigError, UsageError
+from zk0d.hub.config import FEDERATION, parse_federation
+from zk0d.hub.federation import FederationRunner
+from zk0d.model.payload import Payload, write_exchange
+
+log = structlog.get_logger("federation")
+
+FIXED = ("model.",)
+"""Settings that make the model what it is: not to be changed while it lives."""
+
+
+def hold(federation: FederationRunner, state: str, actor: str) -> None:
+    """`state` "frozen", "draining" or "" (thaw). Raises UsageError when there is nothing to hold or thaw."""
+    row = federation.row
+    if row["phase"] == "finished":
+        raise UsageError(f"federation {federation.name} is finished", "there is nothing to hold or thaw")
+    if row["hold"] == state:
+        raise UsageError(f"federation {federation.name} is {state or 'not held'} already")
+    federation.custody.hold(federation.name, state, actor)
+    log.info("federation held" if state else "federation thawed", federation=federation.name, hold=state, actor=actor)
+    federation.consider()
+
+
+def change_settings(federation: FederationRunner, toml: str, where: str, actor: str) -> dict[str, Any]:
+    """Take new settings for the next version → key → [now, then]. Raises ConfigError, UsageError; nothing changes."""
+    if federation.row["phase"] == "finished":
+        raise UsageError(f"federation {federation.name} is finished", "its settings no longer matter")
+    new, old = parse_federation(toml, where), federation.config
+    changed = {s.key: [old[s.key], new[s.key]] for s in FEDERATION if old[s.key] != new[s.key]}
+    fixed = [k for k in changed if k.startswith(FIXED)]
+    if old.table("model") != new.table("model"):
+        key = fixed[0] if fixed else "[model]"
+        raise ConfigError(f"{where}: {key} cannot change in a federation that lives", "make a new federation for it")
+    federation.custody.settings(federation.name, toml, changed, actor)
+    log.info("settings for the next version", federation=federation.name, changed=sorted(changed), actor=actor)
+    return changed
+
+
+async def roll_back(federation: FederationRunner, number: int, actor: str) -> int:
+    """Publish version `number` again as the newest → its new number. Raises UsageError when that cannot be done now."""
+    ledger, name = federation.ledger, federation.name
+    source, newest = ledger.version(name, number), ledger.version(name)
+    if source is None or newest is None or federation.row["phase"] != "open":
+        raise UsageError(f"federation {name} has no version {number} to go back to", f"zk0-hub versions {name}")
+    if number == newest["number"]:
+        raise UsageError(f"version {number} is the newest of {name}", "give an older one")
+    with federation.merging():
+        blobs, spec = federation.hub.blobs, federation.spec
+        master = source["master"]
+        if not blobs.has(master):  # only what was published is kept of old versions: go on from that
+            out = federation.hub.directory / "work" / "merge" / name / "rollback"
+
+            def make() -> str:
+                with Payload.open(blobs.path(source["digest"])) as published:
+                    write_exchange(out, spec, published.float32, "float32")
+                return blobs.add_file(out, move=True)
+
+            master = await asyncio.to_thread(make)
+        made = int(newest["number"]) + 1
+        federation.custody.roll_back(name, source, made, master, actor)
+    log.warning("rolled back", federation=name, to=number, version=made, actor=actor)
+    await federation.announce(made)
+    federation.consider()
+    return made
