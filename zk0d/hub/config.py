@@ -46,6 +46,10 @@ def between(low: float, high: float) -> Allowed:
 
 
 STRATEGIES = ("mean", "median", "trimmed_mean", "krum", "multi_krum")
+STRATEGY = Allowed(
+    " or ".join((*STRATEGIES, "flower:NAME")),
+    lambda v: v in STRATEGIES or re.fullmatch(r"flower:[A-Z][A-Za-z]+", v) is not None,
+)
 ANY = Allowed("any", lambda v: True)
 RATE = Allowed(ACCEPTS, lambda v: _is_rate(v))
 ADDRESS = Allowed("HOST:PORT", lambda v: parse_address(v) is not None)
@@ -110,7 +114,7 @@ FEDERATION: tuple[Setting, ...] = (
     Setting("schedule.factor", float, 0.5, between(0, 1), "plateau: what the learning rate is multiplied by then"),
     Setting("schedule.adaptive_mu", bool, False, ANY, "mu grows while the held-out loss rises, shrinks while it falls"),
     Setting("schedule.node_lr", bool, False, ANY, "a node whose own loss rises gets half the learning rate"),
-    Setting("merge.strategy", str, "mean", one_of(*STRATEGIES), "how the nodes' updates become one"),
+    Setting("merge.strategy", str, "mean", STRATEGY, "how the nodes' updates become one"),
     Setting("merge.trim", float, 0.1, between(0, 0.5), "trimmed_mean: fraction left out at either end"),
     Setting("merge.byzantine", int, 1, at_least(0), "krum, multi_krum: how many nodes may be malicious"),
     Setting("merge.clip", float, 0.0, at_least(0),
@@ -235,6 +239,11 @@ def parse_federation(text: str, where: str) -> Config:
     if quorum > target:
         raise ConfigError(
             f"{where}: rounds.quorum = {quorum} is above rounds.target = {target}", "accepted: at most it"
+        )
+    if config["merge.strategy"].startswith("flower:") and config["merge.optimizer"] != "fedavg":
+        raise ConfigError(
+            f"{where}: merge.optimizer = {config['merge.optimizer']!r} does not go with a Flower strategy",
+            'accepted: "fedavg"',
         )
     if config["privacy.noise_multiplier"] > 0:
         if config["privacy.clip_norm"] <= 0:

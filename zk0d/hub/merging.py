@@ -12,6 +12,7 @@ import shutil
 import sqlite3
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import structlog
 
@@ -19,6 +20,8 @@ from zk0d.errors import PayloadError, Zk0Error
 from zk0d.hub import admission, aggregate, recipe, rounds, statistics
 from zk0d.hub.config import parse_federation
 from zk0d.hub.state import FederationState
+from zk0d.hub.store import Row
+from zk0d.supervise import Worker
 
 log = structlog.get_logger("federation")
 
@@ -142,6 +145,11 @@ class Merging:
         out = [self._work / n for n in ("master", "published", "moment1", "moment2")[: 2 + how.moments]]
         await asyncio.to_thread(shutil.rmtree, self._work, True)  # what a kill left unfinished
         blobs.require_space((2 + 2 * how.moments) * self._fed.spec.payload_bytes + previous["size"])
+        if how.strategy.startswith("flower:"):
+            made = await self._by_flower(merge, how.strategy.removeprefix("flower:"), previous, updates)
+            for path in out:
+                await asyncio.to_thread(blobs.add_file, path, move=True)
+            return made, time.monotonic() - began
         made = await asyncio.to_thread(
             aggregate.merge, self._fed.spec, blobs.path(previous["master"]), updates, out[0], out[1],
             self._hub.stopping, how, [s.scale for s in merge.shares], old, out[2:],
@@ -149,6 +157,26 @@ class Merging:
         for path in out:
             await asyncio.to_thread(blobs.add_file, path, move=True)
         return made, time.monotonic() - began
+
+    async def _by_flower(
+        self, merge: rounds.Merge, name: str, previous: Row, updates: list[tuple[Path, float]]
+    ) -> aggregate.Merged:
+        """One merge by a Flower strategy, in a worker: the hub never imports flwr. Raises Zk0Error."""
+        blobs, scales = self._hub.blobs, [s.scale for s in merge.shares]
+        job = {
+            "strategy": name, "version": merge.version, "spec": str(blobs.path(self._fed.row["spec"])),
+            "master": str(blobs.path(previous["master"])),
+            "updates": [[str(p), w, s] for (p, w), s in zip(updates, scales, strict=True)],
+            "out_master": str(self._work / "master"), "out_published": str(self._work / "published"),
+        }  # fmt: skip
+        worker = await Worker.start(self._hub.config["runtime.python"], "zk0d.hub.flower", job, self._work / "job",
+                                    self._hub.directory / "log" / "flower.log")  # fmt: skip
+        try:
+            result = await worker.wait()
+        finally:
+            if worker.running:
+                await worker.kill()
+        return aggregate.Merged(result["master"], result["published"], result["size"])
 
     def _give_up(self, merge: rounds.Merge, error: PayloadError) -> None:
         """The admitted updates cannot be merged together: refuse the one of largest norm, keep the others."""

@@ -21,6 +21,7 @@ class HubServices(Protocol):
     """What a federation needs of the hub around it."""
 
     directory: Path
+    config: Config
     ledger: Ledger
     store: Store
     blobs: BlobStore

@@ -1,0 +1,61 @@
+"""Strategies of the installed Flower package, in the worker that the hub starts; against numpy, bytes twice the same."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hub_cast import make_parts
+
+from zk0d.errors import WorkerError
+from zk0d.hub.aggregate import first_master
+from zk0d.model.payload import Payload, write_exchange
+from zk0d.supervise import Worker
+
+
+def run(folder: Path, strategy: str, tag: str) -> tuple[str, np.ndarray, list[np.ndarray]]:
+    spec = make_parts(folder / "p", elements=600)
+    (folder / "spec").write_bytes(spec.to_bytes())
+    first_master(spec, folder / "p/exchange.safetensors", folder / "p/base.safetensors", folder / "m")
+    rng, updates = np.random.default_rng(3), []
+    for i in range(5):
+        values = {t.name: rng.standard_normal(t.shape, dtype=np.float32) for t in spec.exchange}
+        write_exchange(folder / f"u{i}", spec, values.__getitem__)
+        updates.append([str(folder / f"u{i}"), (0.1, 0.1, 0.2, 0.2, 0.4)[i], 1.0])
+    job = {"strategy": strategy, "version": 1, "spec": str(folder / "spec"), "master": str(folder / "m"),
+           "updates": updates, "out_master": str(folder / f"{tag}m"), "out_published": str(folder / f"{tag}p")}  # fmt: skip
+
+    async def work() -> str:
+        worker = await Worker.start(sys.executable, "zk0d.hub.flower", job, folder / tag, folder / "log")
+        try:
+            return str((await worker.wait())["master"])
+        finally:
+            if worker.running:
+                await worker.kill()
+
+    digest = asyncio.run(work())
+    with Payload.open(folder / "m") as old, Payload.open(folder / f"{tag}m") as new:
+        base, moved = old.float32("head.weight").copy(), new.float32("head.weight").copy()
+    deltas = []
+    for i in range(5):
+        with Payload.open(folder / f"u{i}") as payload:
+            deltas.append(payload.float32("head.weight").copy())
+    return digest, moved - base, deltas
+
+
+def test_strategies(tmp_path: Path) -> None:
+    digest, moved, deltas = run(tmp_path, "FedMedian", "a")
+    np.testing.assert_allclose(moved, np.median(np.stack(deltas), axis=0), atol=1e-5)
+    assert run(tmp_path, "FedMedian", "b")[0] == digest
+    _, moved, deltas = run(tmp_path, "FedAvg", "c")
+    np.testing.assert_allclose(moved, np.tensordot((0.1, 0.1, 0.2, 0.2, 0.4), np.stack(deltas), 1), atol=1e-5)
+    _, moved, deltas = run(tmp_path, "FedTrimmedAvg", "d")
+    np.testing.assert_allclose(moved, np.sort(np.stack(deltas), axis=0)[1:4].mean(axis=0), atol=1e-5)
+
+
+def test_no_such_strategy(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="no strategy 'FedNothing'"):
+        run(tmp_path, "FedNothing", "a")
