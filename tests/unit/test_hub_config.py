@@ -47,7 +47,7 @@ def test_good_settings_and_defaults() -> None:
         (GOOD.replace("quorum = 1", "quorum = 4"), "rounds.quorum = 4 is above rounds.target = 3"),
         (GOOD.replace("deadline_s = 600", "deadline_s = 0"), "rounds.deadline_s = 0.0"),
         (GOOD.replace("deadline_s = 600", "deadline_s = nan"), "rounds.deadline_s = nan"),
-        (GOOD + '[evaluation]\ndatasets = ["hf:a/b"]', "evaluation.datasets = ['hf:a/b']"),
+        (GOOD + '[evaluation]\ndatasets = ["hf:a"]', "evaluation.datasets = ['hf:a']"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(text: str, said: str) -> None:
@@ -148,6 +148,8 @@ def test_chart_of_any_length(tmp_path: Path, count: int) -> None:
     ]  # fmt: skip
     draw(lines, "fed", tmp_path / "c.png")
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    draw(lines, "fed", tmp_path / "c.svg")
+    assert b"<svg" in (tmp_path / "c.svg").read_bytes()
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ from typing import Any
 from zk0d import __version__
 from zk0d.control import ControlConnection
 from zk0d.errors import UsageError
-from zk0d.hub import privacy, stewardship
+from zk0d.hub import outputs, privacy, stewardship
 from zk0d.hub.federation import FederationRunner
 from zk0d.hub.receipts import timestamp
 from zk0d.hub.service import Hub
@@ -143,6 +143,7 @@ class Admin:
             "tensors": len(spec.exchange),
             "payload_bytes": spec.payload_bytes,
             "stats": spec.stats,
+            "best_version": outputs.best({v["number"]: v["loss"] for v in self._hub.ledger.versions(runner.name)}),
             "settings_waiting": bool(row["next_config"]),
             "privacy": privacy.spent(runner.custody.private_versions(runner.name), runner.config["privacy.delta"]),
             "member_ids": [m["node"] for m in self._hub.ledger.members(runner.name)],

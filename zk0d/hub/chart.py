@@ -28,36 +28,37 @@ def main(job: Message, channel: WorkerChannel) -> Message:
         ) from error
     matplotlib.use("Agg")
     lines = [json.loads(line) for line in Path(job["metrics"]).read_text().splitlines()]
-    out = Path(job["out"])
-    part = out.with_name(f".{out.name}.{os.getpid()}.png")
-    try:
-        draw(lines, str(job["title"]), part)
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
-    return {"chart": str(out), "versions": len(lines)}
+    for out in (Path(job[k]) for k in ("out", "svg") if k in job):
+        part = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
+        try:
+            draw(lines, str(job["title"]), part)
+            part.replace(out)
+        finally:
+            part.unlink(missing_ok=True)
+    return {"chart": str(job["out"]), "versions": len(lines)}
 
 
 def draw(lines: list[dict[str, Any]], title: str, out: Path) -> None:
-    """Two panels over the version number: held-out loss with the nodes' training loss, and payload bytes."""
+    """Panels over the version number: held-out and training loss, staleness, payload bytes (PNG or SVG)."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
     plt.rcParams.update({"font.size": 10, "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK,
                          "ytick.color": _INK, "axes.edgecolor": _GRID})  # fmt: skip
-    figure, (losses, traffic) = plt.subplots(
-        2, 1, figsize=(8, 6.4), sharex=True, height_ratios=(3, 1.2), layout="constrained"
+    figure, (losses, stale, traffic) = plt.subplots(
+        3, 1, figsize=(8, 7.6), sharex=True, height_ratios=(3, 0.8, 1.2), layout="constrained"
     )
     _losses(losses, lines)
+    _staleness(stale, lines)
     _traffic(traffic, lines)
-    for axes in (losses, traffic):
+    for axes in (losses, stale, traffic):
         axes.grid(axis="y", color=_GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
     traffic.set_xlabel("version of the global model")
     traffic.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     figure.suptitle(f"{title}: {len(lines)} versions", x=0.02, ha="left", fontsize=13, fontweight="bold")
-    figure.savefig(out, dpi=150, format="png")
+    figure.savefig(out, dpi=150, format=out.suffix[1:])
     plt.close(figure)
 
 
@@ -81,6 +82,17 @@ def _losses(axes: Any, lines: list[dict[str, Any]]) -> None:
         axes.legend(frameon=False, fontsize=9)
     else:
         axes.text(0.5, 0.5, "no loss known", transform=axes.transAxes, ha="center", va="center")
+
+
+def _staleness(axes: Any, lines: list[dict[str, Any]]) -> None:
+    told = [(line["version"], list(line.get("staleness", {}).values())) for line in lines]
+    found = [(v, sum(s) / len(s), max(s)) for v, s in told if s]
+    if found:
+        versions, means, most = zip(*found, strict=True)
+        axes.bar(versions, most, width=0.5, color=_BAR_DOWN, label="most")
+        axes.plot(versions, means, "o-", color=_INK, markersize=4, label="mean")
+        axes.legend(frameon=False, fontsize=9, ncols=2)
+    axes.set_ylabel("staleness")
 
 
 def _traffic(axes: Any, lines: list[dict[str, Any]]) -> None:

@@ -131,8 +131,13 @@ FEDERATION: tuple[Setting, ...] = (
     Setting("privacy.delta", float, 1e-5, between(0, 1), "delta of the epsilon that is told"),
     Setting("publish.licence", str, "", ANY, "licence named in the model cards"),
     Setting("admission.max_norm", float, 0.0, at_least(0), "largest Euclidean norm of an update; 0: any"),
-    Setting("evaluation.datasets", list, [], Allowed('a list of "local:/path"', lambda v: _paths(v)),
+    Setting("evaluation.datasets", list, [],
+            Allowed('a list of "local:/path" and "hf:owner/name"', lambda v: _paths(v)),
             "held-out LeRobot datasets that versions are judged on"),
+    Setting("evaluation.patience", int, 0, at_least(0),
+            "the federation is finished after this many evaluated versions without a better loss; 0: never"),
+    Setting("publish.keep_last", int, 0, at_least(0), "newest LeRobot folders that stay, beside the best; 0: all"),
+    Setting("publish.keep_every", int, 0, at_least(0), "folders of every so manyth version stay; 0: none for that"),
     Setting("evaluation.max_samples", int, 512, at_least(1), "samples per dataset and evaluation"),
     Setting("evaluation.seed", int, 0, at_least(0), "seed of the evaluation's choice and noise"),
 )  # fmt: skip
@@ -142,7 +147,7 @@ _FREE = {"model.cameras", "model.config", "model.joints", "model.weights", "mode
 
 
 def _paths(value: list[Any]) -> bool:
-    return all(isinstance(v, str) and v.startswith("local:/") for v in value)
+    return all(isinstance(v, str) and re.match(r"local:/|hf:[\w.-]+/[\w.-]+\Z", v) for v in value)
 
 
 def _is_rate(value: Any) -> bool:

@@ -18,6 +18,7 @@ import structlog
 
 from zk0d.durable import write_text
 from zk0d.errors import WorkerError, Zk0Error
+from zk0d.hub import outputs
 from zk0d.hub.config import Config
 from zk0d.hub.ledger import Ledger
 from zk0d.hub.receipts import timestamp
@@ -113,6 +114,7 @@ class Evaluations:
             if loss is not None and not math.isfinite(loss):
                 raise WorkerError(f"the held-out loss of version {number} is {loss}", "lower the learning rate")
             self._ledger.evaluated(name, number, loss, result)
+            self._keep_and_stop(name)
             log.info("evaluated", federation=name, version=number, loss=loss, seconds=result.get("seconds"))
         except TimeoutError:
             self._failed(version, f"it took longer than {limit:.0f} s")
@@ -123,6 +125,22 @@ class Evaluations:
             if self._worker is not None and self._worker.running:
                 await self._worker.stop(STOP_S)
             self._worker = None
+
+    def _keep_and_stop(self, name: str) -> None:
+        """Delete the folders that retention gives up, and finish a federation that no longer gets better."""
+        config = self._configs[name]
+        losses = {int(v["number"]): v["loss"] for v in self._ledger.versions(name)}
+        top = outputs.best(losses)
+        versions = self._directory / "federations" / name / "versions"
+        numbers = [int(p.name) for p in versions.iterdir() if p.name.isdigit()] if versions.is_dir() else []
+        for number in outputs.superfluous(numbers, config["publish.keep_last"], config["publish.keep_every"], top):
+            shutil.rmtree(versions / f"{number:04d}", ignore_errors=True)
+            log.info("folder deleted by retention", federation=name, version=number)
+        if self._ledger.federation(name)["phase"] == "open" and outputs.stop_early(
+            losses, config["evaluation.patience"]
+        ):
+            log.info("stopped early", federation=name, best=top)
+            self._ledger.finish(name, "hub")
 
     def _failed(self, version: Row, reason: str) -> None:
         name, number = version["federation"], version["number"]
@@ -196,6 +214,7 @@ class Evaluations:
                     },
                     "weights": {u["node"]: u["weight"] for u in updates},
                     "norms": {u["node"]: u["norm"] for u in updates},
+                    "staleness": {u["node"]: version["number"] - 1 - u["base_version"] for u in updates},
                     "bytes_up": sum(u["size"] for u in updates),
                     "bytes_down": self._ledger.bytes_down(name, before, version["created_at"]),
                     "seconds": {
@@ -215,7 +234,12 @@ class Evaluations:
     async def _chart(self, name: str) -> None:
         folder = self._directory / "federations" / name
         work = self._directory / "work" / "chart"
-        job = {"title": name, "metrics": str(folder / "metrics.jsonl"), "out": str(folder / "chart.png")}
+        job = {
+            "title": name,
+            "metrics": str(folder / "metrics.jsonl"),
+            "out": str(folder / "chart.png"),
+            "svg": str(folder / "chart.svg"),
+        }
         logs = self._directory / "log" / "chart.log"
         worker: Worker | None = None
         try:
@@ -233,11 +257,11 @@ class Evaluations:
 
 
 def dataset_names(locations: list[str]) -> list[tuple[str, str]]:
-    """`local:/path` → (name, folder); names are the folders' own, made different where two are alike."""
+    """`local:/path` or `hf:owner/name` → (name, folder); names are the folders', made different where two are alike."""
     named: list[tuple[str, str]] = []
     for location in locations:
-        root = location.removeprefix("local:")
-        name = Path(root).name
+        root = outputs.dataset_root(location)
+        name = Path(location.removeprefix("local:")).name
         taken = sum(1 for n, _ in named if n == name or n.startswith(f"{name}-"))
         named.append((f"{name}-{taken + 1}" if taken else name, root))
     return named

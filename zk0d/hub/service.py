@@ -247,7 +247,8 @@ class Hub:
         if name in self.federations:
             raise UsageError(f"there is a federation {name!r} already", "choose another name")
         config = parse_federation(toml, f"federation {name}")
-        for dataset, root in dataset_names(config["evaluation.datasets"]):
+        local = [d for d in config["evaluation.datasets"] if d.startswith("local:")]
+        for dataset, root in dataset_names(local):
             if not (Path(root) / "meta" / "info.json").is_file():
                 raise ConfigError(
                     f"held-out dataset {dataset}: {root} is no LeRobot dataset", "no meta/info.json there"

@@ -1,0 +1,39 @@
+"""Best version, early stop, retention, and where a held-out dataset lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zk0d.errors import WorkerError
+from zk0d.hub.outputs import best, dataset_root, stop_early, superfluous
+
+
+def test_best_and_early_stop() -> None:
+    losses = {0: 3.0, 1: 1.0, 2: None, 3: 1.0, 4: 2.0}
+    assert best(losses) == 1 and best({0: None}) is None and best({}) is None
+    assert [stop_early(losses, p) for p in (0, 1, 2, 3)] == [False, True, True, False]
+
+
+@given(st.sets(st.integers(0, 50), min_size=1), st.integers(0, 5), st.integers(0, 4), st.integers(0, 50))
+def test_retention(numbers: set[int], last: int, every: int, top: int) -> None:
+    gone = set(superfluous(sorted(numbers), last, every, top))
+    assert max(numbers) not in gone and top not in gone and gone <= numbers
+    assert not gone or last
+    assert not any(every and n % every == 0 for n in gone)
+    assert len(numbers - gone) >= min(last, len(numbers))
+
+
+def test_datasets_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_LEROBOT_HOME", raising=False)
+    with pytest.raises(WorkerError, match="hf:a/b is not in the cache") as caught:
+        dataset_root("hf:a/b")
+    assert "hf download a/b" in caught.value.hint
+    made = tmp_path / "hub/datasets--a--b/snapshots/123"
+    (made / "meta").mkdir(parents=True)
+    (made / "meta/info.json").write_text("{}")
+    assert dataset_root("hf:a/b") == str(made) and dataset_root("local:/x") == "/x"

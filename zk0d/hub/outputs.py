@@ -1,0 +1,55 @@
+"""Which version is best, when to stop early, which published folders to keep, where a held-out dataset lies.
+
+Pure but for looking at folders. The blobs of published versions stay (nodes and rollback need them): retention is about
+the LeRobot folders beside them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from zk0d.errors import WorkerError
+
+
+def best(losses: Mapping[int, float | None]) -> int | None:
+    """The version of lowest held-out loss, the older of equals; None where none has a loss."""
+    known = [(loss, number) for number, loss in sorted(losses.items()) if loss is not None]
+    return min(known)[1] if known else None
+
+
+def stop_early(losses: Mapping[int, float | None], patience: int) -> bool:
+    """Whether `patience` evaluated versions (0: never) came after the best one and none was better."""
+    found = best(losses)
+    if patience == 0 or found is None:
+        return False
+    return sum(1 for number, loss in losses.items() if number > found and loss is not None) >= patience
+
+
+def superfluous(numbers: Sequence[int], last: int, every: int, best_version: int | None) -> list[int]:
+    """The published versions whose folders may go: not among the `last` (0: all stay), no multiple of `every` (0: none
+    is kept for that), not the best and never the newest."""
+    if last == 0:
+        return []
+    kept = {*sorted(numbers)[-last:], best_version, *(n for n in numbers if every and n % every == 0)}
+    return [n for n in sorted(numbers) if n not in kept]
+
+
+def dataset_root(location: str) -> str:
+    """`local:/path` or `hf:owner/name` → its folder. WorkerError when the cache lacks it: nothing is fetched."""
+    if location.startswith("local:"):
+        return location.removeprefix("local:")
+    name = location.removeprefix("hf:")
+    hub = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    places = [Path(os.environ.get("HF_LEROBOT_HOME", hub / "lerobot")) / name]
+    snapshots = hub / "hub" / f"datasets--{name.replace('/', '--')}" / "snapshots"
+    if snapshots.is_dir():
+        places += sorted(snapshots.iterdir(), key=lambda p: p.stat().st_mtime, reverse=True)
+    for place in places:
+        if (place / "meta" / "info.json").is_file():
+            return str(place)
+    raise WorkerError(
+        f"held-out dataset {location} is not in the cache of this machine ({places[0]})",
+        f"hf download {name} --repo-type dataset --local-dir {places[0]}",
+    )
