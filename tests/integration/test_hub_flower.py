@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hub_cast import make_parts
+from hub_cast import TOML, HubProcess, TestNode, make_parts, until
 
 from zk0d.errors import WorkerError
 from zk0d.hub.aggregate import first_master
@@ -59,3 +59,35 @@ def test_strategies(tmp_path: Path) -> None:
 def test_no_such_strategy(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="no strategy 'FedNothing'"):
         run(tmp_path, "FedNothing", "a")
+
+
+def test_a_federation_merged_by_flower(tmp_path: Path) -> None:
+    hub = HubProcess(tmp_path / "hub", f'python = "{sys.executable}"\nattempts = 1\nevaluation_timeout_s = 0.1\n')
+    hub.start()
+    spec = make_parts(tmp_path / "parts")
+    toml = (
+        TOML.format(nodes=2, versions=1, dtype="bfloat16", deadline_s=600) + '[merge]\nstrategy = "flower:FedMedian"\n'
+    )
+    hub.ask("federation_create", name="fed", toml=toml, parts=str(tmp_path / "parts"))
+
+    async def play() -> None:
+        nodes = [TestNode(tmp_path, f"node{i}") for i in range(2)]
+        try:
+            for node in nodes:
+                await node.enrol(hub)
+                await node.connect()
+                await node.join("fed", mean=1.0)
+            for node in nodes:
+                task = await node.task("fed", 0)
+                await node.fetch(task["version_digest"])
+                await node.give(node.prepare(spec, task, node.delta(spec, task)), lambda r: True)
+            await until(lambda: hub.ask("federation_show", name="fed")["version"] == 1, "Flower's version")
+        finally:
+            for node in nodes:
+                await node.close()
+
+    try:
+        asyncio.run(play())
+        assert hub.ask("federation_show", name="fed")["phase"] == "finished"
+    finally:
+        hub.kill()
