@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,3 +114,81 @@ async def _cannot_start(folder: Path) -> None:
         loop.begin_close()
         await loop.close()
         store.close()
+
+
+def test_a_task_goes_on_with_the_threads_it_was_begun_with(tmp_path: Path) -> None:
+    """Another number of threads adds up in another order, and the run would not be bitwise the same any more."""
+    folder = tmp_path / "work" / "trainer" / "x"
+    (folder / "checkpoint").mkdir(parents=True)
+    (folder / "job.json").write_text('{"threads": 3}')
+    assert training._begun_with(folder) == 0  # nothing done yet: the settings count
+    (folder / "checkpoint" / "checkpoint.pt").touch()
+    assert training._begun_with(folder) == 3
+
+
+class StubbornWorker:
+    """A trainer that does not leave when asked: frozen and thawed it is, and its `stop` waits."""
+
+    pid, frozen = 0, False
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def freeze(self) -> None:
+        self.frozen = True
+        self.said.append("freeze")
+
+    def thaw(self) -> None:
+        self.frozen = False
+        self.said.append("thaw")
+
+    async def stop(self, grace_s: float, cmd: str) -> None:
+        self.said.append(cmd)
+        self.thaw()
+        await asyncio.sleep(grace_s)
+        self.said.append("kill")
+
+
+def test_a_person_does_not_wait_for_a_trainer_that_is_leaving(tmp_path: Path) -> None:
+    async def scene() -> None:
+        store = Store(tmp_path / "zk0d.db")
+        store.add_task(TASK)
+        store.set_task("t1", state="ready")
+        busy = [Activity("rollout", "alice", 1.0)]
+        config = Config.load([])
+        loop = Training(store, config, Workers(tmp_path, config), Source(), lambda: tuple(busy), lambda decision: None)
+        worker = loop._worker = StubbornWorker()  # type: ignore[assignment]
+        loop.tick()
+        await asyncio.sleep(0)
+        assert worker.said == ["yield", "thaw"]
+        busy[:] = [Activity("recording", "alice", 1.0)]
+        loop.tick()
+        assert worker.said == ["yield", "thaw", "freeze"] and worker.frozen
+        await asyncio.sleep(0)
+        busy.clear()
+        loop.tick()  # thawed, it goes on leaving
+        assert worker.said == ["yield", "thaw", "freeze", "thaw"]
+        store.close()
+
+    asyncio.run(scene())
+
+
+def test_a_full_disk_does_not_end_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        store = Store(tmp_path / "zk0d.db")
+        turns: list[int] = []
+        config = Config.load([])
+        loop = Training(store, config, Workers(tmp_path, config), Source(), tuple, lambda decision: None)
+
+        def full(*_: object) -> None:
+            turns.append(1)
+            raise sqlite3.OperationalError("database or disk is full")
+
+        monkeypatch.setattr(store, "event", full)
+        running = asyncio.create_task(loop.run(lambda: full() if len(turns) < 3 else None))
+        await until(lambda: loop.wake() or len(turns) >= 3, "it goes on", 10)  # type: ignore[func-returns-value]
+        assert not running.done()
+        running.cancel()
+        store.close()
+
+    asyncio.run(scene())

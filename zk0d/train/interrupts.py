@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 
 from zk0d.worker import WorkerChannel
 
 GRACE_S = 4.0
 """Seconds a `stop` may wait for the running step; after them the worker leaves from its last checkpoint."""
+ORPHANED_S = 25.0
+"""The same when the daemon is gone: nobody else would end a worker that hangs in a driver, say."""
 
 
 class Interrupts:
@@ -20,9 +21,9 @@ class Interrupts:
     at once; after it, `wanted` holds the command and the main thread is expected to save and return.
     """
 
-    def __init__(self, channel: WorkerChannel, grace_s: float = GRACE_S) -> None:
+    def __init__(self, channel: WorkerChannel, grace_s: float = GRACE_S, orphaned_s: float = ORPHANED_S) -> None:
         self._channel = channel
-        self._grace_s = grace_s
+        self._grace_s = {"stop": grace_s, "orphaned": orphaned_s}
         self._lock = threading.Lock()
         self._guarded = False
         self._handled = threading.Event()
@@ -52,10 +53,9 @@ class Interrupts:
                 guarded = self._guarded
             if not guarded:
                 self._leave(command)
-            if command == "stop":
-                until = time.monotonic() + self._grace_s
-                if not self._handled.wait(max(0.0, until - time.monotonic())):
-                    self._leave(command)
+            grace_s = self._grace_s.get(command)  # a `yield` has none here: the daemon kills
+            if grace_s is not None and not self._handled.wait(grace_s):
+                self._leave(command)
 
     def _leave(self, command: str) -> None:
         self._channel.emit("done", result={"finished": False, "reason": command})
