@@ -245,7 +245,8 @@ def test_quarantine_is_bounded_and_says_why(tmp_path: Path) -> None:
 
 def test_receipts_are_fixed_by_their_update(tmp_path: Path) -> None:
     key = ReceiptKey.create(tmp_path / "keys")
-    update = {"federation": "f", "node": "node-1", "digest": "d", "payload": "p", "base_version": 0, "samples": 3}
+    update = {"federation": "f", "node": "node-1", "digest": "d", "payload": "p", "base_version": 0, "samples": 3,
+              "statement": b'{"steps": 5}', "size": 9, "norm": 0.5}  # fmt: skip
     made = [ReceiptKey.load(tmp_path / "keys").make(update, 12.5, 1, 0.25), key.make(update, 12.5, 1, 0.25)]
     assert made[0] == made[1]
     assert json.loads(made[0][0])["admitted_at"] == "1970-01-01T00:00:12Z"

@@ -110,14 +110,17 @@ class Intake:
 
     async def _receive(self, s: Statement) -> None:
         limit = min(s.size, admission.size_limit(self._fed.spec))
-        if self._hub.blobs.has(s.payload):
-            path = self._hub.blobs.path(s.payload)
-        else:
+        hashed = not self._hub.blobs.has(s.payload)  # a transfer ends with the SHA-256 of the whole
+        if hashed:
             path = await self._hub.fetch(s.node, s.payload, limit)
+        else:
+            path = self._hub.blobs.path(s.payload)
         certificate, max_norm = self._hub.certificate(s.node), self._fed.config["admission.max_norm"]
         norm = await asyncio.to_thread(
-            admission.inspect, path, s, certificate, self._fed.spec, max_norm, self._hub.stopping
+            admission.inspect, path, s, certificate, self._fed.spec, max_norm, self._hub.stopping, hashed=hashed
         )
+        if not self._hub.still_allowed(s.node):
+            raise PayloadError("the node was revoked before its update was admitted")
         snapshot = self._ledger.snapshot(self._fed.name)
         if why := rounds.unacceptable(self._fed.rules, snapshot, s.node, s.base_version):
             raise PayloadError(f"the update came too late: {why}")

@@ -190,6 +190,15 @@ class Ledger:
         )  # fmt: skip
         return row is not None and bool(row["needed"])
 
+    def leftover(self, digest: str) -> bool:
+        """Whether a blob is an update's payload or an old master that nothing needs: what a crash left undeleted."""
+        row = self._store.one(
+            "SELECT EXISTS (SELECT 1 FROM updates WHERE payload = ?)"
+            " OR EXISTS (SELECT 1 FROM versions WHERE master = ?) AS known",
+            digest, digest,
+        )  # fmt: skip
+        return row is not None and bool(row["known"]) and not self.blob_needed(digest)
+
     def offer(self, s: Statement) -> None:
         """Note an offered update, once; its task is answered by it."""
         with self._store.write() as db:

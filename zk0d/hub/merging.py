@@ -61,11 +61,18 @@ class Merging:
         except (Zk0Error, OSError) as error:
             self._fed.problem = f"version 0 cannot be published: {error}"
             log.error("federation cannot open", federation=self._fed.name, error=str(error))
+            if not self._hub.stopping():
+                asyncio.get_running_loop().call_later(_MERGE_RETRY_S, self._open_again)
             return
         finally:
             self.busy = False
+        self._fed.problem = ""
         log.info("federation open", federation=self._fed.name, nodes=len(parts), spec=digest)
         await self.announce(0)
+
+    def _open_again(self) -> None:
+        if not self._hub.stopping():
+            self._hub.spawn(self.open_if_ready(), f"open {self._fed.name}")
 
     def consider(self) -> None:
         """Merge if a merge is due, or look again when it may be."""
@@ -154,8 +161,8 @@ class Merging:
             aggregate.merge, self._fed.spec, blobs.path(previous["master"]), updates, out[0], out[1],
             self._hub.stopping, how, [s.scale for s in merge.shares], old, out[2:],
         )  # fmt: skip
-        for path in out:
-            await asyncio.to_thread(blobs.add_file, path, move=True)
+        for path, digest in zip(out, (made.master, made.published, *made.moments), strict=True):
+            await asyncio.to_thread(blobs.place, path, digest)  # the writer has hashed and flushed it
         return made, time.monotonic() - began
 
     async def _by_flower(
@@ -192,6 +199,8 @@ class Merging:
         self._ledger.drop_merge(
             self._fed.name, merge.version, [worst["digest"]], f"it could not be merged: {error.message}"
         )
+        if not self._ledger.blob_needed(worst["payload"]):
+            self._hub.blobs.delete(worst["payload"])
         self.busy = False
         self.consider()
 

@@ -137,7 +137,7 @@ class ReceiptKey:
         `claimed` is the node's word; `verified` is what the hub measured itself: bytes and norm of what arrived, and
         the seconds from handing the task out to the offer, which the work cannot have taken longer than.
         """
-        statement = json.loads(update["statement"])
+        steps = json.loads(update["statement"])["steps"]
         receipt = canonical_json(
             {
                 "federation": update["federation"],
@@ -149,7 +149,7 @@ class ReceiptKey:
                 "samples": update["samples"],
                 "weight": weight,
                 "admitted_at": timestamp(admitted_at),
-                "claimed": {"samples": update["samples"], "steps": statement["steps"]},
+                "claimed": {"samples": update["samples"], "steps": steps},
                 "verified": {
                     "bytes": update["size"],
                     "norm": None if update["norm"] is None else round(update["norm"], 6),

@@ -33,6 +33,10 @@ class Registry:
         """Whether this certificate of this node may link now."""
         return self._allowed.get(node) == certificate_fingerprint
 
+    def approved(self, node: str) -> bool:
+        """Whether the node may still contribute."""
+        return node in self._allowed
+
     def invite(self, label: str, hours: float, actor: str) -> str:
         """A new one-time secret; only its hash is kept. Raises UsageError for a silly duration."""
         if not 0 < hours <= 24 * 365:

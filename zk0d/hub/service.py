@@ -83,6 +83,9 @@ class Hub:
 
     async def start(self) -> None:
         """Take up what a stop or a kill interrupted, and listen. ConfigError if the address cannot be had."""
+        for digest in [d for d in self.blobs.digests() if self.ledger.leftover(d)]:
+            self.blobs.delete(digest)
+            log.info("swept what an interruption left", digest=digest)
         await self.link.start()
         for federation in self.federations.values():
             federation.resume()
@@ -120,6 +123,9 @@ class Hub:
 
     def certificate(self, node: str) -> bytes:
         return self.registry.certificate(node)
+
+    def still_allowed(self, node: str) -> bool:
+        return self.registry.approved(node)
 
     async def push(self, node: str, kind: str, body: dict[str, Any]) -> None:
         """Tell a node; nothing happens when it is not linked (it asks when it is back)."""
