@@ -20,7 +20,7 @@ from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
-from _harness import REPOSITORY, arguments, write
+from _harness import RESULTS, arguments, write
 from _round_flower import flower_rounds
 from _round_kills import killing
 from _round_world import World, make_parts
@@ -36,7 +36,8 @@ PARTS = ("rounds100", "rounds900", "growth", "merge", "kills")
 @contextmanager
 def folders() -> Iterator[tuple[Path, Path]]:
     """A folder on the disk and one on tmpfs, both gone at the end."""
-    disk = Path(tempfile.mkdtemp(prefix="zk0-round-", dir=REPOSITORY / "bench"))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    disk = Path(tempfile.mkdtemp(prefix="zk0-round-", dir=RESULTS))
     tmpfs = Path(tempfile.mkdtemp(prefix="zk0-round-", dir="/dev/shm"))
     try:
         yield disk, tmpfs

@@ -4,10 +4,10 @@ _zk0_hub() {
     case $prev in --config|--dir|--from) COMPREPLY=($(compgen -f -- "$cur")); return ;; esac
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=""; continue; fi
-        case $word in --address|--config|--dir|--from|--hours|--label|--listen|--name|--reason) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
+        case $word in --address|--config|--count|--dir|--from|--hours|--label|--listen|--name|--reason) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
     done
     case $path in
-        "") words="init serve status invite nodes federation versions --dir --help --version" ;;
+        "") words="init serve status invite nodes federation audit quarantine backup restore versions --dir --help --version" ;;
         "init") words="--help --listen --name" ;;
         "serve") words="--help" ;;
         "status") words="--help --json --watch" ;;
@@ -28,6 +28,13 @@ _zk0_hub() {
         "federation drain") words="--help --json" ;;
         "federation rollback") words="--help --json" ;;
         "federation set") words="--config --help --json" ;;
+        "audit") words="--all --count --help --json" ;;
+        "quarantine") words="list show drop --help" ;;
+        "quarantine list") words="--help --json" ;;
+        "quarantine show") words="--help --json" ;;
+        "quarantine drop") words="--help --json" ;;
+        "backup") words="--help --json" ;;
+        "restore") words="--help --json" ;;
         "versions") words="--help --json" ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$cur"))

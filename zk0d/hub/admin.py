@@ -13,7 +13,7 @@ from typing import Any
 from zk0d import __version__
 from zk0d.control import ControlConnection
 from zk0d.errors import UsageError
-from zk0d.hub import outputs, privacy, stewardship
+from zk0d.hub import outputs, privacy, quarantine, stewardship
 from zk0d.hub.federation import FederationRunner
 from zk0d.hub.receipts import timestamp
 from zk0d.hub.service import Hub
@@ -45,13 +45,46 @@ class Admin:
             "federation_rollback": self.federation_rollback,
             "federation_set": self.federation_set,
             "versions": self.versions,
+            "audit": self.audit,
+            "quarantine_list": self.quarantine_list,
+            "quarantine_show": self.quarantine_show,
+            "quarantine_drop": self.quarantine_drop,
         }
 
     async def __call__(self, request: dict[str, Any], connection: ControlConnection) -> Any:
         operation = self._operations.get(str(request["op"]))
         if operation is None:
             raise UsageError(f"unknown operation {str(request['op'])[:60]!r}", "is zk0-hub as new as the hub?")
-        return await operation(request, connection)
+        try:
+            return await operation(request, connection)
+        except KeyError as error:
+            if str(error).strip("'") in request:
+                raise
+            raise UsageError(f"{request['op']} needs {error}") from None
+
+    async def audit(self, request: dict[str, Any], connection: ControlConnection) -> list[dict[str, Any]]:
+        """The newest `count` acts, oldest first; with `all` also what nodes and the hub itself did."""
+        count, everyone = int(request.get("count", 50)), bool(request.get("all"))
+        rows = self._hub.store.all(
+            "SELECT * FROM audit WHERE ? OR actor LIKE 'admin:%' ORDER BY id DESC LIMIT ?", everyone, count
+        )
+        return [
+            {"id": r["id"], "at": timestamp(r["at"]), "actor": r["actor"], "action": r["action"],
+             "subject": r["subject"], "detail": json.loads(r["detail"])}
+            for r in reversed(rows)
+        ]  # fmt: skip
+
+    async def quarantine_list(self, request: dict[str, Any], connection: ControlConnection) -> list[dict[str, Any]]:
+        return quarantine.entries(self._hub.directory / "quarantine")
+
+    async def quarantine_show(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+        return quarantine.show(self._hub.directory / "quarantine", str(request["update"]))
+
+    async def quarantine_drop(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+        dropped = quarantine.drop(self._hub.directory / "quarantine", str(request["update"]))
+        with self._hub.store.write() as db:
+            self._hub.store.audit(db, _actor(connection), "quarantine.drop", dropped["update"])
+        return dropped
 
     async def status(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
         """Everything at a glance; `health` is empty when all is good."""

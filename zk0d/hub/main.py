@@ -101,6 +101,21 @@ def parser() -> argparse.ArgumentParser:
     change = _json(add(federation, "set", _set, "new settings, from the next version on"))
     change.add_argument("name")
     change.add_argument("--config", type=Path, required=True, metavar="FILE", help="the federation's TOML")
+    audit = _json(add(commands, "audit", _audit, "who did what: every administrative act, append-only"))
+    audit.add_argument("--count", type=int, default=50, help="the newest so many (default 50)")
+    audit.add_argument("--all", action="store_true", help="also what nodes and the hub itself did")
+    kept = commands.add_parser("quarantine", help="refused updates, kept for a look").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    _json(add(kept, "list", _quarantine, "what is kept, and why")).set_defaults(op="quarantine_list", update="")
+    for name, text in (("show", "one of them: reason and header, no data"), ("drop", "delete one")):
+        one = _json(add(kept, name, _quarantine, text))
+        one.add_argument("update", help="its digest, or the beginning of it")
+        one.set_defaults(op=f"quarantine_{name}")
+    backup = _json(add(commands, "backup", _backup, "a consistent copy of the hub, also while it runs"))
+    backup.add_argument("out", type=Path, metavar="DIR", help="a folder that does not exist yet")
+    restore = _json(add(commands, "restore", _restore, "make the hub's folder from a backup"))
+    restore.add_argument("backup", type=Path, metavar="DIR")
     versions = _json(add(commands, "versions", _versions, "a federation's versions"))
     versions.add_argument("name")
     return top
@@ -162,6 +177,35 @@ def _decide(options: argparse.Namespace) -> int:
     value = _ask(options, options.op, node=options.node, reason=options.reason)
     print(f"{value['node']} {value['label']}: {value['state']}")
     return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    value = _ask(options, "audit", count=options.count, all=options.all)
+    return _show(options, value, tables.audit(value))
+
+
+def _quarantine(options: argparse.Namespace) -> int:
+    value = _ask(options, options.op, update=options.update)
+    if options.op == "quarantine_list":
+        return _show(options, value, tables.quarantine(value))
+    if options.op == "quarantine_drop":
+        return _show(options, value, f"dropped {value['update']}")
+    return _show(options, value, tables.quarantined(value))
+
+
+def _backup(options: argparse.Namespace) -> int:
+    from zk0d.hub import backup
+
+    value = backup.make(options.dir, options.out)
+    text = f"{value['blobs']} blobs, {tables.size(value['bytes'])}, {value['receipts']} receipts in {options.out}"
+    return _show(options, value, f"{text}\nit holds the hub's keys: keep it as safe as the hub")
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from zk0d.hub import backup
+
+    value = backup.restore(options.backup, options.dir)
+    return _show(options, value, f"{options.dir}: restored with {value['blobs']} blobs; next: zk0-hub serve")
 
 
 def _create(options: argparse.Namespace) -> int:

@@ -92,3 +92,23 @@ def versions(v: list[dict[str, Any]]) -> str:
              size(line["bytes_down"]), line["created_at"], line["folder"])
         )  # fmt: skip
     return table(("VERSION", "UPDATES", "SAMPLES", "HELD-OUT", "UP", "DOWN", "MADE", "FOLDER"), rows, "no versions yet")
+
+
+def audit(v: list[dict[str, Any]]) -> str:
+    rows = [
+        (a["at"], a["actor"], a["action"], a["subject"], ", ".join(f"{k}={w}" for k, w in a["detail"].items()))
+        for a in v
+    ]
+    return table(("AT", "WHO", "WHAT", "SUBJECT", "DETAIL"), rows, "nothing yet")
+
+
+def quarantine(v: list[dict[str, Any]]) -> str:
+    rows = [(q["update"][7:19], q["at"], q["node"], q["federation"], size(q["bytes"]), q["reason"]) for q in v]
+    return table(("UPDATE", "AT", "NODE", "FEDERATION", "BYTES", "REASON"), rows, "nothing was refused")
+
+
+def quarantined(v: dict[str, Any]) -> str:
+    lines = [f"update {v['update']} of {v['node']} to {v['federation']}, {v['at']}", f"refused: {v['reason']}"]
+    lines.append(f"header: {v['header_problem']}" if v["header_problem"] else f"header: {len(v['tensors'])} tensors")
+    lines += [f"  {t['name']!a} {t['dtype']} {t['shape']}" for t in v["tensors"][:50]]
+    return "\n".join(lines)

@@ -121,12 +121,14 @@ class Authority:
     @classmethod
     def create(cls, directory: Path, name: str = "zk0 hub", days: int = 7300) -> Authority:
         """A new authority; ConfigError if the folder already has one (it is never replaced: every node pins it)."""
-        if (directory / "ca.key").exists():
+        if (directory / "ca.key").exists() and (directory / "ca.pem").exists():
             raise ConfigError(
                 f"{directory} already holds an authority", "load it; replacing it would lock every node out"
             )
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        key = Ed25519PrivateKey.generate()
+        # A key without a certificate is one that a kill left here: nobody has seen it, so it is taken up.
+        left = directory / "ca.key"
+        key = _read_key(left) if left.exists() else Ed25519PrivateKey.generate()
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} authority")])
         builder = (
             _builder(subject, subject, key.public_key(), days)

@@ -1,0 +1,84 @@
+"""Backup of a running hub and its restore; the quarantine and the audit as a maintainer reads them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hub_cast import HubProcess, TestNode, make_parts
+
+from zk0d.errors import UsageError
+from zk0d.hub.main import main
+
+
+async def rounds(tmp_path: Path, hub: HubProcess) -> None:
+    spec = make_parts(tmp_path / "parts", 2000)
+    hub.create("pick", tmp_path / "parts", 1)
+    node = TestNode(tmp_path, "a")
+    await node.enrol(hub)
+    await node.connect()
+    await node.join("pick")
+    for version in range(2):
+        task = await node.task("pick", version)
+        offer = node.prepare(spec, task, node.delta(spec, task))
+        await node.give(offer, until=lambda r, v=version: r["new_version"] == v + 1)  # type: ignore[misc]
+        if version == 0:
+            command = ["--dir", str(hub.folder), "backup", str(tmp_path / "saved"), "--json"]
+            assert await asyncio.to_thread(main, command) == 0
+    task = await node.task("pick", 2)
+    bad = node.delta(spec, task)
+    bad["head.bias"][0] = float("nan")
+    assert "NaN" in await node.refused(node.prepare(spec, task, bad))
+    before = hub.ask("versions", name="pick")
+    assert [v["version"] for v in before] == [0, 1, 2]
+
+    # The disk is lost. The restored hub has version 1 and the node goes on from there.
+    hub.stop()
+    shutil.rmtree(hub.folder)
+    assert main(["--dir", str(hub.folder), "restore", str(tmp_path / "saved")]) == 0
+    hub.start()
+    assert hub.ask("versions", name="pick") == before[:2]
+    task = await node.task("pick", 1)
+    offer = node.prepare(spec, task, node.delta(spec, task), samples=41)
+    await node.give(offer, until=lambda r: r["new_version"] == 2)
+    await node.close()
+
+
+def test_a_backup_made_while_running_is_a_hub_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hub = HubProcess(tmp_path / "hub")
+    hub.start()
+    try:
+        asyncio.run(rounds(tmp_path, hub))
+        acts = hub.ask("audit")
+        assert [a["action"] for a in acts][:2] == ["federation.create", "invite"]
+        assert all(a["actor"].startswith("admin:") for a in acts)
+        assert len(hub.ask("audit", all=True)) > len(acts)
+        with pytest.raises(UsageError, match="approve needs 'node'"):
+            hub.ask("approve")
+    finally:
+        hub.stop()
+    assert main(["--dir", str(tmp_path / "hub"), "backup", str(tmp_path / "saved")]) != 0  # never over another
+    assert main(["--dir", str(tmp_path / "hub"), "restore", str(tmp_path / "saved")]) != 0
+    capsys.readouterr()
+    assert main(["--dir", str(tmp_path / "hub"), "backup", str(tmp_path / "again"), "--json"]) == 0  # stopped
+    assert json.loads(capsys.readouterr().out)["missing"] == 0
+
+
+def test_quarantine_is_looked_at_by_header_only(tmp_path: Path) -> None:
+    from zk0d.hub import quarantine
+
+    name = "ab" * 32
+    record = {"update": f"sha256:{name}", "node": "node-1", "federation": "pick", "payload": "p", "reason": "a NaN"}
+    (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    (tmp_path / f"{name}.payload").write_bytes(b"\xff" * 100)
+    assert quarantine.entries(tmp_path)[0]["bytes"] == 100
+    shown = quarantine.show(tmp_path, "abab")
+    assert shown["tensors"] == [] and shown["header_problem"]
+    for bad in ("../etc", "zz", "sha256:*", ""):
+        with pytest.raises(UsageError, match="quarantine"):
+            quarantine.show(tmp_path, bad)
+    quarantine.drop(tmp_path, f"sha256:{name}")
+    assert list(tmp_path.iterdir()) == []
