@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from robot.config import CameraTable, RobotTable
 from robot.video import Frame
+from zk0d.devices import resolve
 from zk0d.errors import ConfigError, RobotError, Zk0Error
 
 Pose = NDArray[np.float32]
@@ -69,19 +70,19 @@ class Bench:
 
     def observe(self) -> tuple[Pose, dict[str, Frame]]:
         """Joint positions of the follower, shape (joints,) float32, and one RGB frame per camera."""
-        with _device_errors("the follower", self.table.follower):
+        with device_errors("the follower", self.table.follower):
             seen = self._follower.get_observation()
         return self._pose(seen), {name: seen[name] for name in self.cameras}
 
     def leader_pose(self) -> Pose:
         """Joint positions of the leader, shape (joints,) float32."""
-        with _device_errors("the leader", self.table.leader):
+        with device_errors("the leader", self.table.leader):
             return self._pose(self._leader.get_action())
 
     def command(self, pose: Pose) -> Pose:
         """Send a goal to the follower; gives what was sent, which `max_relative_target` may have limited."""
         goal = {name: float(value) for name, value in zip(self.joints, pose, strict=True)}
-        with _device_errors("the follower", self.table.follower):
+        with device_errors("the follower", self.table.follower):
             return self._pose(self._follower.send_action(goal))
 
     def begin_take(self, seed: int) -> None:
@@ -121,19 +122,20 @@ def open_bench(
     with ExitStack() as stack:
         station: Any = None
         if table.virtual:
-            station = stack.enter_context(_open_station(table, fps=fps, seed=seed, leader=leader))
+            station = stack.enter_context(open_station(table, fps=fps, seed=seed, leader=leader))
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zk0-calibration-")))
-            station.write_calibration(folder, "follower", "leader")
+            station.writecalibration_files(folder, "follower", "leader")
             ports, ids = (station.follower_port, station.leader_port), ("follower", "leader")
             cameras = station.camera_configs()
         else:
-            ids, folder_or_none = _calibration(table)
-            ports, cameras = (table.follower, table.leader), {n: _camera(c, fps) for n, c in table.cameras.items()}
+            ids, folder_or_none = calibration_files(table)
+            ports = (resolve(table.follower), resolve(table.leader) if leader else table.leader)
+            cameras = {n: _camera(c, fps) for n, c in table.cameras.items()}
             if leader and not table.leader:
                 raise ConfigError("[robot]: leader is not set", 'for example leader = "/dev/ttyACM1"')
             for role, port in (("follower", ports[0]), ("leader", ports[1])):
                 if role == "follower" or leader:
-                    stack.callback(os.close, _claim_port(role, port))
+                    stack.callback(os.close, claim_port(role, port))
         degrees = table.units == "degrees"
         calibration = folder if table.virtual else folder_or_none
         arm = _open_follower(stack, table, ports[0], ids[0], calibration, cameras, degrees, limit)
@@ -141,7 +143,7 @@ def open_bench(
         yield Bench(arm, guide, station, table)
 
 
-def _open_station(table: RobotTable, *, fps: int, seed: int, leader: bool) -> Any:
+def open_station(table: RobotTable, *, fps: int, seed: int, leader: bool) -> Any:
     from robot.virtual.spec import StationSpec
     from robot.virtual.station import VirtualStation
 
@@ -156,7 +158,7 @@ def _open_station(table: RobotTable, *, fps: int, seed: int, leader: bool) -> An
     return VirtualStation(spec.with_seed(spec.seed + seed), calibration_dir=folder)
 
 
-def _calibration(table: RobotTable) -> tuple[tuple[str, str], Path | None]:
+def calibration_files(table: RobotTable) -> tuple[tuple[str, str], Path | None]:
     """Which calibration files: LeRobot's own folders by `id`, or follower.json and leader.json of `calibration_dir`."""
     if not table.calibration_dir:
         return (table.follower_id or table.id, table.leader_id or table.id), None
@@ -167,7 +169,8 @@ def _camera(camera: CameraTable, fps: int) -> Any:
     from lerobot.cameras.configs import ColorMode, Cv2Rotation
     from lerobot.cameras.opencv import OpenCVCameraConfig
 
-    source: int | Path = int(camera.source) if camera.source.isdigit() else Path(camera.source)
+    place = resolve(camera.source, "camera")
+    source: int | Path = int(place) if place.isdigit() else Path(place)
     if isinstance(source, Path) and not source.exists():
         raise RobotError(
             f"camera {camera.name}: there is no {source}",
@@ -184,7 +187,7 @@ def _camera(camera: CameraTable, fps: int) -> Any:
     )
 
 
-def _claim_port(role: str, port: str) -> int:
+def claim_port(role: str, port: str) -> int:
     """Hold the port's lock for as long as we use it. LeRobot's bus would share it with another program, garbled."""
     try:
         fd = os.open(port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -215,7 +218,7 @@ def _claim_port(role: str, port: str) -> int:
 def _holder(port: str) -> str:
     """Another process of ours to see that has the device open, as "name (pid 123)"; "" if none is seen."""
     device = os.path.realpath(port)
-    if _pseudo_terminal(port):
+    if pseudo_terminal(port):
         return ""  # whoever made a pseudo-terminal always has it open
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit() or int(folder.name) == os.getpid():
@@ -228,11 +231,11 @@ def _holder(port: str) -> str:
     return ""
 
 
-def _pseudo_terminal(port: str) -> bool:
+def pseudo_terminal(port: str) -> bool:
     return os.path.realpath(port).startswith("/dev/pts/")
 
 
-def _wait_longer(handler: Any) -> None:
+def wait_longer(handler: Any) -> None:
     """LeRobot gives a servo 50 ms to answer. A process on a busy machine may need more; it loses no packets instead."""
     start = handler.setPacketTimeout
 
@@ -270,7 +273,7 @@ def _open_follower(
             hint = "check its source, height and width, and fps"
             raise RobotError(f"camera {camera_name}: {_first_line(error)}", hint) from error
         stack.callback(_disconnect, camera)
-    with _device_errors("the follower", table.follower):
+    with device_errors("the follower", table.follower):
         robot.configure()
     return robot
 
@@ -284,7 +287,7 @@ def _open_leader(
     leader = (SO100Leader if table.type == "so100" else SO101Leader)(config)
     _connect_bus(leader, "leader", table)
     stack.callback(_disconnect, leader.bus)
-    with _device_errors("the leader", table.leader):
+    with device_errors("the leader", table.leader):
         leader.configure()
     return leader
 
@@ -292,8 +295,8 @@ def _open_leader(
 def _connect_bus(device: Any, role: str, table: RobotTable) -> None:
     """LeRobot's connect() without its calibrate(), which asks on the terminal. Torque stays off until that is right."""
     port = device.config.port
-    if _pseudo_terminal(port):
-        _wait_longer(device.bus.port_handler)
+    if pseudo_terminal(port):
+        wait_longer(device.bus.port_handler)
     for attempt in range(CONNECT_ATTEMPTS):
         try:
             device.bus.connect()
@@ -302,23 +305,24 @@ def _connect_bus(device: Any, role: str, table: RobotTable) -> None:
             device.bus.port_handler.closePort()
             # LeRobot asks each servo once; one lost packet is no missing servo. A port that is not there stays so.
             if attempt + 1 == CONNECT_ATTEMPTS or isinstance(error, ConnectionError):
-                raise _bus_error(error, role, port) from error
+                raise bus_error(error, role, port) from error
     try:
-        with _device_errors(f"the {role}", port):
+        with device_errors(f"the {role}", port):
             calibrated = bool(device.is_calibrated)
         if not calibrated:
             kind = "--robot" if role == "follower" else "--teleop"
             what = "has no calibration file" if not device.calibration else "is not calibrated as its file says"
             raise RobotError(
                 f"{role} on {port} {what} ({device.calibration_fpath})",
-                f"run: lerobot-calibrate {kind}.type={table.type}_{role} {kind}.port={port} {kind}.id={device.id}",
+                f"zk0ctl robot calibrate {role}"
+                f" (or lerobot-calibrate {kind}.type={table.type}_{role} {kind}.port={port} {kind}.id={device.id})",
             )
     except BaseException:
         device.bus.disconnect(False)
         raise
 
 
-def _bus_error(error: Exception, role: str, port: str) -> RobotError:
+def bus_error(error: Exception, role: str, port: str) -> RobotError:
     text = str(error)
     missing = re.search(r"Missing motor IDs:((?:\s+- \d+ \(expected model: \d+\))+)", text)
     if missing:
@@ -333,7 +337,8 @@ def _bus_error(error: Exception, role: str, port: str) -> RobotError:
 
 
 @contextmanager
-def _device_errors(what: str, port: str) -> Iterator[None]:
+def device_errors(what: str, port: str) -> Iterator[None]:
+    """Turn what the drivers raise into a RobotError about `what` on `port`."""
     try:
         yield
     except Zk0Error:

@@ -4,10 +4,10 @@ _zk0ctl() {
     case $prev in --out|--socket|--state|--wheels) COMPREPLY=($(compgen -f -- "$cur")); return ;; esac
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=""; continue; fi
-        case $word in --ca-fingerprint|--dataset|--episode-s|--episodes|--follower|--for|--keep|--leader|--max-s|--model|--name|--out|--rename|--seed|--socket|--state|--task|--timeout|--units|--until|--wait|--wheels|--worker|-n) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
+        case $word in --ca-fingerprint|--dataset|--episode-s|--episodes|--follower|--for|--fps|--keep|--leader|--max-s|--model|--name|--out|--reads|--rename|--seconds|--seed|--socket|--state|--task|--timeout|--units|--until|--wait|--wait-s|--wheels|--worker|-n) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
     done
     case $path in
-        "") words="status why signals enroll federation record dataset train receipts model rollout logs runtime doctor debug --help --socket --state --version" ;;
+        "") words="status why signals enroll federation robot record dataset train receipts model rollout logs runtime doctor debug --help --socket --state --version" ;;
         "status") words="--help --json --timeout --wait --watch" ;;
         "why") words="--help --json" ;;
         "signals") words="--help --json --watch" ;;
@@ -16,6 +16,15 @@ _zk0ctl() {
         "federation list") words="--help --json" ;;
         "federation join") words="--help" ;;
         "federation leave") words="--help" ;;
+        "robot") words="find show setup calibrate teleop doctor next abort --help" ;;
+        "robot find") words="--help --json --unplugged --wait-s" ;;
+        "robot show") words="--help --json" ;;
+        "robot setup") words="--follower --help --json --leader" ;;
+        "robot calibrate") words="--follower --help --json --leader" ;;
+        "robot teleop") words="--follower --fps --help --json --leader --seconds" ;;
+        "robot doctor") words="--follower --help --json --leader --reads" ;;
+        "robot next") words="--help" ;;
+        "robot abort") words="--help" ;;
         "record") words="start next discard finish stop --help" ;;
         "record start") words="--dataset --episode-s --episodes --follower --help --json --keep --leader --no-train --seed --task --until" ;;
         "record next") words="--help" ;;

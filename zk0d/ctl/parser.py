@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 from zk0d.ctl.command import Command
 from zk0d.ctl.context import DEFAULT_SOCKET, DEFAULT_STATE
 
-COMMANDS = ("status", "why", "signals", "enroll", "federation", "record", "dataset", "train", "receipts", "model",
-            "rollout", "logs", "runtime", "doctor", "debug")  # fmt: skip
+COMMANDS = ("status", "why", "signals", "enroll", "federation", "robot", "record", "dataset", "train", "receipts",
+            "model", "rollout", "logs", "runtime", "doctor", "debug")  # fmt: skip
 USAGE = 64
 _VALUE_OPTIONS = ("--socket", "--state")
 

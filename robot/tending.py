@@ -1,0 +1,151 @@
+"""Worker that looks after arms: servo ids, calibration step by step, teleoperation, a check-up. By LeRobot's drivers.
+
+A person answers each step with `next` or `stop`, from any terminal; nothing asks on this one. Not for recording.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robot.config import RobotTable
+from zk0d.errors import RobotError, UsageError
+from zk0d.worker import Message, WorkerChannel, run_worker
+
+ROLES = ("follower", "leader")
+_PROGRESS_S = 0.5
+
+
+class Aborted(Exception):
+    """The person, or the end of the supervisor, ended the work."""
+
+
+@dataclass(frozen=True)
+class Tending:
+    """A checked job: `action` on the arm of `role` ("" where it concerns all)."""
+
+    action: str
+    role: str
+    robot: RobotTable
+    fps: int
+    seconds: float
+    folder: Path
+    reads: int
+
+    @staticmethod
+    def parse(job: Message) -> Tending:
+        """Read the job. Raises UsageError or ConfigError."""
+        action, role = str(job.get("action")), str(job.get("role") or "")
+        if action not in ACTIONS:
+            raise UsageError(f"{action!r} is not known", f"one of {', '.join(ACTIONS)}")
+        if action in ("calibrate", "setup") and role not in ROLES:
+            raise UsageError(f"which arm? {role!r} is neither", "follower or leader")
+        return Tending(
+            action, role, RobotTable.parse(job["robot"]), int(job.get("fps") or 30), float(job.get("seconds") or 0),
+            Path(str(job.get("folder") or ".")), int(job.get("reads") or 200),
+        )  # fmt: skip
+
+
+class Steps:
+    """The dialogue: says what to do, waits for the answer."""
+
+    def __init__(self, channel: WorkerChannel) -> None:
+        self._channel = channel
+
+    def say(self, event: str, **fields: Any) -> None:
+        """Tell the person something."""
+        self._channel.emit(event, **fields)
+
+    def answered(self, wait_s: float = 0.0) -> bool:
+        """Whether `next` came within `wait_s`. Raises Aborted for stop, discard, finish and a lost supervisor."""
+        message = self._channel.poll(wait_s)
+        if message is None:
+            return False
+        if message.get("cmd") == "next":
+            return True
+        raise Aborted(str(message.get("cmd")))
+
+    def ask(self, name: str, text: str) -> None:
+        """Say a step and wait for `next`."""
+        self.say("step", step=name, text=text)
+        while not self.answered(0.5):
+            pass
+
+
+@contextmanager
+def arm(table: RobotTable, role: str, handshake: bool = True) -> Iterator[Any]:
+    """LeRobot's device of a role with its bus open, calibrated or not; torque stays as it is. Raises RobotError."""
+    from robot.bare import bare_arm
+
+    with ExitStack() as stack:
+        yield bare_arm(stack, table, role, handshake=handshake)
+
+
+def _setup(work: Tending, steps: Steps) -> dict[str, Any]:
+    from robot.servo_ids import give_ids
+
+    with arm(work.robot, work.role, handshake=False) as device:
+        return {"ids": give_ids(device.bus, steps)}
+
+
+def _calibrate(work: Tending, steps: Steps) -> dict[str, Any]:
+    from robot.calibration import calibrate
+
+    with arm(work.robot, work.role) as device:
+        return calibrate(device, steps)
+
+
+def _doctor(work: Tending, steps: Steps) -> dict[str, Any]:
+    from robot.checkup import check_all
+
+    return {"findings": check_all(work.robot, work.folder, work.fps, work.reads, steps.say)}
+
+
+def _teleop(work: Tending, steps: Steps) -> dict[str, Any]:
+    """The follower does what the leader does until `next` or `stop`; gives the rate that was held."""
+    from robot.arms import open_bench
+
+    period, done = 1.0 / work.fps, 0
+    with open_bench(work.robot, fps=work.fps) as bench:
+        steps.say("ready", ports=bench.ports, cameras=list(bench.cameras))
+        began = said = time.perf_counter()
+        due = began
+        try:
+            while not work.seconds or time.perf_counter() - began < work.seconds:
+                sent = bench.command(bench.leader_pose())
+                done += 1
+                now = time.perf_counter()
+                if now - said >= _PROGRESS_S:
+                    said = now
+                    joints = {n: round(float(v), 1) for n, v in zip(bench.joints, sent, strict=True)}
+                    steps.say("progress", hz=round(done / (now - began), 1), joints=joints, seconds=now - began)
+                due = max(due + period, now)  # a late period is not made up for: the arm would race
+                if steps.answered(max(0.0, due - now)):
+                    break
+        except Aborted:
+            pass  # a person ends a teleoperation like this
+        seconds = time.perf_counter() - began
+    return {"seconds": round(seconds, 2), "hz": round(done / seconds, 2)}
+
+
+ACTIONS = {"setup": _setup, "calibrate": _calibrate, "doctor": _doctor, "teleop": _teleop}
+
+
+def main(job: Message, channel: WorkerChannel) -> Message:
+    """Do one job. Raises RobotError, ConfigError or UsageError."""
+    work = Tending.parse(job)
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    try:
+        return ACTIONS[work.action](work, Steps(channel))
+    except Aborted as error:
+        raise RobotError(f"{work.action} was ended ({error}); the arm is as it was before", "begin again") from error
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(main))

@@ -1,0 +1,53 @@
+"""`zk0ctl robot` end to end: the daemon's worker on a virtual pair, steered from another terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemon_process import Daemon, loads, wait_until
+
+pytest.importorskip("lerobot")
+pytest.importorskip("so101_nexus")
+
+
+@pytest.fixture
+def station() -> Iterator[Any]:
+    from robot.virtual.spec import StationSpec
+    from robot.virtual.station import VirtualStation
+
+    with VirtualStation(StationSpec("Touch", clock="wall")) as bench:
+        yield bench
+
+
+def test_show_doctor_teleop_and_calibrate_by_the_daemon(station: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "calibration"
+    station.write_calibration(folder, "follower", "leader")
+    config = (
+        f'[robot]\nfollower = "{station.follower_port}"\nleader = "{station.leader_port}"\n'
+        f'calibration_dir = "{folder}"\n[robot.cameras]\n'
+    )
+    ports = ("--follower", station.follower_port, "--leader", station.leader_port)
+    with Daemon(tmp_path / "node", config) as node:
+        shown = node.ctl("robot", "show")
+        assert shown.code == 0 and station.follower_port in shown.out, shown
+        absent = node.ctl("robot", "teleop", "--follower", "serial:NOSUCH", "--leader", station.leader_port)
+        assert absent.code == 1 and "USB serial number NOSUCH" in absent.err
+
+        checked = node.ctl("robot", "doctor", "--reads", "20", "--json", *ports)
+        found = loads(checked)["findings"]
+        assert {f["part"] for f in found} >= {"follower", "leader", "disk"}
+        moved = loads(node.ctl("robot", "teleop", "--seconds", "1", "--json", *ports))
+        assert moved["hz"] > 1
+
+        before = (folder / "leader.json").read_bytes()
+        calibrating = node.begin("robot", "calibrate", "leader")
+        wait_until(lambda: node.worker("robot.tending"), "the worker runs", 60)
+        assert node.ctl("record", "--task", "x", "--dataset", "d", "--episodes", "1").code == 1  # the arm is held
+        stepped = wait_until(lambda: node.ctl("robot", "next").code == 0, "a step is answered", 60)
+        assert stepped and node.ctl("robot", "abort").code == 0
+        out = calibrating.communicate(timeout=60)[0]
+        assert calibrating.returncode == 1 and "the arm is as it was before" in out, out
+        assert (folder / "leader.json").read_bytes() == before

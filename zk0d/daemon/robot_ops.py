@@ -1,0 +1,63 @@
+"""The control socket's `robot_*` operations: what is plugged in, the configuration, and tending an arm by a worker.
+
+The dialogue of a step-wise job is answered by `record_control` (next, stop), as takes are. Not for recording.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from zk0d import devices
+from zk0d.daemon.sessions import Live, Sessions
+from zk0d.errors import UsageError, Zk0Error
+
+if TYPE_CHECKING:
+    from zk0d.control_server import ControlConnection
+    from zk0d.daemon.service import Service
+
+TENDING = ("setup", "calibrate", "doctor", "teleop")
+_OVERRIDES = ("follower", "leader")
+
+
+async def op_robot_find(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
+    return [d.to_json() for d in devices.find()]
+
+
+async def op_robot_show(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
+    """The `[robot]` table, and for each arm and camera where it is now, or why that cannot be told."""
+    robot = service.config.robot
+    bound = [(role, "port", robot.get(role, "")) for role in ("follower", "leader")]
+    bound += [(f"camera {n}", "camera", str(c.get("source", ""))) for n, c in robot.get("cameras", {}).items()]
+    places: dict[str, dict[str, str]] = {}
+    for part, kind, name in bound:
+        try:
+            places[part] = {"bound": name, "at": devices.resolve(name, kind) if name else "", "problem": ""}
+        except Zk0Error as error:
+            places[part] = {"bound": name, "at": "", "problem": error.message}
+    return {"robot": robot, "places": places, "files": list(service.config.files)}
+
+
+async def op_robot_tend(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
+    """Run one job of robot.tending; it holds the arm and ends with its result. The caller may leave."""
+    action = str(request.get("action"))
+    if action not in TENDING:
+        raise UsageError(f"robot {action!r} is not known", f"one of {', '.join(TENDING)}")
+    sessions = service.sessions
+    asked = {k: str(v) for k, v in (request.get("robot") or {}).items() if k in _OVERRIDES and v}
+    job = {
+        "action": action, "role": str(request.get("role") or ""), "robot": sessions.robot(asked),
+        "fps": int(request.get("fps") or service.config["record", "fps"]),
+        "seconds": float(request.get("seconds") or 0), "reads": int(request.get("reads") or 200),
+        "folder": str(service.config["datasets", "folder"] or service.state / "datasets"),
+    }  # fmt: skip
+    return await sessions._independent(_tend(sessions, action, job, connection))
+
+
+async def _tend(sessions: Sessions, action: str, job: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+    live = Live(action, connection.user, time.time())
+    sessions._hold(live)
+    try:
+        return await sessions._run(live, "tending", job, connection.emit)
+    finally:
+        sessions._release()
