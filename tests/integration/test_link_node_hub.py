@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import ssl
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +314,26 @@ def test_a_request_is_answered_while_a_slow_upload_runs(tmp_path: Path) -> None:
             assert loop.time() - began > 0.8 * (len(BLOB) / 1_000_000 - 1)
             assert slowest < 1.0
             await until(lambda: not alice.state.transfers, "the transfer is over")
+
+    asyncio.run(run())
+
+
+def test_requests_among_bulk_never_cut_into_it(tmp_path: Path) -> None:
+    """Both ways at once, with a crowd of requests between the chunks: the one link stands from beginning to end."""
+
+    async def run() -> None:
+        async with world(tmp_path, replace(FAST, chunk_size=1 << 20)) as w, w.node("alice") as alice:
+            store, data = BlobStore(tmp_path / "blobs-alice", reserve=0), os.urandom(64 * 1024 * 1024)
+            up = store.add_bytes(data)
+            down = w.hub._blobs.add_bytes(data[::-1])
+            alice.share(up)
+            since = w.hub.nodes()["alice"].since
+            both = asyncio.gather(w.hub.fetch("alice", up, 1 << 30), alice.fetch(down))
+            while not both.done():
+                await hello(alice)
+            there, here = await both
+            assert there.read_bytes() == data and here.read_bytes() == data[::-1]
+            assert w.hub.nodes()["alice"].since == since, "the link broke on the way"
 
     asyncio.run(run())
 

@@ -278,6 +278,8 @@ class Wire:
 
     def _from_app(self) -> None:
         assert self._app is not None
+        if self.lane is not None and self.lane.within:
+            return  # an event of the same round as the network's, and a message of ours is half out
         try:
             n = self._app.recv_into(self._buffer)
         except (BlockingIOError, InterruptedError):
