@@ -49,7 +49,7 @@ class Service:
         self.sessions = Sessions(self.store, state, config, self.workers, self.changed)
         self.uplink = Uplink(self.store, state, config, self.changed, self._may_ask)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.board = Board(sources(config, state, lambda: [os.getpid()]), self._sensed)
+        self.board = Board(sources(config, state, lambda: [os.getpid(), *self.workers.pids()]), self._sensed)
         self.training = Training(
             self.store, config, self.workers, self.uplink, self.sessions.activities, self._on_decision,
             self.board.readings,

@@ -73,6 +73,10 @@ class Workers:
         """The interpreter that runs workers."""
         return str(self._config["runtime", "python"]) or managed_python() or sys.executable
 
+    def pids(self) -> list[int]:
+        """Main processes of the workers that run now, from any thread: under systemd they are not our children."""
+        return [worker.pid for worker in list(self._running)]
+
     def runtime_missing(self) -> str:
         """Why workers cannot run; empty when their interpreter has torch and lerobot (looked up, not imported)."""
         python = self.python
