@@ -124,7 +124,7 @@ def open_bench(
         if table.virtual:
             station = stack.enter_context(open_station(table, fps=fps, seed=seed, leader=leader))
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zk0-calibration-")))
-            station.writecalibration_files(folder, "follower", "leader")
+            station.write_calibration(folder, "follower", "leader")
             ports, ids = (station.follower_port, station.leader_port), ("follower", "leader")
             cameras = station.camera_configs()
         else:

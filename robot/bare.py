@@ -25,7 +25,7 @@ def bare_arm(stack: ExitStack, table: RobotTable, role: str, *, handshake: bool 
     if table.virtual:
         station = stack.enter_context(open_station(table, fps=30, seed=0, leader=True))
         folder: Path | None = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zk0-calibration-")))
-        station.writecalibration_files(folder, "follower", "leader")
+        station.write_calibration(folder, "follower", "leader")
         port, name = (station.follower_port if role == "follower" else station.leader_port), role
     else:
         ids, folder = calibration_files(table)

@@ -28,7 +28,13 @@ log = structlog.get_logger("units")
 
 VARIABLE = "ZK0_WORKERS"
 """Set to "units" by zk0d.service: workers are units. Otherwise they are children."""
-TEMPLATES = {"trainer": "zk0d-train", "publisher": "zk0d-train", "recorder": "zk0d-record", "rollout": "zk0d-rollout"}
+TEMPLATES = {
+    "trainer": "zk0d-train",
+    "publisher": "zk0d-train",
+    "recorder": "zk0d-record",
+    "tending": "zk0d-record",
+    "rollout": "zk0d-rollout",
+}
 SURVIVORS = ("recorder",)
 """Kinds that go on while the daemon is away, and connect to the next one."""
 CONNECT_S = 30.0
