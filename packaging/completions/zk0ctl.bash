@@ -4,7 +4,7 @@ _zk0ctl() {
     case $prev in --out|--socket|--state|--wheels) COMPREPLY=($(compgen -f -- "$cur")); return ;; esac
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=""; continue; fi
-        case $word in --ca-fingerprint|--dataset|--episode-s|--episodes|--follower|--for|--fps|--keep|--leader|--max-s|--model|--name|--out|--reads|--rename|--seconds|--seed|--socket|--state|--task|--timeout|--units|--until|--wait|--wait-s|--wheels|--worker|-n) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
+        case $word in --ca-fingerprint|--dataset|--episode-s|--episodes|--follower|--for|--fps|--into|--keep|--leader|--max-s|--model|--name|--out|--reads|--rename|--rest|--seconds|--seed|--socket|--state|--task|--timeout|--units|--until|--wait|--wait-s|--wheels|--worker|-n) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
     done
     case $path in
         "") words="status why signals enroll federation robot record dataset train receipts model rollout logs runtime doctor debug --help --socket --state --version" ;;
@@ -31,10 +31,20 @@ _zk0ctl() {
         "record discard") words="--help" ;;
         "record finish") words="--help" ;;
         "record stop") words="--help" ;;
-        "dataset") words="list add show --help" ;;
+        "dataset") words="list add show verify sheet exclude include delete split merge import export repair --help" ;;
         "dataset list") words="--help --json" ;;
         "dataset add") words="--help --name --no-train --rename --task --train --units" ;;
         "dataset show") words="--help --json" ;;
+        "dataset verify") words="--help --json" ;;
+        "dataset sheet") words="--episodes --help --out" ;;
+        "dataset exclude") words="--help" ;;
+        "dataset include") words="--help" ;;
+        "dataset delete") words="--help --yes" ;;
+        "dataset split") words="--help --into --rest" ;;
+        "dataset merge") words="--help --into" ;;
+        "dataset import") words="--help --name --rename" ;;
+        "dataset export") words="--help" ;;
+        "dataset repair") words="--help --into" ;;
         "train") words="now pause resume --help" ;;
         "train now") words="--for --help --until" ;;
         "train pause") words="--for --help --until" ;;

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from zk0d.ctl.command import Args, Command, Context, arg
+from zk0d.ctl.dataset_edit import SUBS
 from zk0d.ctl.render import paint, plural, safe, show_json, table
 from zk0d.errors import UsageError
 
@@ -71,7 +72,7 @@ def _add(context: Context, args: Args) -> int:
         name = args.path.removeprefix("hf:")
         raise UsageError(
             f"{args.path}: this node fetches no datasets by itself",
-            f"hf download {name} --repo-type dataset --local-dir DIR, then zk0ctl dataset add local:DIR",
+            f"hf download {name} --repo-type dataset, then zk0ctl dataset import hf:{name}",
         )
     path = Path(args.path.removeprefix("local:")).expanduser().absolute()
     d = context.call(
@@ -85,7 +86,7 @@ def _add(context: Context, args: Args) -> int:
 
 COMMAND = Command(
     "dataset",
-    "list, add and look at datasets",
+    "list, add, look at, check and edit datasets",
     default="list",
     subs=(
         Command("list", "all datasets of this node", (_JSON,), _list),
@@ -106,5 +107,6 @@ COMMAND = Command(
         Command(
             "show", "one dataset, and whether it fits the federations", (arg("name", help="its name"), _JSON), _show
         ),
+        *SUBS,
     ),
 )

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zk0d.daemon import datasets, robot_ops
+from zk0d.daemon import dataset_ops, datasets, robot_ops
 from zk0d.daemon.enrolment import enrol, required
 from zk0d.daemon.store import Dataset, Store
 from zk0d.daemon.training import log_paths
@@ -273,5 +273,7 @@ async def op_modules(service: Service, request: Request, connection: ControlConn
 
 
 OPS: dict[str, Op] = {
-    name.removeprefix("op_"): f for name, f in {**vars(robot_ops), **globals()}.items() if name.startswith("op_")
+    name.removeprefix("op_"): f
+    for name, f in {**vars(robot_ops), **vars(dataset_ops), **globals()}.items()
+    if name.startswith("op_")
 }

@@ -33,6 +33,7 @@ TEMPLATES = {
     "publisher": "zk0d-train",
     "recorder": "zk0d-record",
     "tending": "zk0d-record",
+    "curation": "zk0d-record",
     "rollout": "zk0d-rollout",
 }
 SURVIVORS = ("recorder",)

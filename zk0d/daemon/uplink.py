@@ -19,6 +19,7 @@ from zk0d import __version__
 from zk0d.daemon import datasets
 from zk0d.daemon.arbiter import LinkSignal
 from zk0d.daemon.config import Config
+from zk0d.daemon.dataset_ops import trained
 from zk0d.daemon.exchange import Exchange
 from zk0d.daemon.store import Dataset, Federation, Store, Task
 from zk0d.errors import (
@@ -377,7 +378,7 @@ class Uplink:
             "spec": str(self.blobs.path(body["spec_digest"])),
             "base": str(self.blobs.path(body["base_digest"])),
             "version": str(self.blobs.path(body["version_digest"])),
-            "datasets": [{"root": str(d.root), "episodes": None, "rename": d.rename} for d in fits],
+            "datasets": [{"root": str(d.root), "episodes": trained(self._store, d), "rename": d.rename} for d in fits],
             **{k: body[k] for k in ("local_steps", "batch_size", "lr", "mu", "seed")},
         }
 

@@ -51,6 +51,7 @@ KINDS = {
         Kind("publisher", "zk0d.train.evaluator", background=False),
         Kind("recorder", "robot.recorder", background=False),
         Kind("rollout", "robot.rollout", background=False),
+        Kind("curation", "robot.curation", background=False),
         Kind("tending", "robot.tending", background=False),
     )
 }

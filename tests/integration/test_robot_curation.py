@@ -1,0 +1,93 @@
+"""Whole datasets looked at and reshaped; every result opens with LeRobot's own loader."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lerobot")
+from drawn_dataset import make_dataset
+from recorded_dataset import load
+
+from robot import curation
+from robot.salvage import salvage
+from robot.verification import verify
+from zk0d.errors import DatasetError, UsageError
+
+
+def quiet(event: str, **fields: Any) -> None:
+    """Nobody listens."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("curation") / "whole", episodes=3, frames=12)
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def test_delete_split_merge_and_copy_leave_the_source(whole: Path, tmp_path: Path) -> None:
+    before = tree(whole)
+    done = curation.delete({"root": str(whole), "episodes": [1], "target": str(tmp_path / "less")}, quiet)
+    assert done["episodes"] == 2 and len(load(tmp_path / "less")) == 24
+    parts = {"target": str(tmp_path / "one"), "rest": str(tmp_path / "two")}
+    assert curation.split({"root": str(whole), "episodes": [0], **parts}, quiet)["rest"]["episodes"] == 2
+    both = curation.merge({"roots": list(parts.values()), "target": str(tmp_path / "both")}, quiet)
+    assert both["frames"] == 36 and load(tmp_path / "both").num_episodes == 3
+    copied = curation.copy({"source": str(whole), "target": str(tmp_path / "copy")}, quiet)
+    assert copied["was"].startswith("v3.") and not verify(tmp_path / "copy", quiet)["problems"]
+    assert tree(whole) == before
+    with pytest.raises(UsageError, match="no episode 7"):
+        curation.delete({"root": str(whole), "episodes": [7], "target": str(tmp_path / "x")}, quiet)
+    with pytest.raises(DatasetError, match="there already"):
+        curation.copy({"source": str(whole), "target": str(tmp_path / "copy")}, quiet)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_verify_sees_what_is_damaged(whole: Path, tmp_path: Path) -> None:
+    assert verify(whole, quiet) == {"episodes": 3, "frames": 36, "videos": 2, "hashed": 0, "problems": []}
+    root = tmp_path / "damaged"
+    shutil.copytree(whole, root)
+    video = next(iter(sorted(root.glob("videos/*front/*/*.mp4"))))
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 2])
+    assert any("does not decode" in p or "frames for" in p for p in verify(root, quiet)["problems"])
+
+
+def test_the_sheet_is_a_picture(whole: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    from robot.sheet import draw
+
+    assert draw(load(whole), tmp_path / "sheet.png", [])["episodes"] == 3
+    with Image.open(tmp_path / "sheet.png") as picture:
+        assert picture.width > 1000 and len(picture.convert("RGB").getcolors(1 << 24) or []) > 50
+
+
+def test_salvage_of_a_killed_lerobot(whole: Path, tmp_path: Path) -> None:
+    root = tmp_path / "broken"
+    shutil.copytree(whole, root)
+    shutil.rmtree(root / "meta/episodes")  # LeRobot keeps these in memory until it ends
+    (root / "data/chunk-000/file-001.parquet").write_bytes(b"PAR1 and no footer")
+    with pytest.raises(DatasetError):
+        curation.load(root)
+    report = curation.ACTIONS["repair"]({"root": str(root), "target": str(tmp_path / "saved")}, quiet)
+    assert report["saved"] == [0, 1, 2] and any("file-001.parquet cannot be read" in p for p in report["lost"])
+    assert len(load(tmp_path / "saved")) == 36 and not verify(tmp_path / "saved", quiet)["problems"]
+    (root / "data/chunk-000/file-000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DatasetError, match="nothing of"):
+        salvage(root, tmp_path / "none", quiet)
+
+
+def test_other_versions_are_refused(whole: Path, tmp_path: Path) -> None:
+    root = tmp_path / "old"
+    shutil.copytree(whole, root)
+    info = json.loads((root / "meta/info.json").read_text())
+    (root / "meta/info.json").write_text(json.dumps({**info, "codebase_version": "v1.6"}))
+    with pytest.raises(DatasetError, match=r"v1\.6"):
+        curation.copy({"source": str(root), "target": str(tmp_path / "new")}, quiet)

@@ -1,0 +1,142 @@
+"""The actions of `zk0ctl dataset` that check or reshape a whole dataset. Its list is in dataset_cmd.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from zk0d.ctl.command import Args, Command, Context, arg
+from zk0d.ctl.render import paint, plural, safe, show_json
+from zk0d.errors import UsageError
+
+
+def numbers(words: list[str]) -> list[int]:
+    """`["3", "7-9"]` → [3, 7, 8, 9]. Raises UsageError."""
+    found: list[int] = []
+    for word in words:
+        first, dash, last = word.partition("-")
+        if not first.isdigit() or (dash and (not last.isdigit() or int(last) < int(first))):
+            raise UsageError(f"{word!r} names no episodes", "for example 3 7-9")
+        found += range(int(first), int(last or first) + 1)
+    return found
+
+
+def _path(text: str) -> str:
+    return str(Path(text).expanduser().absolute())
+
+
+def _verify(context: Context, args: Args) -> int:
+    r = context.call("dataset_verify", timeout=None, name=args.name)
+    if args.json:
+        show_json(r)
+    else:
+        verdict = paint("damaged", "red") if r["problems"] else paint("whole", "green")
+        print(f"{plural(r['episodes'], 'episode')}, {plural(r['frames'], 'frame')}: {verdict}")
+        print(f"  decoded {plural(r['videos'], 'video')}, compared the hashes of {plural(r['hashed'], 'file')}")
+        for problem in r["problems"]:
+            print(f"  {safe(problem)}")
+    return 1 if r["problems"] else 0
+
+
+def _sheet(context: Context, args: Args) -> int:
+    r = context.call(
+        "dataset_sheet", timeout=None, name=args.name, out=_path(args.out), episodes=numbers(args.episodes)
+    )
+    print(f"{safe(r['file'])}: {r['episodes']} of {plural(r['of'], 'episode')}")
+    return 0
+
+
+def _exclude(context: Context, args: Args, include: bool = False) -> int:
+    r = context.call("dataset_exclude", name=args.name, episodes=numbers(args.episodes), include=include)
+    out = ", ".join(map(str, r["excluded"])) or "none"
+    print(f"{safe(r['name'])}: kept out of training: {out} (of {plural(r['episodes'], 'episode')})")
+    return 0
+
+
+def _include(context: Context, args: Args) -> int:
+    return _exclude(context, args, include=True)
+
+
+def _made(r: dict[str, Any]) -> str:
+    return f"{safe(r.get('root') or r.get('name'))}: {plural(r['episodes'], 'episode')}, {plural(r['frames'], 'frame')}"
+
+
+def _delete(context: Context, args: Args) -> int:
+    r = context.call(
+        "dataset_delete", timeout=None, name=args.name, episodes=numbers(args.episodes), confirmed=args.yes
+    )
+    print(f"{_made(r)}; as it was before: {safe(r['before'])}")
+    return 0
+
+
+def _split(context: Context, args: Args) -> int:
+    for r in context.call(
+        "dataset_split", timeout=None, name=args.name, episodes=numbers(args.episodes), into=args.into, rest=args.rest
+    ):
+        print(_made(r))
+    return 0
+
+
+def _merge(context: Context, args: Args) -> int:
+    print(_made(context.call("dataset_merge", timeout=None, names=args.names, into=args.into)))
+    return 0
+
+
+def _import(context: Context, args: Args) -> int:
+    from zk0d.ctl.dataset_cmd import renames
+
+    hub = args.source.startswith("hf:")
+    source = args.source if hub else _path(args.source.removeprefix("local:"))
+    name = args.name or source.rstrip("/").rpartition("/")[2]
+    r = context.call("dataset_import", timeout=None, source=source, name=name, rename=renames(args.rename))
+    print(_made(r) + ("" if r["was"].startswith("v3.") else f" (converted from {safe(r['was'])})"))
+    return 0
+
+
+def _export(context: Context, args: Args) -> int:
+    print(_made(context.call("dataset_export", timeout=None, name=args.name, folder=_path(args.folder))))
+    return 0
+
+
+def _repair(context: Context, args: Args) -> int:
+    r = context.call("dataset_repair", timeout=None, path=_path(args.path), into=args.into)
+    print(f"saved {_made(r)} (not trained on until you say so)")
+    for sentence in r["lost"]:
+        print(f"  {paint('lost', 'yellow')}: {safe(sentence)}")
+    return 2 if r["lost"] else 0
+
+
+_NAME = arg("name", help="its name")
+_EPISODES = arg("episodes", help="episodes, such as 3 7-9", nargs="+", metavar="N")
+_INTO = arg("--into", help="name of the new dataset", required=True, metavar="NAME")
+SUBS = (
+    Command("verify", "decode every frame, compare rows, counts and hashes",
+            (_NAME, arg("--json", help="as JSON", action="store_true")), _verify),
+    Command("sheet", "a contact sheet with joint curves as PNG", (
+        _NAME,
+        arg("--out", help="the file", required=True, metavar="FILE.png"),
+        arg("--episodes", help="only these (default: all, at most 40)", nargs="+", default=[], metavar="N"),
+    ), _sheet),
+    Command("exclude", "keep episodes out of training", (_NAME, _EPISODES), _exclude),
+    Command("include", "train on them again", (_NAME, _EPISODES), _include),
+    Command("delete", "remove episodes; the former folder is kept beside the new one", (
+        _NAME, _EPISODES, arg("--yes", help="really", action="store_true"),
+    ), _delete),
+    Command("split", "copy some episodes into a new dataset", (
+        _NAME, _EPISODES, _INTO, arg("--rest", help="the others into this one", metavar="NAME"),
+    ), _split),
+    Command("merge", "copy several datasets into a new one", (
+        arg("names", help="their names", nargs="+", metavar="NAME"), _INTO,
+    ), _merge),
+    Command("import", "copy a dataset in; v2.1 becomes v3.0", (
+        arg("source", help="a folder, or one of the Hugging Face cache", metavar="local:PATH|hf:USER/NAME"),
+        arg("--name", help="what to call it here (default: the folder's name)"),
+        arg("--rename", help="this camera is the federation's THEIRS", action="append", metavar="OWN=THEIRS"),
+    ), _import),
+    Command("export", "copy a dataset to a folder", (
+        _NAME, arg("folder", help="a new folder", metavar="DIR"),
+    ), _export),
+    Command("repair", "save what can be saved of a broken dataset, as a new one", (
+        arg("path", help="the broken folder; it is not changed", metavar="DIR"), _INTO,
+    ), _repair),
+)  # fmt: skip

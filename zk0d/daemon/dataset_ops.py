@@ -1,0 +1,196 @@
+"""The control socket's operations on whole datasets: a worker does the work; the store learns what came of it.
+
+Nothing is deleted without `confirmed`, and then the former folder is kept beside the new one.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zk0d.daemon import datasets
+from zk0d.daemon.store import Dataset, Store
+from zk0d.errors import DatasetError, UsageError
+
+if TYPE_CHECKING:
+    from zk0d.control_server import ControlConnection
+    from zk0d.daemon.service import Service
+
+EXCLUDED = "excluded_episodes"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def excluded(store: Store, name: str) -> set[int]:
+    """Episodes of a dataset that its owner keeps out of training."""
+    return set(store.get(EXCLUDED, {}).get(name, ()))
+
+
+def trained(store: Store, dataset: Dataset) -> list[int] | None:
+    """Which episodes a job trains on; None for all."""
+    out = excluded(store, dataset.name)
+    return [n for n in range(datasets.refreshed(dataset).episodes) if n not in out] if out else None
+
+
+def _set_excluded(store: Store, name: str, episodes: set[int]) -> None:
+    kept = {k: v for k, v in store.get(EXCLUDED, {}).items() if k != name}
+    store.put(EXCLUDED, {**kept, **({name: sorted(episodes)} if episodes else {})})
+
+
+def _episodes(request: dict[str, Any], total: int) -> list[int]:
+    value = request.get("episodes")
+    if not isinstance(value, list) or not value or not all(isinstance(n, int) for n in value):
+        raise UsageError("which episodes?", "for example 3 7-9")
+    wrong = sorted({n for n in value if not 0 <= n < total})
+    if wrong:
+        raise UsageError(f"there is no episode {', '.join(map(str, wrong))}", f"it has 0 to {total - 1}")
+    return sorted(set(value))
+
+
+async def op_dataset_exclude(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
+    """Keep episodes out of training, or with `include` take them in again; → those that are out now."""
+    dataset = service.store.dataset(str(request.get("name")))
+    total = datasets.refreshed(dataset).episodes
+    named = set(_episodes(request, total))
+    before = excluded(service.store, dataset.name)
+    after = before - named if request.get("include") else before | named
+    if len(after) >= total:
+        raise UsageError("no episode would be left to train on", f"zk0ctl dataset add {dataset.root} --no-train")
+    _set_excluded(service.store, dataset.name, after)
+    service.store.event("dataset", f"dataset {dataset.name!r}: {len(after)} of {total} episodes kept out of training")
+    service.datasets_changed()
+    return {"name": dataset.name, "excluded": sorted(after), "episodes": total}
+
+
+def _target(service: Service, name: str) -> Path:
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} cannot be a dataset's name", "letters, digits, dots, dashes")
+    if any(d.name == name for d in service.store.datasets()):
+        raise DatasetError(f"there is a dataset {name!r} already", "choose another name")
+    return Path(service.config["datasets", "folder"] or service.state / "datasets") / name
+
+
+def _idle(service: Service, name: str) -> None:
+    live = service.sessions.live
+    if live is not None and live.dataset == name:
+        raise DatasetError(f"{name!r} is being recorded into", "end that first: zk0ctl record finish")
+
+
+async def _work(service: Service, job: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+    name = f"{job['action']}_{time.time_ns():x}"
+    loop_events: list[dict[str, Any]] = []
+    worker = await service.sessions._workers.start("curation", name, job, loop_events.append)
+    return await service.sessions._independent(worker.wait())
+
+
+def _add(
+    service: Service, name: str, root: Path, like: Dataset | None, rename: dict[str, str] | None = None
+) -> Dataset:
+    given = rename if rename is not None else (like.rename if like else None)
+    dataset = datasets.describe(name, root, None, units=like.units if like else "", rename=given)
+    if like is not None:
+        dataset = replace(dataset, tasks=like.tasks, train=like.train)
+    service.store.put_dataset(dataset)
+    service.datasets_changed()
+    return dataset
+
+
+async def op_dataset_verify(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
+    dataset = service.store.dataset(str(request.get("name")))
+    return await _work(service, {"action": "verify", "root": str(dataset.root)}, connection)
+
+
+async def op_dataset_sheet(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
+    dataset = service.store.dataset(str(request.get("name")))
+    out = Path(str(request.get("out") or ""))
+    if not out.is_absolute() or out.suffix != ".png":
+        raise UsageError(f"{out} is not an absolute path of a .png")
+    job = {"action": "sheet", "root": str(dataset.root), "out": str(out), "episodes": request.get("episodes") or []}
+    return await _work(service, job, connection)
+
+
+async def op_dataset_delete(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
+    """Make the dataset anew without some episodes; the former folder stays as NAME.before-TIME."""
+    dataset = service.store.dataset(str(request.get("name")))
+    _idle(service, dataset.name)
+    total = datasets.refreshed(dataset).episodes
+    episodes = _episodes(request, total)
+    if not request.get("confirmed"):
+        raise UsageError(f"{len(episodes)} of {total} episodes would be deleted", "say --yes, or use dataset exclude")
+    fresh = dataset.root.with_name(f"{dataset.root.name}.new-{time.time_ns():x}")
+    job = {"action": "delete", "root": str(dataset.root), "episodes": episodes, "target": str(fresh)}
+    await _work(service, job, connection)
+    _idle(service, dataset.name)
+    before = dataset.root.with_name(f"{dataset.root.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
+    dataset.root.rename(before)
+    fresh.rename(dataset.root)
+    out = excluded(service.store, dataset.name) - set(episodes)
+    _set_excluded(service.store, dataset.name, {n - sum(e < n for e in episodes) for n in out})
+    now = datasets.describe(dataset.name, dataset.root, dataset, units=dataset.units)
+    service.store.put_dataset(now)
+    service.store.event("dataset", f"{len(episodes)} episodes deleted from {dataset.name!r}; before: {before}")
+    service.datasets_changed()
+    return {"name": dataset.name, "episodes": now.episodes, "frames": now.frames, "before": str(before)}
+
+
+async def op_dataset_split(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
+    dataset = service.store.dataset(str(request.get("name")))
+    _idle(service, dataset.name)
+    target = _target(service, str(request.get("into")))
+    rest = _target(service, str(request["rest"])) if request.get("rest") else None
+    job = {"action": "split", "root": str(dataset.root), "target": str(target), "rest": str(rest or ""),
+           "episodes": _episodes(request, datasets.refreshed(dataset).episodes)}  # fmt: skip
+    result = await _work(service, job, connection)
+    for root in filter(None, (target, rest)):
+        _add(service, root.name, root, replace(dataset, train=False))
+    return list(result.values())
+
+
+async def op_dataset_merge(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
+    sources = [service.store.dataset(str(name)) for name in request.get("names") or ()]
+    if len(sources) < 2:
+        raise UsageError("a merge needs two datasets or more")
+    for source in sources:
+        _idle(service, source.name)
+    if len({s.units for s in sources}) > 1:
+        raise DatasetError("their joints are in different units", "merge those of one unit")
+    target = _target(service, str(request.get("into")))
+    job = {"action": "merge", "roots": [str(s.root) for s in sources], "target": str(target)}
+    result = await _work(service, job, connection)
+    tasks = tuple(dict.fromkeys(t for s in sources for t in s.tasks))
+    _add(service, target.name, target, replace(sources[0], tasks=tasks, train=False))
+    return result
+
+
+async def op_dataset_import(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
+    """Copy a dataset in, converted to v3.0 where needed; the source is not changed."""
+    target = _target(service, str(request.get("name")))
+    result = await _work(
+        service, {"action": "copy", "source": str(request.get("source")), "target": str(target)}, connection
+    )
+    rename = datasets.renamed_cameras(request.get("rename") or {})
+    _add(service, target.name, target, None, rename)
+    return result
+
+
+async def op_dataset_export(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
+    dataset = service.store.dataset(str(request.get("name")))
+    _idle(service, dataset.name)
+    target = Path(str(request.get("folder") or ""))
+    if not target.is_absolute():
+        raise UsageError(f"{target} is not an absolute path")
+    return await _work(service, {"action": "copy", "source": str(dataset.root), "target": str(target)}, connection)
+
+
+async def op_dataset_repair(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
+    """Save what can be saved of a broken folder as a new dataset of this node; the folder is not changed."""
+    root = Path(str(request.get("path") or ""))
+    if not root.is_absolute():
+        raise UsageError(f"{root} is not an absolute path")
+    target = _target(service, str(request.get("into")))
+    result = await _work(service, {"action": "repair", "root": str(root), "target": str(target)}, connection)
+    dataset = _add(service, target.name, target, None)
+    service.store.put_dataset(replace(dataset, train=False))
+    return result
