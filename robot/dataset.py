@@ -19,7 +19,8 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from robot.episodes import FILES_PER_CHUNK, RECORD, EpisodeRecord, Position, RecordingSpec, Take
+from robot.episodes import FILES_PER_CHUNK, RECORD, EpisodeRecord, Position, RecordingSpec, Take, commit
+from robot.staged import MARK, StagedTake
 from robot.stats import FeatureStats, merge
 from robot.video import video_info
 from zk0d import durable
@@ -65,11 +66,10 @@ class RecordedDataset:
         try:
             self._check_spec()
             self.recovery = Recovery()
-            for folder in sorted(self._staging.iterdir()):
-                shutil.rmtree(folder)
-                self.recovery.removed.append(folder.name)
             self.records = assemble(root, self.recovery)
             self._takes = 0
+            self.adopted_staged = 0
+            self._adopt_staged()
         except BaseException:
             self._lock.close()
             raise
@@ -90,16 +90,55 @@ class RecordedDataset:
         self._takes += 1
         return Take(self._staging / f"take-{os.getpid()}-{self._takes:04d}", self.spec)
 
-    def save(self, take: Take, task: str, facts: dict[str, Any]) -> EpisodeRecord:
-        """Verify, commit and publish a take as the next episode. Raises DatasetError; then nothing has changed."""
+    def seal(self, take: Take, task: str, facts: dict[str, Any]) -> StagedTake:
+        """The take has ended: make it durable, unverified. Raises DatasetError or OSError; the take is then removed."""
+        if not (self.root / SPEC).exists():
+            durable.write_json(self.root / SPEC, {"schema": 1, **self.spec.to_json()})
+        return take.seal(task, facts)
+
+    def save(self, take: Take | StagedTake, task: str = "", facts: dict[str, Any] | None = None) -> EpisodeRecord:
+        """Verify, commit and publish a take as the next episode; one that is not sealed yet is sealed first.
+
+        Raises DatasetError when it does not verify: it is then set aside in .zk0/quarantine and nothing has changed.
+        On OSError (disk full) it stays staged, and the next start adopts it.
+        """
+        staged = take if isinstance(take, StagedTake) else self.seal(take, task, facts or {})
         tasks = task_list(self.records)
-        index = tasks.index(task) if task in tasks else len(tasks)
-        position = Position(len(self.records), self.frames, task, index)
+        index = tasks.index(staged.task) if staged.task in tasks else len(tasks)
+        position = Position(len(self.records), self.frames, staged.task, index)
         if not self.records:
             durable.write_json(self.root / SPEC, {"schema": 1, **self.spec.to_json()})
-        record = take.commit(position, self._committed, facts)
+        try:
+            record = commit(staged, self.spec, position, self._committed)
+        except DatasetError:
+            _quarantine(self.root, staged.folder)
+            raise
         self.records = assemble(self.root, self.recovery, self.records)
         return record
+
+    def _adopt_staged(self) -> None:
+        """Takes that had ended when the recorder died become episodes, in their order; a take cut off is removed."""
+        found: list[StagedTake] = []
+        for folder in sorted(self._staging.iterdir()):
+            try:
+                staged = StagedTake.load(folder)
+            except DatasetError as error:
+                self.recovery.quarantined.append(f"{folder.name}: {error.message}")
+                _quarantine(self.root, folder)
+                continue
+            if staged is None:
+                shutil.rmtree(folder)
+                self.recovery.removed.append(folder.name)
+            else:
+                found.append(staged)
+        for staged in sorted(found, key=lambda t: t.sealed_at):
+            try:
+                record = self.save(staged)
+            except DatasetError as error:
+                self.recovery.quarantined.append(f"{staged.folder.name}: {error.message}")
+            else:
+                self.recovery.adopted.append(record.position.episode_index)
+                self.adopted_staged += 1
 
     def free_bytes(self) -> int:
         """What the disk under the dataset still holds."""
@@ -110,7 +149,9 @@ class RecordedDataset:
         if not path.exists():
             return
         there, ours = read_spec(self.root).to_json(), self.spec.to_json()
-        if not any((self.root / RECORDS).glob("*.json")) and not any(self._committed.glob("*")):
+        if not any(any(f.glob(p)) for f, p in ((self.root / RECORDS, "*.json"), (self._committed, "*"))) and not any(
+            self._staging.glob(f"*/{MARK}")
+        ):
             return  # nothing recorded yet: the first episode decides
         differing = [f"{k} is {there[k]} there and {ours[k]} now" for k in ours if there[k] != ours[k]]
         if differing:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from robot.staged import StagedTake
 from robot.stats import FeatureStats, column_stats
 from robot.video import CameraEncoder, Frame, verify
 from zk0d import durable
@@ -150,75 +151,91 @@ class Take:
             encoder.abort()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def commit(self, position: Position, committed: Path, facts: Mapping[str, Any]) -> EpisodeRecord:
-        """Finish, verify, fsync and commit as `committed`/NUMBER. Raises DatasetError; the take is then removed.
+    def seal(self, task: str, facts: Mapping[str, Any]) -> StagedTake:
+        """Finish the videos and make the take durable as it is: from here on a kill loses nothing of it.
 
-        Meant for a thread beside the next take's control loop: it mostly decodes, and fsyncs.
+        Not for the control loop's thread: it waits for the encoders. Raises DatasetError; the take is then removed.
         """
         try:
             for encoder in self._encoders.values():
                 encoder.close()
             if self.frames < 2:
                 raise DatasetError("the take has fewer than two frames", "record a little longer")
-            record = self._write(position, dict(facts))
-            committed.mkdir(parents=True, exist_ok=True)
-            durable.publish(self.folder, committed / f"{position.episode_index:06d}")
+            encoders = {
+                n: {"frames": e.frames, "wait_ms": round(e.blocked_s * 1e3, 1)} for n, e in self._encoders.items()
+            }
+            states, actions = np.stack(self._states).astype(np.float32), np.stack(self._actions).astype(np.float32)
+            times = np.asarray(self._times, dtype=np.float64)
+            staged = StagedTake(self.folder, states, actions, times, task, dict(facts), encoders)
+            return staged.seal([e.path for e in self._encoders.values()])
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise
-        return record
 
-    def _write(self, position: Position, facts: dict[str, Any]) -> EpisodeRecord:
-        fps, count = self.spec.fps, self.frames
-        index = np.arange(count, dtype=np.int64)
-        columns: dict[str, NDArray[np.generic]] = {
-            "action": np.stack(self._actions).astype(np.float32),
-            "observation.state": np.stack(self._states).astype(np.float32),
-            "timestamp": (index / fps).astype(np.float32),
-            "frame_index": index,
-            "episode_index": np.full(count, position.episode_index, dtype=np.int64),
-            "index": index + position.first_row,
-            "task_index": np.full(count, position.task_index, dtype=np.int64),
-        }
-        stats = {name: column_stats(values) for name, values in columns.items()}
-        staged = {DATA: _data_path(position)}
-        for name, (height, width) in self.spec.cameras.items():
-            seen = verify(self.folder / f"{name}.mp4", count, height, width, fps)
-            stats[f"observation.images.{name}"] = seen.result()
-            staged[f"{name}.mp4"] = _video_path(position, name)
-        pq.write_table(_table(columns), self.folder / DATA, compression="snappy")
-        times = np.asarray(self._times) - self._times[0]
-        pq.write_table(pa.table({"frame_index": index, "t": times}), self.folder / TIMES, compression="snappy")
-        staged[TIMES] = f"meta/zk0/times/{position.episode_index:06d}.parquet"
-        files = {
-            name: {
-                "path": path,
-                "bytes": (self.folder / name).stat().st_size,
-                "sha256": durable.sha256_file(self.folder / name),
-            }
-            for name, path in staged.items()
-        }
-        facts["committed_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        record = EpisodeRecord(position, count, stats, files, self._quality(times), facts)
-        (self.folder / RECORD).write_text(json.dumps(record.to_json(), ensure_ascii=False))
-        return record
 
-    def _quality(self, times: NDArray[np.float64]) -> dict[str, Any]:
-        """How well the take kept its rate: true periods in ms, how many were late by half a period, encoder waits."""
-        steps, period = np.diff(times), 1.0 / self.spec.fps
-        return {
-            "seconds": round(float(times[-1]) + period, 4),
-            "hz": round(float(1.0 / steps.mean()), 3),
-            "period_ms": {
-                "p50": round(float(np.quantile(steps, 0.5)) * 1e3, 3),
-                "p99": round(float(np.quantile(steps, 0.99)) * 1e3, 3),
-                "max": round(float(steps.max()) * 1e3, 3),
-            },
-            "jitter_ms": round(float(steps.std()) * 1e3, 3),
-            "late": int((steps > 1.5 * period).sum()),
-            "encoder_wait_ms": {n: round(e.blocked_s * 1e3, 1) for n, e in self._encoders.items()},
-            "frames": {n: e.frames for n, e in self._encoders.items()},
+def commit(take: StagedTake, spec: RecordingSpec, position: Position, committed: Path) -> EpisodeRecord:
+    """Verify, fsync and commit as `committed`/NUMBER. Raises DatasetError; the take then lies where it was.
+
+    Meant for a thread beside the next take's control loop: it mostly decodes, and fsyncs.
+    """
+    record = _write(take, spec, position)
+    committed.mkdir(parents=True, exist_ok=True)
+    durable.publish(take.folder, committed / f"{position.episode_index:06d}")
+    return record
+
+
+def _write(take: StagedTake, spec: RecordingSpec, position: Position) -> EpisodeRecord:
+    fps, count, facts = spec.fps, take.frames, dict(take.facts)
+    index = np.arange(count, dtype=np.int64)
+    columns: dict[str, NDArray[np.generic]] = {
+        "action": take.actions,
+        "observation.state": take.states,
+        "timestamp": (index / fps).astype(np.float32),
+        "frame_index": index,
+        "episode_index": np.full(count, position.episode_index, dtype=np.int64),
+        "index": index + position.first_row,
+        "task_index": np.full(count, position.task_index, dtype=np.int64),
+    }
+    stats = {name: column_stats(values) for name, values in columns.items()}
+    staged = {DATA: _data_path(position)}
+    for name, (height, width) in spec.cameras.items():
+        seen = verify(take.folder / f"{name}.mp4", count, height, width, fps)
+        stats[f"observation.images.{name}"] = seen.result()
+        staged[f"{name}.mp4"] = _video_path(position, name)
+    pq.write_table(_table(columns), take.folder / DATA, compression="snappy")
+    times = take.times - take.times[0]
+    pq.write_table(pa.table({"frame_index": index, "t": times}), take.folder / TIMES, compression="snappy")
+    staged[TIMES] = f"meta/zk0/times/{position.episode_index:06d}.parquet"
+    files = {
+        name: {
+            "path": path,
+            "bytes": (take.folder / name).stat().st_size,
+            "sha256": durable.sha256_file(take.folder / name),
         }
+        for name, path in staged.items()
+    }
+    facts["committed_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    record = EpisodeRecord(position, count, stats, files, _quality(take, times, fps), facts)
+    (take.folder / RECORD).write_text(json.dumps(record.to_json(), ensure_ascii=False))
+    return record
+
+
+def _quality(take: StagedTake, times: NDArray[np.float64], fps: int) -> dict[str, Any]:
+    """How well the take kept its rate: true periods in ms, how many were late by half a period, encoder waits."""
+    steps, period = np.diff(times), 1.0 / fps
+    return {
+        "seconds": round(float(times[-1]) + period, 4),
+        "hz": round(float(1.0 / steps.mean()), 3),
+        "period_ms": {
+            "p50": round(float(np.quantile(steps, 0.5)) * 1e3, 3),
+            "p99": round(float(np.quantile(steps, 0.99)) * 1e3, 3),
+            "max": round(float(steps.max()) * 1e3, 3),
+        },
+        "jitter_ms": round(float(steps.std()) * 1e3, 3),
+        "late": int((steps > 1.5 * period).sum()),
+        "encoder_wait_ms": {n: e["wait_ms"] for n, e in take.encoders.items()},
+        "frames": {n: int(e["frames"]) for n, e in take.encoders.items()},
+    }
 
 
 def _data_path(position: Position) -> str:

@@ -6,7 +6,9 @@ Not for what a take is on disk (episodes.py, dataset.py) nor for opening devices
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from robot.config import RobotTable
-from zk0d.errors import ConfigError, DatasetError
+from zk0d.errors import ConfigError, DatasetError, RobotError
 from zk0d.worker import Message, WorkerChannel, run_worker
 
 PROGRESS_EVERY_S = 0.5
@@ -84,9 +86,12 @@ class Recorder:
         self._fast = (job.pace or ("fast" if bench.stepped else "real")) == "fast"
         if self._fast and not bench.stepped:
             raise ConfigError('recorder job: pace = "fast" needs a bench that steps its own time', 'use pace = "real"')
-        self._saver = ThreadPoolExecutor(1, thread_name_prefix="save")
+        # A take is sealed (durable) by its own thread, so that it never queues behind the verification of the last one.
+        self._sealer = ThreadPoolExecutor(1, thread_name_prefix="seal")
+        self._saver = ThreadPoolExecutor(1, thread_name_prefix="save", initializer=_step_back)
         self._saving: list[tuple[int, bool | None, Future[Any]]] = []
         self._first = len(dataset.records)
+        self._adopted: int = dataset.adopted_staged  # of an earlier recorder: they count towards what is wanted
         self._take = 0
         self._saved = 0
         self._frames = 0
@@ -106,9 +111,10 @@ class Recorder:
                     self._reset()
         finally:
             self._collect(wait=True)
+            self._sealer.shutdown()
             self._saver.shutdown()
         return {
-            "episodes": self._saved,
+            "episodes": self._saved + self._adopted,
             "takes": self._take,
             "discarded": self._discarded,
             "frames": self._frames,
@@ -116,7 +122,7 @@ class Recorder:
         }
 
     def _all_taken(self) -> bool:
-        return self._saved + len(self._saving) >= self.job.episodes
+        return self._adopted + self._saved + len(self._saving) >= self.job.episodes
 
     def _next_episode(self) -> int:
         return self._first + self._saved + len(self._saving)
@@ -136,9 +142,12 @@ class Recorder:
         take = self._dataset.new_take()
         try:
             outcome = self._loop(take)
+        except RobotError as error:
+            self._keep_what_there_is(take, seed, error)
+            raise
         except BaseException:
             take.discard()
-            self._drop("a device failed or the take could not be written")
+            self._drop("the take could not be written")
             raise
         success = bench.success()
         too_short = take.frames < 2 or (self._cut and (bench.virtual or take.frames < KEEP_WHEN_CUT_S * job.fps))
@@ -151,7 +160,21 @@ class Recorder:
         else:
             pace = "fast" if self._fast else "real"
             facts = {"take": self._take, "seed": seed, "success": success, "ended_by": outcome, "pace": pace}
-            self._saving.append((self._take, success, self._saver.submit(self._dataset.save, take, job.task, facts)))
+            self._save(take, success, facts)
+
+    def _save(self, take: Any, success: bool | None, facts: dict[str, Any]) -> None:
+        sealing = self._sealer.submit(self._dataset.seal, take, self.job.task, facts)
+        saving = self._saver.submit(lambda: self._dataset.save(sealing.result()))
+        self._saving.append((self._take, success, saving))
+
+    def _keep_what_there_is(self, take: Any, seed: int, error: RobotError) -> None:
+        """A bus or camera went in mid-take: the rows so far are whole, so a long enough take is kept."""
+        if self._bench.virtual or take.frames < KEEP_WHEN_CUT_S * self.job.fps:
+            take.discard()
+            self._drop(f"a device failed: {error.message}")
+            return
+        facts = {"take": self._take, "seed": seed, "success": None, "ended_by": "device", "error": error.message}
+        self._save(take, None, {**facts, "pace": "fast" if self._fast else "real"})
 
     def _loop(self, take: Any) -> str:
         """The control loop of one take, LeRobot's order: observe, read the leader, send, keep. Gives what ended it."""
@@ -259,8 +282,23 @@ class Recorder:
             )
 
 
+def _step_back() -> None:
+    """Verifying never takes a core from a control loop: this thread alone (Linux) becomes as nice as possible."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+
+def recover(root: Path) -> Message:
+    """Adopt what a killed recorder left in the dataset, with no arm opened. Raises DatasetError."""
+    from robot.dataset import RecordedDataset, read_spec
+
+    with RecordedDataset(root, read_spec(root)) as dataset:
+        return {"episodes": len(dataset.records), "recovered": dataset.recovery.to_json(), "dataset": str(root)}
+
+
 def main(job: Message, channel: WorkerChannel) -> Message:
     """Open everything, record, close everything. Raises RobotError, DatasetError or ConfigError."""
+    if "recover" in job:
+        return recover(Path(job["recover"]))
     wanted = RecorderJob.parse(job)
     # After the job is known to be right: these take seconds.
     from robot.arms import open_bench

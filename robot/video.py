@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from robot.stats import ImageStats, sample_indices
 from zk0d.errors import DatasetError
 
-# CPU and size of a frame at 640x480, GOP 2 (random access), as bench/recording.py measures: x264 veryfast crf 20 5 ms
+# CPU and size of a frame at 640x480, GOP 2 (random access), measured on two cores: x264 veryfast crf 20 5 ms
 # and 11 KiB, ultrafast crf 23 3 ms and 16 KiB, LeRobot's SVT-AV1 preset 12 crf 30 9-12 ms and 5 KiB; PSNR within 1 dB.
 # The operator's machine is theirs: CPU counts more than disk, and every browser plays H.264.
 CODEC = "libx264"

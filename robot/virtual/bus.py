@@ -5,6 +5,7 @@ Frame: FF FF id length instruction parameters… ~sum. No I/O here; line.py puts
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -100,14 +101,17 @@ class FeetechBus:
         self.moved: Callable[[], None] = lambda: None
         self.drop = 0
         self.corrupt = 0
+        self.corrupt_share = 0.0
+        self.drop_share = 0.0
+        self._dice = random.Random(0)
         self._parser = FrameParser(self.counters)
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes from the wire, give the bytes that the servos answer."""
         out = bytearray()
         for servo_id, instruction, parameters in self._parser.feed(data):
-            if self.drop:
-                self.drop -= 1
+            if self.drop or (self.drop_share and self._dice.random() < self.drop_share):
+                self.drop = max(0, self.drop - 1)
                 self.counters.dropped += 1
                 continue
             self.counters.requests += 1
@@ -121,9 +125,9 @@ class FeetechBus:
         self._parser.reset()
 
     def _damage(self, reply: bytes) -> bytes:
-        if not self.corrupt:
+        if not self.corrupt and not (self.corrupt_share and self._dice.random() < self.corrupt_share):
             return reply
-        self.corrupt -= 1
+        self.corrupt = max(0, self.corrupt - 1)
         self.counters.corrupted += 1
         return reply[:-1] + bytes([reply[-1] ^ 0x55])
 

@@ -33,6 +33,14 @@ class LineFaults:
         """The next n replies arrive with a wrong checksum."""
         self._call(lambda: setattr(self._line.bus, "corrupt", n))
 
+    def bad_line(self, corrupt: float = 0.0, drop: float = 0.0) -> None:
+        """From now on this share of the replies is damaged, and this share of the requests is not heard."""
+
+        def set_shares() -> None:
+            self._line.bus.corrupt_share, self._line.bus.drop_share = corrupt, drop
+
+        self._call(set_shares)
+
     def unplug(self) -> None:
         """Pull the USB cable: the port vanishes, open ports fail."""
         self._call(self._line.unplug)

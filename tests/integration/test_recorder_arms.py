@@ -123,3 +123,29 @@ def test_a_lost_packet_while_connecting_is_no_missing_servo(station: Any, tmp_pa
     station.faults.leader.corrupt_next(1)
     with open_bench(RobotTable.parse(robot), fps=30) as bench:
         assert bench.observe()[0].shape == bench.leader_pose().shape == (6,)
+
+
+def test_one_packet_in_a_hundred_damaged_aborts_no_take(station: Any, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    job = {"dataset": str(root), "task": "t", "episodes": 2, "episode_s": 2.0}
+    job["robot"] = table(station, tmp_path / "calibration")
+    for line in (station.faults.follower, station.faults.leader):
+        line.bad_line(corrupt=0.01)
+    with WorkerProcess("robot.recorder", job, tmp_path / "work") as worker:
+        worker.until("done")
+    assert check_whole(root).num_episodes == 2
+    assert station.faults.follower.counters.corrupted > 0
+
+
+def test_a_take_cut_off_by_a_pulled_cable_is_kept_up_to_its_last_whole_row(station: Any, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    job = {"dataset": str(root), "task": "t", "episodes": 1, "episode_s": 60.0}
+    job["robot"] = table(station, tmp_path / "calibration")
+    with WorkerProcess("robot.recorder", job, tmp_path / "work") as worker:
+        while worker.until("progress")["seconds"] < 1.6:
+            pass
+        station.faults.leader.unplug()
+        saved = worker.until("saved")
+        error = worker.until("error")
+    assert "leader" in error["message"] and saved["frames"] >= 30
+    assert check_whole(root).num_episodes == 1

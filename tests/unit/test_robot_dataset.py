@@ -152,6 +152,7 @@ def test_a_crash_at_any_rename_or_fsync_loses_no_committed_episode(
             committed = (root / ".zk0/committed/000001/episode.json").exists() or (
                 root / "meta/zk0/episodes/000001.json"
             ).exists()
+            committed = committed or any((root / ".zk0/staging").glob("*/take.json"))  # sealed: adopted
             with RecordedDataset(root, SPEC) as reopened:
                 episodes = len(reopened.records)
                 assert episodes == (2 if committed else 1), f"crash at call {stop_at}"
@@ -192,6 +193,27 @@ def test_a_cut_off_take_is_removed_and_said(tmp_path: Path) -> None:
     with RecordedDataset(root, SPEC) as dataset:
         assert dataset.recovery.to_json() == {"removed": ["take-1-0001"]}
         assert not left.exists() and len(dataset.records) == 1
+
+
+def test_takes_that_had_ended_when_the_recorder_was_killed_become_episodes(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    with RecordedDataset(root, SPEC) as dataset:
+        record(dataset, 0, 6)
+        for episode, frames in ((1, 7), (2, 8)):
+            take = dataset.new_take()
+            for k in range(frames):
+                images = {n: np.full((*size, 3), colour(episode, k), np.uint8) for n, size in SPEC.cameras.items()}
+                take.add(k / 30, np.full(6, k, np.float32), np.zeros(6, np.float32), images)
+            dataset.seal(take, f"task {episode}", {"take": episode})
+        (root / ".zk0/staging/take-1-0001").mkdir()
+        (root / ".zk0/staging/take-1-0001/take.json").write_text("{}")
+    with RecordedDataset(root, SPEC) as dataset:
+        assert dataset.recovery.adopted == [1, 2] and [r.length for r in dataset.records] == [6, 7, 8]
+        assert "take-1-0001 is damaged" in dataset.recovery.quarantined[0]
+        assert dataset.records[2].position.task == "task 2" and dataset.records[2].facts["take"] == 2
+    with RecordedDataset(root, SPEC) as dataset:
+        assert not dataset.recovery.to_json()
+    assert load(root).num_episodes == 3
 
 
 def test_a_damaged_committed_episode_is_set_aside_and_said(tmp_path: Path) -> None:

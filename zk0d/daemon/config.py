@@ -139,8 +139,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("idle", "settle_s", 60.0, _number(0, 3600), "seconds, 0 … 3600",
             "how long the machine must be quiet before training goes on"),
     Setting("datasets", "folder", "", _text, "a path, or empty for STATE/datasets", "where new datasets are recorded"),
-    Setting("record", "fps", 30, _integer(1, 240), "1 … 240", "frames per second of a recording"),
-    Setting("record", "episode_s", 20.0, _number(0.1, 3600), "seconds, 0.1 … 3600", "length of a take"),
+    Setting("record", "fps", 30, _integer(5, 120), "5 … 120", "frames per second of a recording"),
+    Setting("record", "episode_s", 20.0, _number(0.2, 3600), "seconds, 0.2 … 3600", "length of a take"),
     Setting("record", "reset_s", 0.0, _number(0, 3600), "seconds, 0 … 3600", "pause between takes"),
     Setting("models", "keep", 3, _integer(1, 1000), "1 … 1000", "newest versions of a federation kept on disk"),
     Setting("log", "level", "info", _choice("debug", "info", "warning", "error"),
@@ -244,7 +244,10 @@ def check_robot(content: Any, where: str) -> dict[str, Any]:
                 "a number above 0",
             )
         elif key == "cameras":
-            ok, accepts = _cameras_ok(value), "tables [robot.cameras.NAME] with source, height and width in pixels"
+            ok, accepts = (
+                _cameras_ok(value),
+                "tables [robot.cameras.NAME] with source, height and width in pixels (even, 16 to 4096)",
+            )
         else:
             known = ", ".join([*_ROBOT_CHOICES, *_ROBOT_TEXT, "max_relative_target", "cameras"])
             raise ConfigError(f"{where}: unknown key robot.{key}", f"[robot] knows {known}")
@@ -259,7 +262,7 @@ def _cameras_ok(value: Any) -> bool:
     for camera in value.values():
         if not isinstance(camera, dict) or not isinstance(camera.get("source", ""), str):
             return False
-        sizes = (camera.get("height", 1), camera.get("width", 1))
-        if any(isinstance(n, bool) or not isinstance(n, int) or not 0 < n <= 8192 for n in sizes):
+        sizes = (camera.get("height", 480), camera.get("width", 640))
+        if any(isinstance(n, bool) or not isinstance(n, int) or not 16 <= n <= 4096 or n % 2 for n in sizes):
             return False
     return True

@@ -81,6 +81,7 @@ class Service:
         await self._control.start()
         self.board.start()
         await self.uplink.start()
+        self.sessions.begin_adopting()
         self.training.tick()
         training = asyncio.create_task(self.training.run(self._alive), name="training")
         self._ready = True

@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from zk0d.daemon import datasets
+from zk0d.daemon import datasets, staged
 from zk0d.daemon.arbiter import Activity, clock
 from zk0d.daemon.config import Config, check_robot, is_virtual
 from zk0d.daemon.store import Dataset, Store
@@ -94,6 +94,7 @@ class Sessions:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._expected: Activity | None = None
         self._leaving = False
+        self._adopting: asyncio.Task[None] | None = None
 
     def activities(self) -> tuple[Activity, ...]:
         """For the arbiter."""
@@ -156,6 +157,19 @@ class Sessions:
             self._store.event("record", f"{what}; {have} episodes are saved in it")
             if have:
                 self._register(session.dataset, root, session.task, None, None)
+
+    def begin_adopting(self) -> None:
+        """After a crash: save the ended takes that wait in the datasets. A recording waits until that is done."""
+        known = {d.name: d.root for d in self._store.datasets()}
+        roots = {**{s.dataset: self._root(s.dataset) for s in self._store.sessions()}, **known}
+        if staged.left_behind(roots.values()):
+            self._adopting = asyncio.create_task(self._adopt(roots))
+
+    async def _adopt(self, roots: dict[str, Path]) -> None:
+        changed = await staged.adopt(self._workers, self._store, roots.values())
+        tasks = {s.dataset: s.task for s in self._store.sessions()}
+        for name in (n for n, root in roots.items() if root in changed):
+            self._register(name, roots[name], tasks.get(name, ""), None, None)
 
     # -- holding the arm ---------------------------------------------------------------------------------------------
 
@@ -263,6 +277,8 @@ class Sessions:
         return known.root if known else self._folder / name
 
     async def _record(self, request: RecordRequest, emit: Emit) -> dict[str, Any]:
+        if self._adopting is not None:
+            await asyncio.wait({self._adopting})
         root = self._root(request.dataset)
         first = datasets.saved_episodes(root)
         goal = request.until if request.until is not None else first + request.episodes
