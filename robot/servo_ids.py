@@ -27,6 +27,9 @@ def give_ids(bus: Any, steps: Steps) -> dict[str, int]:
             with device_errors(f"the servo of {motor}", bus.port):
                 baud, found = _on_the_bus(bus, motor)
                 wanted = bus.motors[motor].id
+                if len(found) == 1 and (only := next(iter(found))) in given.values():
+                    steps.say("again", step=motor, text=f"this is servo {only}, named already: connect that of {motor}")
+                    continue
                 if len(found) == 1 and next(iter(found.values())) == bus.model_number_table[bus.motors[motor].model]:
                     bus.setup_motor(motor, initial_baudrate=baud, initial_id=next(iter(found)))
                     if bus.ping(motor, num_retry=2) is None:

@@ -72,7 +72,9 @@ class Steps:
         raise Aborted(str(message.get("cmd")))
 
     def ask(self, name: str, text: str) -> None:
-        """Say a step and wait for `next`."""
+        """Say a step and wait for `next`; one that came before the step was said does not answer it."""
+        while self.answered():
+            pass
         self.say("step", step=name, text=text)
         while not self.answered(0.5):
             pass

@@ -41,6 +41,7 @@ SURVIVORS = ("recorder",)
 CONNECT_S = 30.0
 ADOPT_S = 10.0
 _FREEZE_S = 0.5
+_THAW_TRIES = 20
 _ENDED_S = 5.0
 _INSTANCE = re.compile(r"zk0d-(?:train|record|rollout)@([a-z_]{1,20})-([A-Za-z0-9_.]{1,100})\.service")
 
@@ -99,7 +100,7 @@ class Unit:
         self.name, self._pid, self._systemd, self._folder = unit, pid, systemd, folder
         self._pidfd = os.pidfd_open(pid)
         self._code: int | None = None
-        self._want = self._is = False
+        self._want = self._is = self._stopped = False
         self._changing: asyncio.Task[None] | None = None
         self._killing: asyncio.Task[None] | None = None
 
@@ -129,7 +130,7 @@ class Unit:
     def freeze(self) -> bool:
         if self._gone():
             return False
-        self._want = True
+        self._want = self._stopped = True
         self._send(signal.SIGSTOP)  # its own threads stop at once; the freezer, for its children too, takes 20 ms
         self._change()
         return True
@@ -148,14 +149,23 @@ class Unit:
 
     async def _changed(self) -> None:
         """Bring the unit to what is wanted. Where systemd refuses or does not answer, the signal alone holds."""
-        while self._want != self._is and not self._gone():
-            wanted = self._want
-            try:
-                await self._systemd.call("FreezeUnit" if wanted else "ThawUnit", "s", self.name, timeout_s=_FREEZE_S)
-            except BusError as error:
-                log.warning("systemd does not freeze or thaw", unit=self.name, freeze=wanted, error=error.message)
+        tries = 0
+        while not self._gone() and (self._want != self._is or (self._stopped and not self._want)):
+            wanted, failed = self._want, False
+            if wanted != self._is:
+                call = "FreezeUnit" if wanted else "ThawUnit"
+                try:
+                    await self._systemd.call(call, "s", self.name, timeout_s=_FREEZE_S)
+                except BusError as error:
+                    failed = True
+                    log.warning("systemd does not freeze or thaw", unit=self.name, freeze=wanted, error=error.message)
             if not wanted and not self._want:
                 self._send(signal.SIGCONT)
+                self._stopped = False
+            if failed and not wanted and tries < _THAW_TRIES:  # perhaps frozen still, which no signal mends
+                tries += 1
+                await asyncio.sleep(_FREEZE_S)
+                continue
             self._is = wanted
 
     def _send(self, number: signal.Signals) -> None:

@@ -151,6 +151,7 @@ class Node(Server):
         lines = ["[robot]", 'type = "so101"', f'follower = "{robot}"', f'leader = "{leader}"', f'id = "{self.name}"']
         for camera, (height, width) in cameras.items():
             lines += [f"[robot.cameras.{camera}]", f"height = {height}", f"width = {width}"]
+        lines += ["[idle]", "settle_s = 0"]  # nobody watches for a minute that nothing happens
         durable.write_text(self.folder / "zk0d.toml", "\n".join(lines) + "\n")
 
     def ctl(self, *arguments: str, timeout_s: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:

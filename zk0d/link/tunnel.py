@@ -138,7 +138,8 @@ class Tunnel:
     def offer(self, frames: list[bytes]) -> bool:
         """Put a bulk message into the lane, from any thread; False: no room now, or no link."""
         wire = self._wire
-        return wire is not None and wire.lane is not None and wire.lane.offer(frames)
+        lane = wire.lane if wire is not None else None
+        return lane is not None and lane.offer(frames)
 
     def proven(self) -> None:
         """The hub has answered over this link: the next failure starts the backoff afresh."""

@@ -5,6 +5,7 @@ Each class takes its root folder, so that tests lay out a /proc or /sys of their
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -61,11 +62,13 @@ class ForeignCpu:
         for pid in self._own():
             try:
                 process = psutil.Process(pid)
-                for p in (process, *process.children(recursive=True)):
-                    times = p.cpu_times()
-                    found[p.pid] = times.user + times.system
+                family = (process, *process.children(recursive=True))
             except psutil.Error:
                 continue
+            for p in family:
+                with contextlib.suppress(psutil.Error):  # one that has just ended
+                    times = p.cpu_times()
+                    found[p.pid] = times.user + times.system
         return found
 
 
