@@ -48,7 +48,9 @@ def test_trends_move() -> None:
 
 
 def test_epsilon_is_that_of_the_gaussian_mechanism() -> None:
-    assert privacy.spent([], 1e-5) is None
+    assert privacy.spent([], 1e-5) is None and privacy.spent([0.0, 0.0], 1e-5) is None
+    mixed = privacy.spent([4.0, 0.0, 4.0], 1e-5)
+    assert mixed is not None and mixed["epsilon"] is None and "1 of its versions" in mixed["problem"]
     told = privacy.spent([4.0] * 4, 1e-5)
     assert told is not None and told["versions"] == 4 and told["problem"] == ""
     exact = get_epsilon_gaussian(2.0 / math.sqrt(4), 1e-5)  # four times half the multiplier is one of 1

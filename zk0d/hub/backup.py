@@ -58,7 +58,8 @@ def make(hub: Path, out: Path) -> dict[str, Any]:
         try:
             path = source_blobs.path(digest)
             size += path.stat().st_size
-            blobs.add_file(path)  # hashed on the way: a backup never holds a damaged blob
+            if blobs.add_file(path) != digest:
+                raise ConfigError(f"the hub's blob {digest} is damaged on disk", "restore it from an older backup")
         except OSError:
             missing += 1
             continue

@@ -77,7 +77,6 @@ class Custody:
         return [float(json.loads(r["statement"])["loss_last"]) for r in rows]
 
     def private_versions(self, name: str) -> list[float]:
-        """Noise multipliers of the versions merged with noise."""
+        """Noise multipliers of the merged versions, 0 for one without noise; a version rolled back to is no merge."""
         rows = self._store.all("SELECT origin FROM versions WHERE federation = ? ORDER BY number", name)
-        noise = [json.loads(r["origin"]).get("noise", 0.0) for r in rows if int(json.loads(r["origin"]) != {})]
-        return [float(n) for n in noise if n > 0]
+        return [float(origin["noise"]) for r in rows if "noise" in (origin := json.loads(r["origin"]))]

@@ -91,7 +91,7 @@ def main(job: Message, channel: WorkerChannel) -> Message:
     new = merge(str(job["strategy"]), base, models, [float(w) for _, w, _ in job["updates"]], int(job["version"]))
     for name, values in new.items():
         if values.shape != base[name].shape or not is_finite(encode_bfloat16(values.astype(np.float32))):
-            raise WorkerError(f"Flower's {job['strategy']} spoilt tensor {name!r}", "choose another strategy")
+            return {"spoilt": name}
     kept = {n: v.astype(np.float32) for n, v in new.items()}
     master = write_exchange(Path(job["out_master"]), spec, kept.__getitem__, "float32")
     published = write_exchange(Path(job["out_published"]), spec, kept.__getitem__)

@@ -296,6 +296,7 @@ class Ledger:
         now = self._store.now()
         with self._store.write() as db:
             db.execute("DELETE FROM merges WHERE federation = ? AND version = ?", (name, version))
+            take_settings(self._store, db, name, version)
             for digest in updates:
                 db.execute(
                     "UPDATE updates SET state = 'refused', reason = ?, decided_at = ? WHERE digest = ?",

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import structlog
 
-from zk0d.errors import PayloadError, Zk0Error
+from zk0d.errors import PayloadError, WorkerError, Zk0Error
 from zk0d.hub import admission, aggregate, recipe, rounds, statistics
 from zk0d.hub.config import parse_federation
 from zk0d.hub.state import FederationState
@@ -120,11 +120,16 @@ class Merging:
         except admission.CancelledError:
             self.busy = False
             return
+        except WorkerError as error:  # Flower's worker: planned anew, so that another strategy can be set meanwhile
+            self._ledger.drop_merge(self._fed.name, merge.version, [], "")
+            self._failed(merge, error)
+            return
         except (Zk0Error, OSError, sqlite3.Error) as error:
-            self._fed.problem = f"version {merge.version} cannot be merged: {error}"
-            log.error("merge failed", federation=self._fed.name, version=merge.version, error=str(error))
-            self.busy = False
-            self._look_again(_MERGE_RETRY_S)
+            self._failed(merge, error)
+            return
+        except Exception as error:  # a defect: told, and tried again, instead of a federation that stands still
+            log.exception("merge broke", federation=self._fed.name, version=merge.version)
+            self._failed(merge, error)
             return
         self.busy = False
         self._fed.problem = ""
@@ -135,6 +140,13 @@ class Merging:
             await self._hub.push(node, "receipt", {"receipt": receipt, "signature": signature})
         self._prune(merge.version)
         self.consider()
+
+    def _failed(self, merge: rounds.Merge, error: Exception) -> None:
+        self._fed.problem = f"version {merge.version} cannot be merged: {error or type(error).__name__}"
+        log.error("merge failed", federation=self._fed.name, version=merge.version, error=str(error))
+        self._fed.settle(parse_federation(self._fed.row["config"], f"federation {self._fed.name}"))
+        self.busy = False
+        self._look_again(_MERGE_RETRY_S)
 
     async def _aggregate(self, merge: rounds.Merge) -> tuple[aggregate.Merged, float]:
         began, blobs = time.monotonic(), self._hub.blobs
@@ -183,6 +195,8 @@ class Merging:
         finally:
             if worker.running:
                 await worker.kill()
+        if "spoilt" in result:
+            raise PayloadError(f"Flower's {name} makes tensor {result['spoilt']!r} infinite of these updates")
         return aggregate.Merged(result["master"], result["published"], result["size"])
 
     def _give_up(self, merge: rounds.Merge, error: PayloadError) -> None:

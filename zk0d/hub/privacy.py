@@ -13,13 +13,15 @@ from typing import Any
 
 
 def spent(multipliers: Sequence[float], delta: float) -> dict[str, Any] | None:
-    """Noise multipliers of the versions so far → {"epsilon", "delta", "versions"}; None without noise.
+    """Noise multipliers of all merged versions so far → {"epsilon", "delta", "versions"}; None without any noise.
 
-    `epsilon` is None and `problem` says why when dp-accounting is not installed.
+    `epsilon` is None and `problem` says why when dp-accounting is not installed, or a version was merged without noise.
     """
-    if not multipliers:
+    if not any(multipliers):
         return None
     told: dict[str, Any] = {"epsilon": None, "delta": delta, "versions": len(multipliers), "problem": ""}
+    if bare := sum(not m for m in multipliers):
+        return {**told, "problem": f"{bare} of its versions were merged without noise: there is no bound"}
     try:
         from dp_accounting import GaussianDpEvent, SelfComposedDpEvent  # type: ignore[import-untyped]
         from dp_accounting.rdp import RdpAccountant  # type: ignore[import-untyped]
