@@ -137,6 +137,7 @@ def test_status_is_useful_when_the_hub_is_away_and_when_the_daemon_is_down(world
         assert down.returncode == 3
         assert "not running" in down.stdout and "main" in down.stdout
     finally:
+        node.stop()  # it still runs when an assertion failed before
         node.start(node.answers)
         world.hub.start(world.hub.answers)
     world.wait(lambda: node.status()["link"]["phase"] == "connected", "the node is back")
