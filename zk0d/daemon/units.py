@@ -91,6 +91,8 @@ class Systemd:
     async def thaw(self, unit: str) -> None:
         with contextlib.suppress(BusError):
             await self.call("ThawUnit", "s", unit)
+        with contextlib.suppress(BusError):  # a freeze is a SIGSTOP too
+            await self.call("KillUnit", "ssi", unit, "all", int(signal.SIGCONT))
 
 
 class Unit:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zk0d.errors import PayloadError
+from zk0d.errors import PayloadError, Zk0Error
 from zk0d.hub.admission import CancelledError
 from zk0d.hub.combine import begin, combine, krum_weights, noise, step
 from zk0d.hub.recipe import Recipe
@@ -45,6 +45,14 @@ class Merged:
     """Digests of the server optimiser's state after this version."""
 
 
+def _own(path: Path) -> Payload:
+    """A file of the hub's own. Zk0Error when it is damaged: no update is to blame, so none may be refused for it."""
+    try:
+        return Payload.open(path)
+    except PayloadError as error:
+        raise Zk0Error(f"the hub's own file: {error.message}", "restore it from a backup, or roll back") from None
+
+
 def merge(
     spec: ModelSpec,
     master: Path,
@@ -64,11 +72,11 @@ def merge(
     result is not finite; CancelledError.
     """
     with ExitStack() as stack:
-        base = stack.enter_context(Payload.open(master))
+        base = stack.enter_context(_own(master))
         deltas = [stack.enter_context(Payload.open(path)) for path, _ in updates]
         for payload in deltas:
             payload.check_against(spec)
-        state = [stack.enter_context(Payload.open(path)) for path in moments]
+        state = [stack.enter_context(_own(path)) for path in moments]
         full = stack.enter_context(PayloadWriter(out_master, exchange_entries(spec, "float32")))
         published = stack.enter_context(PayloadWriter(out_published, exchange_entries(spec)))
         kept = [stack.enter_context(PayloadWriter(path, exchange_entries(spec, "float32"))) for path in out_moments]
