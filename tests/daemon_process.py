@@ -107,8 +107,18 @@ class Daemon:
         assert self.process is not None
         begin = time.monotonic()
         self.process.terminate()
+        self.process.send_signal(signal.SIGCONT)  # a test that failed while it was stopped must not leave it so
         self.process.wait(20)
         return time.monotonic() - begin
+
+    def stop(self) -> None:
+        """SIGSTOP, and wait until every thread of it stands still: the signal alone only asks for that."""
+        os.kill(self.pid, signal.SIGSTOP)
+        wait_until(self._stands, "zk0d is stopped", 10)
+
+    def _stands(self) -> bool:
+        stats = [path.read_text() for path in Path(f"/proc/{self.pid}/task").glob("*/stat")]
+        return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
     def ask(self, op: str, **request: Any) -> Any:
         return call(self.socket, {"op": op, **request}, timeout=60)

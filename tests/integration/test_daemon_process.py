@@ -166,10 +166,8 @@ def test_systemd_sees_ready_status_and_watchdog(tmp_path: Path) -> None:
         notify.settimeout(10)
         node = Daemon(tmp_path / "node", NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="2000000")
         with node:
-            seen = ""
-            while not ("READY=1" in seen and "WATCHDOG=1" in seen and "STATUS=idle: not enrolled" in seen):
-                seen += notify.recv(4096).decode() + "\n"
-            os.kill(node.pid, signal.SIGSTOP)
+            _hear(notify, "READY=1", "WATCHDOG=1", "STATUS=idle: not enrolled")
+            node.stop()
             notify.setblocking(False)
             try:
                 while True:
@@ -181,12 +179,17 @@ def test_systemd_sees_ready_status_and_watchdog(tmp_path: Path) -> None:
                 notify.recv(4096)
             os.kill(node.pid, signal.SIGCONT)
             notify.settimeout(10)
-            assert "WATCHDOG=1" in notify.recv(4096).decode()
+            _hear(notify, "WATCHDOG=1")
             node.terminate()
         notify.settimeout(10)
-        seen = ""
-        while "STOPPING=1" not in seen:
-            seen += notify.recv(4096).decode()
+        _hear(notify, "STOPPING=1")
+
+
+def _hear(notify: socket.socket, *words: str) -> None:
+    """Read until each of `words` was said, whatever else is; a socket that goes silent raises TimeoutError."""
+    seen = ""
+    while not all(word in seen for word in words):
+        seen += notify.recv(4096).decode() + "\n"
 
 
 def test_socket_activation(tmp_path: Path) -> None:
