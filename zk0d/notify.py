@@ -8,23 +8,28 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import MutableMapping
 
 
 class Notifier:
-    """Sends to the socket named in NOTIFY_SOCKET. `enabled` says whether anyone listens, `reason` why not."""
+    """Sends to the socket named in NOTIFY_SOCKET. `enabled` says whether anyone listens, `reason` why not.
 
-    def __init__(self, environ: dict[str, str] | os._Environ[str] = os.environ) -> None:
-        self._address = environ.get("NOTIFY_SOCKET", "")
+    Takes the variables out of `environ`: programs that we run would speak in our name (busctl says ERRNO=).
+    """
+
+    def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
+        self._address = environ.pop("NOTIFY_SOCKET", "")
         self.enabled = self._address.startswith(("/", "@"))
         self.reason = "" if self.enabled else "not started by systemd (no NOTIFY_SOCKET): no notifications, no watchdog"
-        self.watchdog_s = self._interval(environ) if self.enabled else 0.0
+        interval = self._interval(environ)
+        self.watchdog_s = interval if self.enabled else 0.0
         """Seconds between `watchdog` calls (half the timeout), 0 when there is no watchdog."""
 
     @staticmethod
-    def _interval(environ: dict[str, str] | os._Environ[str]) -> float:
-        if environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+    def _interval(environ: MutableMapping[str, str]) -> float:
+        pid, usec = environ.pop("WATCHDOG_PID", ""), environ.pop("WATCHDOG_USEC", "")
+        if pid not in ("", str(os.getpid())):
             return 0.0
-        usec = environ.get("WATCHDOG_USEC", "")
         return int(usec) / 2e6 if usec.isdigit() else 0.0
 
     def ready(self, status: str = "") -> None:

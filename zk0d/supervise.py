@@ -270,7 +270,7 @@ def _environment(fd: int, extra: dict[str, str] | None) -> dict[str, str]:
     home = str(Path(zk0d.__file__).resolve().parent.parent)
     paths = [home, *(p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != home)]
     value = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1", **(extra or {})}
-    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"):
-        value.pop(name, None)  # systemd's words are for the supervisor alone
+    for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"):
+        value.pop(name, None)  # systemd's sockets are the supervisor's alone
     value[FD_VARIABLE] = str(fd)
     return value

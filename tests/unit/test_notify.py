@@ -20,10 +20,10 @@ def test_messages(tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
             systemd.settimeout(5)
             systemd.bind("\0" + address[1:] if address[0] == "@" else address)
-            notifier = Notifier(
-                {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())}
-            )
+            environ = {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid()), "A": "b"}
+            notifier = Notifier(environ)
             assert notifier.watchdog_s == 1.5
+            assert environ == {"A": "b"}  # a program that we run must not speak in our name
             notifier.ready("serving\n2 nodes")
             assert systemd.recv(999) == b"READY=1\nSTATUS=serving 2 nodes"
             notifier.watchdog()
