@@ -73,7 +73,7 @@ def _target(service: Service, name: str) -> Path:
 
 
 def _idle(service: Service, name: str) -> None:
-    live = service.sessions.live
+    live = service.arm.live
     if live is not None and live.dataset == name:
         raise DatasetError(f"{name!r} is being recorded into", "end that first: zk0ctl record finish")
 
@@ -81,8 +81,8 @@ def _idle(service: Service, name: str) -> None:
 async def _work(service: Service, job: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
     name = f"{job['action']}_{time.time_ns():x}"
     loop_events: list[dict[str, Any]] = []
-    worker = await service.sessions._workers.start("curation", name, job, loop_events.append)
-    return await service.sessions._independent(worker.wait())
+    worker = await service.workers.start("curation", name, job, loop_events.append)
+    return await service.arm.independent(worker.wait())
 
 
 def _add(

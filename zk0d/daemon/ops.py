@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from zk0d.daemon import dataset_ops, datasets, robot_ops
 from zk0d.daemon.enrolment import enrol, required
+from zk0d.daemon.rollouts import rollout
 from zk0d.daemon.store import Dataset, Store
 from zk0d.daemon.training import log_paths
 from zk0d.errors import UsageError, Zk0Error
@@ -107,11 +108,11 @@ async def op_record(service: Service, request: Request, connection: ControlConne
 
 
 async def op_make_way(service: Service, request: Request, connection: ControlConnection) -> Any:
-    service.sessions.expect(connection.user)
+    service.arm.expect(connection.user)
 
 
 async def op_record_control(service: Service, request: Request, connection: ControlConnection) -> Any:
-    return service.sessions.control(_text(request, "action"))
+    return service.arm.control(_text(request, "action"))
 
 
 def _described(d: Dataset) -> dict[str, Any]:
@@ -203,7 +204,9 @@ async def op_rollout(service: Service, request: Request, connection: ControlConn
     version = service.models.find(_text(request, "model"))
     policy = await service.models.folder(version, connection.emit)
     spec = ModelSpec.load(service.uplink.blobs.path(version.spec_digest))
-    result = await service.sessions.rollout(policy, spec, request, connection.user, connection.emit)
+    arm, store = service.arm, service.store
+    work = rollout(arm, store, service.config, policy, spec, request, connection.user, connection.emit)
+    result = await arm.independent(work)
     return {"federation": version.federation, "version": version.number, **result}
 
 

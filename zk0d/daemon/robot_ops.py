@@ -9,7 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from zk0d import devices
-from zk0d.daemon.sessions import Live, Sessions
+from zk0d.daemon.arm import Arm, Live
 from zk0d.errors import UsageError, Zk0Error
 
 if TYPE_CHECKING:
@@ -43,21 +43,20 @@ async def op_robot_tend(service: Service, request: dict[str, Any], connection: C
     action = str(request.get("action"))
     if action not in TENDING:
         raise UsageError(f"robot {action!r} is not known", f"one of {', '.join(TENDING)}")
-    sessions = service.sessions
     asked = {k: str(v) for k, v in (request.get("robot") or {}).items() if k in _OVERRIDES and v}
     job = {
-        "action": action, "role": str(request.get("role") or ""), "robot": sessions.robot(asked),
+        "action": action, "role": str(request.get("role") or ""), "robot": service.arm.robot(asked),
         "fps": int(request.get("fps") or service.config["record", "fps"]),
         "seconds": float(request.get("seconds") or 0), "reads": int(request.get("reads") or 200),
         "folder": str(service.config["datasets", "folder"] or service.state / "datasets"),
     }  # fmt: skip
-    return await sessions._independent(_tend(sessions, action, job, connection))
+    return await service.arm.independent(_tend(service.arm, action, job, connection))
 
 
-async def _tend(sessions: Sessions, action: str, job: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+async def _tend(arm: Arm, action: str, job: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
     live = Live(action, connection.user, time.time())
-    sessions._hold(live)
+    arm.hold(live)
     try:
-        return await sessions._run(live, "tending", job, connection.emit)
+        return await arm.run(live, "tending", job, connection.emit)
     finally:
-        sessions._release()
+        arm.release()

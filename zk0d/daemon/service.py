@@ -18,6 +18,7 @@ import structlog
 
 from zk0d.control_server import ControlConnection, ControlServer
 from zk0d.daemon.arbiter import Decision
+from zk0d.daemon.arm import Arm
 from zk0d.daemon.config import Config
 from zk0d.daemon.models import Models
 from zk0d.daemon.ops import OPS
@@ -46,12 +47,13 @@ class Service:
         self.state, self.config = state, config
         self.store = Store(state / "zk0d.db")
         self.workers = Workers(state, config)
-        self.sessions = Sessions(self.store, state, config, self.workers, self.changed)
+        self.arm = Arm(self.store, config, self.workers, self.changed)
+        self.sessions = Sessions(self.store, state, config, self.workers, self.arm, self.changed)
         self.uplink = Uplink(self.store, state, config, self.changed, self._may_ask)
         self._loop: asyncio.AbstractEventLoop | None = None
         self.board = Board(sources(config, state, lambda: [os.getpid(), *self.workers.pids()]), self._sensed)
         self.training = Training(
-            self.store, config, self.workers, self.uplink, self.sessions.activities, self._on_decision,
+            self.store, config, self.workers, self.uplink, self.arm.activities, self._on_decision,
             self.board.readings,
         )  # fmt: skip
         self.models = Models(self.store, state, self.workers, self.uplink)
@@ -103,9 +105,9 @@ class Service:
         self.board.close()
         self._ready = False
         self.training.begin_close()
-        self.sessions.begin_close()
+        self.arm.begin_close()
         await self.workers.stop_all()
-        await asyncio.gather(self.sessions.close(), self.training.close(), return_exceptions=True)
+        await asyncio.gather(self.arm.close(), self.training.close(), return_exceptions=True)
         await self.uplink.close()
         await self._control.close()
         self.store.event("daemon", "zk0d ended")
@@ -171,7 +173,7 @@ class Service:
     def _live(self) -> LiveParts:
         decision = self.training.decision
         link = self.uplink.link
-        live = self.sessions.live
+        live = self.arm.live
         state = link.state if link else None
         return LiveParts(
             pid=os.getpid(),

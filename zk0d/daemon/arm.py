@@ -1,0 +1,195 @@
+"""Who holds the arm: one session at a time (recording, rollout, calibration …), each by a worker process.
+
+A session goes on when its caller leaves, and anyone can steer it (`control`). Not for what a session does (sessions.py,
+rollouts.py, robot_ops.py), nor for training, which steps aside because `activities` says that somebody is there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from zk0d.daemon.arbiter import Activity, clock
+from zk0d.daemon.config import Config, check_robot, is_virtual
+from zk0d.daemon.store import Store
+from zk0d.daemon.workers import GRACE_S, Workers
+from zk0d.errors import RobotError, UsageError
+from zk0d.supervise import Worker
+
+Emit = Callable[..., Awaitable[None]]
+CONTROLS = ("next", "discard", "finish", "stop")
+_EXPECT_S = 2.0
+"""Seconds for which an announced recording holds the trainer, should its request never come."""
+
+_SAVE_S = 60.0
+"""Seconds a recorder that is told to stop gets to verify and save the takes that have ended."""
+
+
+@dataclass
+class Live:
+    """The session that holds the arm now."""
+
+    kind: str
+    by: str
+    since: float
+    dataset: str = ""
+    goal: int = 0
+    saved: int = 0
+    session: int = 0
+    """Its row in the store; 0 for a rollout."""
+    first: int = 0
+    adopt: str = ""
+    """Name of the worker that an earlier daemon started and that is to be taken over."""
+    progress: dict[str, Any] = field(default_factory=dict)
+    worker: Worker | None = None
+    stopping: bool = False
+    why: str = ""
+    """Who or what ended it early."""
+
+    @property
+    def worker_name(self) -> str:
+        return f"{int(self.since * 1000):x}"
+
+
+class Arm:
+    """Holds the arm for one session at a time, and runs its workers."""
+
+    def __init__(self, store: Store, config: Config, workers: Workers, on_change: Callable[[], None]) -> None:
+        self.live: Live | None = None
+        self.leaving = False
+        """The daemon ends, and the recording that runs does not: the next daemon takes it over."""
+        self._store, self._config, self._workers, self._on_change = store, config, workers, on_change
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._expected: Activity | None = None
+
+    def activities(self) -> tuple[Activity, ...]:
+        """For the arbiter."""
+        if self.live is not None:
+            return (Activity(self.live.kind, self.live.by, self.live.since),)
+        return () if self._expected is None else (self._expected,)
+
+    def expect(self, by: str) -> None:
+        """Somebody typed `zk0ctl record`: its request follows when its arguments are read. Make way already."""
+        expected = self._expected = Activity("recording", by, time.time())
+        self._on_change()
+
+        def over() -> None:
+            if self._expected is expected:
+                self._expected = None
+                self._on_change()
+
+        asyncio.get_running_loop().call_later(_EXPECT_S, over)
+
+    def hold(self, live: Live) -> None:
+        if self.live is not None:
+            other = self.live
+            raise RobotError(
+                f"the arm is in use: {other.kind} by {other.by} since {clock(other.since, time.time())}"
+                + (f" (dataset {other.dataset})" if other.dataset else ""),
+                "wait for it, or end it with `zk0ctl record finish`",
+            )
+        self.live, self._expected = live, None
+        self._on_change()  # freezes the trainer before the first motor is touched
+
+    def release(self) -> None:
+        self.live = None
+        self._on_change()
+
+    def background(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run `work` to its end; `close` waits for it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def independent(self, work: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+        """Run `work` to its end even if the caller is cancelled or leaves."""
+        return await asyncio.shield(self.background(work))
+
+    def control(self, action: str) -> dict[str, Any]:
+        """Steer the running session: next, discard, finish, stop."""
+        if action not in CONTROLS:
+            raise UsageError(f"record_control {action!r} is not known", f"one of {', '.join(CONTROLS)}")
+        live = self.live
+        if live is None:
+            raise RobotError("nothing is being recorded", "start with `zk0ctl record --task … --episodes …`")
+        if action in ("stop", "finish"):
+            live.stopping, live.why = True, f"told to {action}"
+        if live.worker is not None:
+            if action == "stop":
+                begun = live.kind == "recording" and live.worker.last.get("event") not in (None, "ready")
+                self.background(live.worker.stop(_SAVE_S if begun else GRACE_S))
+            else:
+                live.worker.send(action)
+        return {"kind": live.kind, "by": live.by, "dataset": live.dataset, "saved": live.saved, "goal": live.goal}
+
+    def begin_close(self) -> None:
+        """Start no worker any more; the session that runs is ending."""
+        if self.live is not None and self.live.kind == "recording" and self._workers.systemd is not None:
+            self.leaving = True  # the recorder is a unit of its own; the next daemon takes it over
+        elif self.live is not None:
+            self.live.stopping, self.live.why = True, "zk0d was told to end"
+
+    async def close(self) -> None:
+        """Wait for the session's end, so that its caller gets what was saved."""
+        if self.leaving:
+            return
+        pending = [t for t in self._tasks if not t.done()]
+        if pending:
+            await asyncio.wait(pending, timeout=1.0)
+
+    def robot(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        """The `[robot]` table with a request's `overrides`. Raises when no follower is named."""
+        robot = {**self._config.robot, **check_robot({k: v for k, v in overrides.items() if v}, "request")}
+        if not robot["follower"]:
+            raise RobotError(
+                "no arm is configured",
+                "set [robot] follower in zk0d.toml, or give --follower /dev/ttyACM0 (or virtual:PickLift)",
+            )
+        if is_virtual(robot) and not robot["leader"]:
+            robot["leader"] = "expert"
+        return robot
+
+    async def run(self, live: Live, kind: str, job: dict[str, Any], emit: Emit) -> dict[str, Any]:
+        """One worker of the session; its events go to the caller in order, and into `live`."""
+        events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+        def on_event(event: dict[str, Any]) -> None:
+            if event["event"] in ("done", "error"):
+                return
+            if event["event"] == "progress":
+                live.progress = {k: v for k, v in event.items() if k != "event"}
+            elif event["event"] in ("saved", "episode"):
+                live.saved += 1
+                if live.session:
+                    self._store.set_session(live.session, saved=live.saved - live.first)
+            events.put_nowait(event)
+
+        async def relay() -> None:
+            while True:
+                event = await events.get()
+                fields = {k: v for k, v in event.items() if k != "event"}
+                await emit(str(event["event"]), **fields, saved_total=live.saved, goal=live.goal)
+
+        name, live.adopt = live.adopt, ""
+        if name:
+            worker = await self._workers.adopt(kind, name, on_event)
+        else:
+            worker = await self._workers.start(kind, live.worker_name, job, on_event)
+        live.worker = worker
+        relaying = asyncio.create_task(relay())
+        try:
+            if live.stopping:
+                await worker.stop(GRACE_S)
+            return await worker.wait()
+        finally:
+            deadline = time.monotonic() + 1.0
+            while not events.empty() and time.monotonic() < deadline and not relaying.done():
+                await asyncio.sleep(0.01)
+            relaying.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Exception):
+                await relaying

@@ -1,0 +1,39 @@
+"""A policy on the arm: one rollout session, by a worker process, at its spec's rate and units.
+
+Not for making the policy's folder (models.py).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from zk0d.daemon import datasets
+from zk0d.daemon.arm import Arm, Emit, Live
+from zk0d.daemon.config import Config
+from zk0d.daemon.store import Store
+from zk0d.model.spec import ModelSpec
+
+
+async def rollout(
+    arm: Arm, store: Store, config: Config, policy: Path, spec: ModelSpec, request: dict[str, Any], by: str, emit: Emit
+) -> dict[str, Any]:
+    """Run a policy folder on the arm; result: episodes, successes, video."""
+    tasks = [t for d in store.datasets() for t in d.tasks]
+    episodes = int(request.get("episodes") or 1)
+    job = {
+        "policy": str(policy), "task": str(request.get("task") or (tasks[-1] if tasks else "")),
+        "robot": {**arm.robot(request.get("robot") or {}), "units": spec.units}, "episodes": episodes,
+        "max_s": float(request.get("max_s") or 15.0), "out": str(Path(str(request["out"])).absolute()),
+        "seed": int(request.get("seed") or 0), "device": config["train", "device"], "fps": spec.fps,
+        "rename": datasets.renamed_cameras(request.get("rename") or {}),
+    }  # fmt: skip
+    live = Live("rollout", by, time.time(), goal=episodes)
+    arm.hold(live)
+    try:
+        result = await arm.run(live, "rollout", job, emit)
+    finally:
+        arm.release()
+    store.event("rollout", f"rollout by {by}: {result.get('successes')} of {result.get('episodes')} succeeded")
+    return result
