@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.render import paint, safe, show_json, table
+from zk0d.ctl.watching import watch
 
 _LEVELS = {"clear": ("", ()), "wary": ("none starts", ("yellow",)), "stop": ("none runs", ("red", "bold"))}
 
@@ -25,20 +24,15 @@ def text(readings: list[dict[str, Any]]) -> str:
 
 
 def run(context: Context, args: Args) -> int:
-    shown = ""
-    while True:
+    def picture() -> str:
         found = context.call("signals")
-        if not args.watch:
-            show_json(found) if args.json else print(text(found))
-            return 0
-        now = json.dumps(found) if args.json else text(found)
-        if sys.stdout.isatty() and not args.json:
-            sys.stdout.write(f"\x1b[H\x1b[J{now}\n\n{paint('every second; Ctrl-C ends', 'dim')}\n")
-        elif now != shown:
-            print(now, flush=True)
-        sys.stdout.flush()
-        shown = now
-        time.sleep(1.0)
+        return json.dumps(found) if args.json else text(found)
+
+    if args.watch:
+        watch(picture, screen=not args.json)
+    found = context.call("signals")
+    show_json(found) if args.json else print(text(found))
+    return 0
 
 
 COMMAND = Command(

@@ -6,13 +6,13 @@ What is shown is in status_text.py, which main.py also calls by itself for the p
 from __future__ import annotations
 
 import json
-import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Never
 
 from zk0d.ctl.command import Args, Command, Context, arg
-from zk0d.ctl.render import duration, paint
+from zk0d.ctl.render import duration
 from zk0d.ctl.status_text import document, show, show_document, text
+from zk0d.ctl.watching import watch
 from zk0d.errors import DegradedError, NotRunningError, UsageError
 
 if TYPE_CHECKING:
@@ -55,26 +55,20 @@ def _wait(context: Context, args: Args) -> Document:
         time.sleep(0.2)
 
 
-def _watch(context: Context, args: Args) -> int:
-    shown = ""
-    while True:
+def _watch(context: Context, args: Args) -> Never:
+    def picture() -> str:
         try:
             doc = document(context)
-            now = json.dumps(doc) if args.json else text(doc)
         except NotRunningError as error:
-            now = str(error)
-        if sys.stdout.isatty() and not args.json:
-            sys.stdout.write(f"\x1b[H\x1b[J{now}\n\n{paint('every second; Ctrl-C ends', 'dim')}\n")
-        elif now != shown:
-            print(now, flush=True)
-        sys.stdout.flush()
-        shown = now
-        time.sleep(1.0)
+            return str(error)
+        return json.dumps(doc) if args.json else text(doc)
+
+    watch(picture, screen=not args.json)
 
 
 def run(context: Context, args: Args) -> int:
     if args.watch:
-        return _watch(context, args)
+        _watch(context, args)
     if args.wait:
         return show_document(_wait(context, args), as_json=args.json)
     return show(context, as_json=args.json)
