@@ -5,10 +5,7 @@ Never asks a question on the terminal, and says in one sentence what is wrong wi
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
-import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -20,14 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot.config import CameraTable, RobotTable
+from robot.ports import (
+    ask_again,
+    bus_error,
+    claim_port,
+    device_errors,
+    first_line,
+    pseudo_terminal,
+    wait_for_bytes,
+    wait_longer,
+)
 from robot.video import Frame
 from zk0d.devices import resolve
 from zk0d.errors import ConfigError, RobotError, Zk0Error
 
 Pose = NDArray[np.float32]
 CONNECT_ATTEMPTS = 2
-RETRIES = 8  # at 1 % damaged packets a read of six servos fails one time in 17: never nine in a row
-PSEUDO_TIMEOUT_MS = 500.0
 
 
 class Bench:
@@ -188,65 +193,6 @@ def _camera(camera: CameraTable, fps: int) -> Any:
     )
 
 
-def claim_port(role: str, port: str) -> int:
-    """Hold the port's lock for as long as we use it. LeRobot's bus would share it with another program, garbled."""
-    try:
-        fd = os.open(port, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
-            raise RobotError(
-                f"{role}: there is no {port}", "plug the arm in, or correct its port in [robot]"
-            ) from error
-        if error.errno == errno.EACCES:
-            raise RobotError(f"{role}: no permission to open {port}", "add the user to the group dialout") from error
-        if error.errno == errno.EBUSY:
-            raise RobotError(f"{role}: {port} is in use by another program", "end that program first") from error
-        raise RobotError(f"{role}: {port} cannot be opened: {error.strerror}", "is it a serial port?") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        holder = _holder(port)
-        if holder:
-            raise RobotError(f"{role}: {port} is in use by {holder}", "end that program first")
-        return fd
-    except BlockingIOError as error:
-        os.close(fd)
-        raise RobotError(f"{role}: {port} is in use by another program", "end that program first") from error
-    except BaseException:
-        os.close(fd)
-        raise
-
-
-def _holder(port: str) -> str:
-    """Another process of ours to see that has the device open, as "name (pid 123)"; "" if none is seen."""
-    device = os.path.realpath(port)
-    if pseudo_terminal(port):
-        return ""  # whoever made a pseudo-terminal always has it open
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit() or int(folder.name) == os.getpid():
-            continue
-        try:
-            if any(str(link.readlink()) == device for link in (folder / "fd").iterdir()):
-                return f"{(folder / 'comm').read_text().strip()} (pid {folder.name})"
-        except OSError:
-            continue  # gone, or not ours to look at
-    return ""
-
-
-def pseudo_terminal(port: str) -> bool:
-    return os.path.realpath(port).startswith("/dev/pts/")
-
-
-def wait_longer(handler: Any) -> None:
-    """LeRobot gives a servo 50 ms to answer. A process on a busy machine may need more; it loses no packets instead."""
-    start = handler.setPacketTimeout
-
-    def begin(length: int) -> None:
-        start(length)
-        handler.packet_timeout = PSEUDO_TIMEOUT_MS
-
-    handler.setPacketTimeout = begin
-
-
 def _open_follower(
     stack: ExitStack,
     table: RobotTable,
@@ -277,7 +223,7 @@ def _open_follower(
             raise
         except Exception as error:
             hint = "check its source, height and width, and fps"
-            raise RobotError(f"camera {camera_name}: {_first_line(error)}", hint) from error
+            raise RobotError(f"camera {camera_name}: {first_line(error)}", hint) from error
         stack.callback(_disconnect, camera)
     with device_errors("the follower", table.follower):
         robot.configure()
@@ -298,21 +244,11 @@ def _open_leader(
     return leader
 
 
-def ask_again(bus: Any) -> None:
-    """LeRobot asks a servo once or thrice; a damaged packet is no dead servo. Every request of this bus gets more."""
-    for name in ("_read", "_write", "_sync_read"):
-        ask = getattr(bus, name)
-
-        def patient(*given: Any, _ask: Any = ask, num_retry: int = 0, **named: Any) -> Any:
-            return _ask(*given, num_retry=max(num_retry, RETRIES), **named)
-
-        setattr(bus, name, patient)
-
-
 def _connect_bus(device: Any, role: str, table: RobotTable) -> None:
     """LeRobot's connect() without its calibrate(), which asks on the terminal. Torque stays off until that is right."""
     port = device.config.port
     ask_again(device.bus)
+    wait_for_bytes(device.bus.port_handler)
     if pseudo_terminal(port):
         wait_longer(device.bus.port_handler)
     for attempt in range(CONNECT_ATTEMPTS):
@@ -340,40 +276,8 @@ def _connect_bus(device: Any, role: str, table: RobotTable) -> None:
         raise
 
 
-def bus_error(error: Exception, role: str, port: str) -> RobotError:
-    text = str(error)
-    missing = re.search(r"Missing motor IDs:((?:\s+- \d+ \(expected model: \d+\))+)", text)
-    if missing:
-        ids = ", ".join(re.findall(r"- (\d+) ", missing.group(1)))
-        return RobotError(
-            f"{role} on {port}: servo {ids} does not answer",
-            "check the arm's power supply and the cable to the first servo named; all missing usually means no power",
-        )
-    if "incorrect model numbers" in text:
-        return RobotError(f"{role} on {port}: a servo is of another model", "is it an SO-100 or SO-101 arm?")
-    return RobotError(f"{role} on {port} cannot be opened: {_first_line(error)}", "check port, cable and power")
-
-
-@contextmanager
-def device_errors(what: str, port: str) -> Iterator[None]:
-    """Turn what the drivers raise into a RobotError about `what` on `port`."""
-    try:
-        yield
-    except Zk0Error:
-        raise
-    except TimeoutError as error:
-        raise RobotError(f"a camera stopped: {_first_line(error)}", "check its cable") from error
-    except Exception as error:  # the drivers raise ConnectionError, RuntimeError, SerialException and termios.error
-        raise RobotError(f"{what} on {port} does not answer: {_first_line(error)}", "check its power") from error
-
-
 def _disconnect(device: Any) -> None:
     try:
         device.disconnect()
     except Exception as error:
-        print(f"while closing {device}: {_first_line(error)}")  # an unplugged arm cannot be told to let go
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+        print(f"while closing {device}: {first_line(error)}")  # an unplugged arm cannot be told to let go

@@ -11,8 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from robot.arms import bus_error, calibration_files, claim_port, open_station, pseudo_terminal, wait_longer
+from robot.arms import calibration_files, open_station
 from robot.config import RobotTable
+from robot.ports import bus_error, claim_port, pseudo_terminal, wait_longer
 from zk0d.devices import resolve
 from zk0d.errors import ConfigError
 

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robot.arms import device_errors
+from robot.ports import device_errors
 from zk0d import durable
 from zk0d.errors import RobotError
 

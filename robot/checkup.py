@@ -56,8 +56,8 @@ def check_all(table: RobotTable, folder: Path, fps: int, reads: int, say: Callab
 
 def check_arm(table: RobotTable, role: str, reads: int) -> list[Finding]:
     """Firmware, supply, temperature, load and error bits of every servo, and how many of `reads` readings fail."""
-    from robot.arms import device_errors
     from robot.bare import bare_arm
+    from robot.ports import device_errors
 
     try:
         with ExitStack() as stack:

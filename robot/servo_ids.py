@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from robot.arms import device_errors
+from robot.ports import device_errors
 from zk0d.errors import RobotError
 
 if TYPE_CHECKING:
