@@ -217,3 +217,25 @@ def test_socket_activation(tmp_path: Path) -> None:
             process.terminate()
             assert process.wait(10) == 0
         assert path.is_socket()
+
+
+def test_installed_without_bus_and_runtime_it_runs_and_says_what_it_cannot_do(tmp_path: Path) -> None:
+    gone = {
+        "ZK0_WORKERS": "units",
+        "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={tmp_path}/bus",
+        "ZK0_RUNTIME": str(tmp_path),
+    }
+    with Daemon(tmp_path / "node", **gone) as node:
+        ran = node.ctl("status")
+        assert ran.code == 2 and ran.out.startswith("idle: systemd cannot be asked"), ran
+        (problem,) = node.status()["health"]
+        assert (
+            "systemd cannot be asked" in problem["message"]
+            and "no recording, rollout or training" in problem["message"]
+        )
+        assert (
+            "status, enrolment and transfers work" in problem["message"] and "systemctl status dbus" in problem["hint"]
+        )
+        refused = node.ctl("record", "--task", "lift", "--dataset", "cubes", "--episodes", "1")
+        assert refused.code == 1 and "no recorder can run" in refused.err + refused.out, refused
+        assert node.status()["running"] and node.terminate() < 5

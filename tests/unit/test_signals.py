@@ -12,15 +12,17 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
+from bus_stub import BusStub, number, variant
 
+from zk0d.daemon import bus
 from zk0d.daemon.config import Config
 from zk0d.daemon.signals import board as boards
-from zk0d.daemon.signals import bus
 from zk0d.daemon.signals.all import sources
 from zk0d.daemon.signals.board import Board
 from zk0d.daemon.signals.gpu import Gpu
 from zk0d.daemon.signals.machine import DiskSpace, ForeignCpu, HoldFile, Power, Pressure, Temperature
 from zk0d.daemon.signals.reading import Level, Reading
+from zk0d.daemon.signals.session import Desktop, Metered
 from zk0d.daemon.signals.windows import Windows, next_change, open_at, parse
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -169,23 +171,18 @@ def test_sources_that_break_lie_or_hang_stop_no_other(monkeypatch: pytest.Monkey
     until(lambda: not [t for t in threading.enumerate() if t.name.startswith("signals-")], board)
 
 
-def test_busctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "busctl"
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-
-    def answer(script: str) -> None:
-        program.write_text(f"#!/bin/sh\n{script}\n")
-        program.chmod(0o755)
-
-    answer("""echo '{"type":"b","data":false}'""")
-    assert bus.Desktop(True).read(0).level is Level.STOP and bus.Desktop(False).read(0).level is Level.CLEAR
-    for value, level in ((1, Level.STOP), (3, Level.STOP), (2, Level.CLEAR), (4, Level.CLEAR)):
-        answer(f"""echo '{{"type":"u","data":{value}}}'""")
-        reading = bus.Metered(True).read(0)
-        assert reading.level is level and reading.uses == ("network",)
-    answer("echo 'Failed to get property: no such name' >&2; exit 1")
-    with pytest.raises(RuntimeError, match="no such name"):
-        bus.Metered(True).read(0)
+def test_desktop_and_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(bus.VARIABLE, f"unix:path={tmp_path}/bus")
+    with BusStub(tmp_path / "bus") as stub:
+        stub.answers["IdleHint"] = variant("b", number(0))
+        assert Desktop(True).read(0).level is Level.STOP and Desktop(False).read(0).level is Level.CLEAR
+        for value, level in ((1, Level.STOP), (3, Level.STOP), (2, Level.CLEAR), (4, Level.CLEAR)):
+            stub.answers["Metered"] = variant("u", number(value))
+            reading = Metered(True).read(0)
+            assert reading.level is level and reading.uses == ("network",)
+        del stub.answers["Metered"]
+        with pytest.raises(bus.BusError, match="no such name"):
+            Metered(True).read(0)
 
 
 NVML = """

@@ -73,6 +73,7 @@ class Signals:
     frozen_since: float | None = None
     task: TaskSignal | None = None
     runtime_missing: str = ""
+    runtime_hint: str = ""
     enrolled: bool = True
     federations: int = 1
     datasets: int = 1
@@ -182,8 +183,7 @@ def _pause(signals: Signals, policy: Policy, now: float) -> Decision | None:
 def _runtime(signals: Signals, policy: Policy, now: float) -> Decision | None:
     if not signals.runtime_missing or signals.trainer != "none":
         return None
-    waits = "waits for [runtime] python in zk0d.toml to name a Python with torch and lerobot"
-    return Decision(Action.IDLE, "idle", signals.runtime_missing, waits, "runtime")
+    return Decision(Action.IDLE, "idle", signals.runtime_missing, f"waits for {signals.runtime_hint}", "runtime")
 
 
 def _nothing_to_do(signals: Signals, policy: Policy, now: float) -> Decision | None:

@@ -1,7 +1,7 @@
-"""A small, strict D-Bus client over one kept connection: calls with plain arguments, replies of any type.
+"""A small, strict D-Bus client: calls with plain arguments, replies of any type. The only one in zk0d.
 
-For the few things the daemon asks of systemd, where a subprocess for each would be too slow. Not for signals nor for
-serving objects. The protocol is the D-Bus specification 0.43; only little-endian messages are sent.
+`Bus` is one kept connection for what the daemon asks of systemd; `get_property` asks once, from any thread. Not for
+signals nor for serving objects. The protocol is the D-Bus specification 0.43; only little-endian messages are sent.
 """
 
 from __future__ import annotations
@@ -16,11 +16,19 @@ from typing import Any
 from zk0d.errors import WorkerError
 
 SYSTEM_BUS = "/run/dbus/system_bus_socket"
+VARIABLE = "DBUS_SYSTEM_BUS_ADDRESS"
+"""Names another system bus, as `unix:path=…` (D-Bus specification, "Well-known Message Bus Instances")."""
 _MAX_MESSAGE = 4 << 20
 _CALL, _REPLY, _ERROR = 1, 2, 3
 _FIXED = {"y": "B", "n": "h", "q": "H", "i": "i", "u": "I", "x": "q", "t": "Q", "d": "d"}
 _ALIGN = {"y": 1, "n": 2, "q": 2, "i": 4, "u": 4, "b": 4, "x": 8, "t": 8, "d": 8, "s": 4, "o": 4, "g": 1, "v": 1,
           "a": 4, "(": 8, "{": 8}  # fmt: skip
+
+
+def system_bus() -> str:
+    """The socket of the system's bus."""
+    given = os.environ.get(VARIABLE, "").partition(";")[0].partition(",")[0]
+    return given.removeprefix("unix:path=") if given.startswith("unix:path=") else SYSTEM_BUS
 
 
 class BusError(WorkerError):
@@ -135,8 +143,10 @@ class _In:
         return found
 
 
-def encode_call(serial: int, where: tuple[str, str, str, str], signature: str, args: tuple[Any, ...]) -> bytes:
-    """A method call; `where`: destination, object path, interface, member."""
+def encode_call(
+    serial: int, where: tuple[str, str, str, str], signature: str = "", args: tuple[Any, ...] = (), flags: int = 0
+) -> bytes:
+    """A method call; `where`: destination, object path, interface, member. Flag 2: start no service for it."""
     destination, path, interface, member = where
     body, at = _Out(), 0
     for value in args:
@@ -149,7 +159,7 @@ def encode_call(serial: int, where: tuple[str, str, str, str], signature: str, a
     if signature:
         fields.append((8, ("g", signature)))
     head = _Out()
-    head.data += struct.pack("<BBBBII", ord("l"), _CALL, 0, 1, len(body.data), serial)
+    head.data += struct.pack("<BBBBII", ord("l"), _CALL, flags, 1, len(body.data), serial)
     head.put("a(yv)", fields)
     head.align(8)
     return bytes(head.data + body.data)
@@ -172,6 +182,44 @@ def _size(head: bytes) -> int:
     return int(16 + fields + -fields % 8 + body)
 
 
+_HELLO = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello")
+
+
+def _hello() -> bytes:
+    return b"\0AUTH EXTERNAL " + str(os.geteuid()).encode().hex().encode() + b"\r\n"
+
+
+def get_property(service: str, path: str, interface: str, name: str, timeout_s: float = 3.0) -> Any:
+    """A property's value; blocks, over a connection of its own; a service that does not run is not started.
+
+    Raises BusError saying why there is none.
+    """
+    where = (service, path, "org.freedesktop.DBus.Properties", "Get")
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(timeout_s)
+            sock.connect(system_bus())
+            sock.sendall(_hello())
+            with sock.makefile("rb") as reader:
+                if not reader.readline().startswith(b"OK "):
+                    raise BusError("the bus does not know us")
+                sock.sendall(b"BEGIN\r\n" + encode_call(1, _HELLO))
+                sock.sendall(encode_call(2, where, "ss", (interface, name), flags=2))
+                while True:  # before the answer come the greeting's and signals
+                    head = reader.read(16)
+                    size = _size(head) if len(head) == 16 else 0
+                    if not 16 <= size <= _MAX_MESSAGE:
+                        raise BusError("the bus closed the connection")
+                    kind, serial, error, values = decode(head + reader.read(size - 16))
+                    if serial == 2 and kind in (_REPLY, _ERROR):
+                        break
+    except (OSError, ValueError, KeyError, IndexError, TypeError, struct.error) as failure:
+        raise BusError(f"the bus does not answer: {str(failure) or 'in time'}") from failure
+    if kind == _ERROR:
+        raise BusError(str(values[0]) if values else error, error)
+    return values[0]
+
+
 class Bus:
     """One connection to a message bus. When it is lost every call fails with BusError, and `lost` is true."""
 
@@ -184,23 +232,23 @@ class Bus:
     @classmethod
     async def connect(cls, path: str | None = None, timeout_s: float = 5.0) -> Bus:
         """Connect and authenticate as our own user. Raises BusError."""
-        where = path or SYSTEM_BUS
+        where = path or system_bus()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.setblocking(False)
         try:
             async with asyncio.timeout(timeout_s):
                 await asyncio.get_running_loop().sock_connect(sock, where)
                 reader, writer = await asyncio.open_connection(sock=sock, limit=_MAX_MESSAGE)
-                writer.write(b"\0AUTH EXTERNAL " + str(os.geteuid()).encode().hex().encode() + b"\r\n")
+                writer.write(_hello())
                 said = await reader.readline()
                 if not said.startswith(b"OK "):
                     raise BusError(f"{where}: the bus does not know us: {said[:80].decode(errors='replace').strip()}")
                 writer.write(b"BEGIN\r\n")
                 bus = cls(sock, reader, writer)
-                await bus.call(("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", "Hello"))
+                await bus.call(_HELLO)
         except (OSError, TimeoutError) as error:
             sock.close()
-            raise BusError(f"{where}: the bus does not answer: {error or 'in time'}") from error
+            raise BusError(f"{where}: the bus does not answer: {str(error) or 'in time'}") from error
         return bus
 
     @property

@@ -29,7 +29,8 @@ class LiveParts:
     transfers: list[dict[str, Any]] = field(default_factory=list)
     bytes_total: tuple[int, int] = (0, 0)
     misfits: tuple[str, ...] = ()
-    runtime_missing: str = ""
+    unable: str = ""
+    unable_hint: str = ""
 
 
 def status(store: Store, live: LiveParts | None) -> dict[str, Any]:
@@ -128,8 +129,9 @@ def health(store: Store, live: LiveParts | None) -> list[dict[str, str]]:
     if log.get("state") == "refused":
         found.append(_problem("error", "log", f"the hub's receipt log is not believed: {log['text']}",
                               "ask the maintainer; the evidence is kept: `zk0ctl receipts verify --json`"))  # fmt: skip
-    if live and live.runtime_missing:
-        found.append(_problem("degraded", "runtime", live.runtime_missing, "set [runtime] python in zk0d.toml"))
+    if live and live.unable:
+        what = f"{live.unable}: no recording, rollout or training; status, enrolment and transfers work"
+        found.append(_problem("degraded", "runtime", what, f"waits for {live.unable_hint}"))
     for text in live.misfits if live else ():
         found.append(_problem("degraded", "dataset", text, "it is not trained on until then"))
     for dataset in store.datasets():

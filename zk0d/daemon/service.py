@@ -37,6 +37,7 @@ log = structlog.get_logger("zk0d")
 
 _SEEN_S = 10.0
 _MISFITS_S = 10.0
+_REACH_S = 5.0
 _FIRST_FD = 3
 
 
@@ -86,6 +87,7 @@ class Service:
         self.sessions.begin_adopting()
         self.training.tick()
         training = asyncio.create_task(self.training.run(self._alive), name="training")
+        reaching = asyncio.create_task(self._reach(), name="reach systemd")
         self._ready = True
         self._notifier.ready(self.training.decision.sentence)
         ending = asyncio.create_task(self.ending.wait())
@@ -96,6 +98,7 @@ class Service:
                 training.result()
         finally:
             ending.cancel()
+            reaching.cancel()
             await self._close(training)
 
     async def _close(self, training: asyncio.Task[None]) -> None:
@@ -113,6 +116,13 @@ class Service:
         self.store.event("daemon", "zk0d ended")
         self.store.close()
         log.info("ended")
+
+    async def _reach(self) -> None:
+        """While systemd does not answer: ask it again, so that workers run as soon as it does."""
+        while True:
+            await asyncio.sleep(_REACH_S)
+            if self.workers.trouble and await self.workers.reach():
+                self.changed()
 
     def _alive(self) -> None:
         """Called by every turn of the training loop: only while that works is the watchdog fed."""
@@ -175,6 +185,7 @@ class Service:
         link = self.uplink.link
         live = self.arm.live
         state = link.state if link else None
+        signals = self.training.signals()
         return LiveParts(
             pid=os.getpid(),
             started_at=self.started_at,
@@ -193,7 +204,8 @@ class Service:
             transfers=[] if state is None else [t.row() for t in state.transfers],
             bytes_total=self.uplink.bytes,
             misfits=self._misfit_texts(),
-            runtime_missing=self.training.signals().runtime_missing,
+            unable=signals.runtime_missing,
+            unable_hint=signals.runtime_hint,
         )  # fmt: skip
 
     def _misfit_texts(self) -> tuple[str, ...]:

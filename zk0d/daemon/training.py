@@ -108,6 +108,7 @@ class Training:
             frozen_since=self._frozen_since,
             task=self._task_signal(task) if task else None,
             runtime_missing=self._runtime_missing(),
+            runtime_hint=self._workers.hint,
             enrolled=self._store.hub() is not None,
             federations=len(self._store.federations()),
             datasets=sum(d.train for d in self._store.datasets()),
@@ -160,7 +161,7 @@ class Training:
         now = time.monotonic()
         if now - self._runtime[0] >= _RUNTIME_CHECK_S:
             self._runtime = (now, self._workers.runtime_missing())
-        return self._runtime[1]
+        return self._workers.trouble or self._runtime[1]
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 

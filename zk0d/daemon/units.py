@@ -38,6 +38,7 @@ TEMPLATES = {
 }
 SURVIVORS = ("recorder",)
 """Kinds that go on while the daemon is away, and connect to the next one."""
+NO_BUS_HINT = "systemd to answer: `systemctl status dbus polkit`"
 CONNECT_S = 30.0
 ADOPT_S = 10.0
 _FREEZE_S = 0.5

@@ -20,9 +20,10 @@ from typing import Any
 import structlog
 
 from zk0d.daemon import units
+from zk0d.daemon.bus import BusError
 from zk0d.daemon.config import Config
 from zk0d.errors import WorkerError
-from zk0d.runtime import managed_python
+from zk0d.runtime import base, managed_python
 from zk0d.supervise import OnEvent, Worker
 
 log = structlog.get_logger("workers")
@@ -66,8 +67,11 @@ class Workers:
         self._config = config
         self._marks = self.work / "running"
         self._running: dict[Worker, str] = {}
+        self._reaching = asyncio.Lock()
         self.systemd = units.Systemd() if os.environ.get(units.VARIABLE) == "units" else None
         """The service manager that runs our workers as units; None: they are children."""
+        self.trouble = ""
+        """Why no worker can be started: systemd does not answer. Empty while it does, and for children."""
 
     @property
     def python(self) -> str:
@@ -78,9 +82,19 @@ class Workers:
         """Main processes of the workers that run now, from any thread: under systemd they are not our children."""
         return [worker.pid for worker in list(self._running)]
 
+    @property
+    def hint(self) -> str:
+        """What mends `trouble` or a missing runtime; follows "waits for"."""
+        if self.trouble:
+            return units.NO_BUS_HINT
+        named = str(self._config["runtime", "python"])
+        return "[runtime] python to name a Python with torch and lerobot" if named else "`sudo zk0ctl runtime install`"
+
     def runtime_missing(self) -> str:
         """Why workers cannot run; empty when their interpreter has torch and lerobot (looked up, not imported)."""
         python = self.python
+        if self.systemd is not None and not self._config["runtime", "python"] and not managed_python():
+            return f"there is no runtime in {base()}"
         found = python if "/" in python else shutil.which(python)
         if not found or not os.access(found, os.X_OK):
             return f"the runtime {python} is not there"
@@ -94,9 +108,13 @@ class Workers:
     async def start(self, kind: str, name: str, job: dict[str, Any], on_event: OnEvent) -> Worker:
         """Start a worker of `kind` in `work/KIND/NAME`, output to `log/KIND.log`. Raises WorkerError."""
         k = KINDS[kind]
+        if missing := self.runtime_missing():
+            raise WorkerError(f"{missing}: no {kind} can run", self.hint)
         nice = self._config["train", "niceness"] if k.background else 0
         folder, output = self.work / kind / name, self.logs / f"{kind}.log"
         if self.systemd is not None:
+            if not await self.reach():
+                raise WorkerError(self.trouble, units.NO_BUS_HINT)
             how = {"python": str(self._config["runtime", "python"]), "nice": nice}
             worker = await units.start(self.systemd, kind, name, k.module, job, folder, output, on_event, how)
             self._keep(worker, kind, name, None)
@@ -124,7 +142,34 @@ class Workers:
         """Workers of a daemon before us that go on and can be taken over (`adopt`): name → kind."""
         if self.systemd is None:
             return {}
-        return {name: kind for kind, name in (await self.systemd.running()).values() if kind in units.SURVIVORS}
+        try:
+            found = await self.systemd.running()
+        except BusError as error:
+            self._lost(error)
+            return {}
+        return {name: kind for kind, name in found.values() if kind in units.SURVIVORS}
+
+    def _lost(self, error: BusError) -> None:
+        if not self.trouble:
+            log.warning("systemd does not answer", error=error.message)
+        self.trouble = f"systemd cannot be asked to run workers: {error.message}"
+
+    async def reach(self) -> bool:
+        """Whether workers can be started; after `trouble` what an earlier daemon left is ended first."""
+        if self.systemd is None:
+            return True
+        async with self._reaching:
+            try:
+                await self.systemd.bus()
+                if self.trouble and not self._running:
+                    await self._reap_units(self.systemd, "")
+            except BusError as error:
+                self._lost(error)
+                return False
+            if self.trouble:
+                log.info("systemd answers again")
+                self.trouble = ""
+        return True
 
     async def adopt(self, kind: str, name: str, on_event: OnEvent) -> Worker:
         """Take over a survivor. Raises WorkerError; it is ended then."""
@@ -147,7 +192,13 @@ class Workers:
         Gives their kinds.
         """
         if self.systemd is not None:
-            return await self._reap_units(self.systemd, keep)
+            if self.trouble:
+                return []
+            try:
+                return await self._reap_units(self.systemd, keep)
+            except BusError as error:
+                self._lost(error)
+                return []
         found: list[tuple[int, str, Path]] = []
         for mark in self._marks.glob("*") if self._marks.is_dir() else ():
             started, _, kind = mark.read_text().strip().partition(" ")

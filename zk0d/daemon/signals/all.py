@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from zk0d.daemon.config import Config
-from zk0d.daemon.signals.bus import Desktop, Metered
 from zk0d.daemon.signals.gpu import Gpu
 from zk0d.daemon.signals.machine import DiskSpace, ForeignCpu, HoldFile, Power, Pressure, Temperature
 from zk0d.daemon.signals.reading import Source
+from zk0d.daemon.signals.session import Desktop, Metered
 from zk0d.daemon.signals.windows import Windows
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from zk0d.daemon.signals.reading import Level, Reading, Source, unknown
+from zk0d.errors import Zk0Error
 
 log = structlog.get_logger("signals")
 
@@ -95,7 +96,8 @@ class Board:
                 raise TypeError(f"it gave {reading!r}")
             return reading
         except Exception as error:  # a source that lies or breaks must not stop the others, whatever it raises
-            return unknown(source.name, str(error) or type(error).__name__)
+            told = error.message if isinstance(error, Zk0Error) else str(error)
+            return unknown(source.name, told or type(error).__name__)
 
     def _keep(self, source: Source, reading: Reading) -> None:
         with self._lock:
