@@ -15,6 +15,7 @@ help:
 	@echo "make setup-core                                 only what zk0d, zk0-hub and zk0ctl need (seconds)"
 	@echo "make deb                                        Debian packages into dist/"
 	@echo "make test-booted                                install, use and purge them in a booted Debian 13 (needs root)"
+	@echo "make test-oldest                                daemon, hub, link and CLI on the oldest versions promised"
 	@echo "make lock                                       resolve packaging/lock anew"
 
 setup:
@@ -50,11 +51,13 @@ lock: setup
 	@echo "systemd-python>=235" | $(COMPILE) - -o packaging/lock/systemd.txt
 
 # Packages, and a booted Debian 13 to try them in; neither needs the Python environment's training packages.
-.PHONY: deb test-booted
+.PHONY: deb test-booted test-oldest
 deb:
 	@packaging/deb/build.sh dist
 test-booted: setup
 	@ZK0_BOOTED=1 $(PY) -m pytest tests/booted $(ARGS)
+test-oldest: setup-core
+	@packaging/oldest.sh $(ARGS)
 
 clean:
 	rm -rf .venv .setup.log demo-out bench/results .pytest_cache .mypy_cache .ruff_cache build
