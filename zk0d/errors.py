@@ -95,6 +95,8 @@ class RefusedError(Zk0Error):
     def __init__(self, message: str, hint: str = "", reason: str = "refused") -> None:
         super().__init__(message, hint)
         self.reason = reason
+        self.signed: tuple[bytes, bytes] | None = None
+        """The refusal as a signed statement and its signature, where the hub gives one."""
 
 
 class WorkerError(Zk0Error):

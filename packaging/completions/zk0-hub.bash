@@ -4,7 +4,7 @@ _zk0_hub() {
     case $prev in --config|--dir|--from) COMPREPLY=($(compgen -f -- "$cur")); return ;; esac
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=""; continue; fi
-        case $word in --address|--config|--count|--dir|--from|--hours|--label|--listen|--name|--reason) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
+        case $word in --address|--as|--config|--count|--dir|--from|--hours|--label|--listen|--name|--reason) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
     done
     case $path in
         "") words="init serve status invite nodes federation audit quarantine backup restore versions --dir --help --version" ;;
@@ -12,12 +12,13 @@ _zk0_hub() {
         "serve") words="--help" ;;
         "status") words="--help --json --watch" ;;
         "invite") words="--address --help --hours --json --label" ;;
-        "nodes") words="list pending approve refuse revoke --help" ;;
+        "nodes") words="list pending approve refuse revoke reenrol --help" ;;
         "nodes list") words="--help --json" ;;
         "nodes pending") words="--help --json" ;;
-        "nodes approve") words="--help --reason" ;;
+        "nodes approve") words="--as --help --reason" ;;
         "nodes refuse") words="--help --reason" ;;
         "nodes revoke") words="--help --reason" ;;
+        "nodes reenrol") words="--address --help --hours --json" ;;
         "federation") words="create list show finish freeze thaw drain rollback set --help" ;;
         "federation create") words="--config --from --help --json" ;;
         "federation list") words="--help --json" ;;

@@ -11,7 +11,7 @@ _zk0ctl() {
         "status") words="--help --json --timeout --wait --watch" ;;
         "why") words="--help --json" ;;
         "signals") words="--help --json --watch" ;;
-        "enroll") words="--ca-fingerprint --help" ;;
+        "enroll") words="--ca-fingerprint --help --new-key" ;;
         "federation") words="list join leave --help" ;;
         "federation list") words="--help --json" ;;
         "federation join") words="--help" ;;
@@ -49,9 +49,10 @@ _zk0ctl() {
         "train now") words="--for --help --until" ;;
         "train pause") words="--for --help --until" ;;
         "train resume") words="--help" ;;
-        "receipts") words="list verify --help" ;;
+        "receipts") words="list verify accept-head --help" ;;
         "receipts list") words="--help --json" ;;
         "receipts verify") words="--help --json" ;;
+        "receipts accept-head") words="--help --yes" ;;
         "model") words="list show pull export --help" ;;
         "model list") words="--help --json" ;;
         "model show") words="--help --json" ;;

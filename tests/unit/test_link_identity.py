@@ -6,9 +6,20 @@ import re
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from zk0d.errors import ConfigError, ProtocolError
-from zk0d.link.identity import Authority, NodeIdentity, csr_fingerprint, fingerprint, phrase, verify
+from zk0d.link.identity import (
+    Authority,
+    NodeIdentity,
+    csr_fingerprint,
+    fingerprint,
+    load_certificate,
+    phrase,
+    verify,
+)
+from zk0d.link.lifetime import Lifetime
+from zk0d.link.tls import link_context, server_context
 from zk0d.link.words import WORDS
 
 
@@ -75,3 +86,40 @@ def test_phrases_are_words_people_can_compare() -> None:
     assert all(re.fullmatch(r"[a-z]{3,8}", word) for word in WORDS)
     one, two = phrase("sha256:" + "0" * 64), phrase("sha256:" + "1" * 64)
     assert one == phrase("sha256:" + "0" * 64) != two and len(one.split()) == 5
+
+
+def test_a_switch_of_keys_survives_a_kill(tmp_path: Path) -> None:
+    """The next certificate on disk decides it: `load` finishes the switch, whatever was done of it."""
+    authority = Authority.create(tmp_path / "ca")
+    for moved in (False, True):
+        node = NodeIdentity.create(tmp_path / f"n{moved}")
+        node.install(authority.issue_node(node.csr(), "alice"), authority.pem, "alice")
+        old = node.fingerprint
+        request = node.csr(new_key=True)
+        assert csr_fingerprint(request) == csr_fingerprint(node.csr(new_key=True)) != old
+        assert NodeIdentity.load(node.directory).fingerprint == old, "asking is not switching"
+        certificate = authority.issue_node(request, "alice")
+        (node.directory / "node.next.pem").write_bytes(certificate)
+        if moved:
+            (node.directory / "node.next.key").rename(node.key_path)
+        again = NodeIdentity.load(node.directory)
+        assert again.fingerprint == csr_fingerprint(request) and again.certificate == certificate
+        assert sorted(p.name for p in node.directory.iterdir()) == ["ca.pem", "node.key", "node.pem"]
+        link_context(again)
+    node = NodeIdentity.load(tmp_path / "nTrue")
+    node.install(authority.issue_node(node.csr(new_key=True), "alice"), authority.pem, "alice")
+    verify(node.certificate, b"x", node.sign(b"x"))
+    link_context(node)
+
+
+def test_a_hub_renews_its_certificate_for_the_same_key(tmp_path: Path) -> None:
+    authority = Authority.create(tmp_path / "ca")
+    server = authority.issue_server(tmp_path / "keys", ("hub.example.org",), days=1)
+    before, key = server.certificate.read_bytes(), server.key.read_bytes()
+    assert not Lifetime.of(before).due(Lifetime.of(before).due_at - 1)
+    assert Lifetime.of(before).due(Lifetime.of(before).end - 8 * 3600)
+    authority.renew_server(server, days=100)
+    after = server.certificate.read_bytes()
+    assert Lifetime.of(after).end > Lifetime.of(before).end + 98 * 86400 and server.key.read_bytes() == key
+    assert b"hub.example.org" in load_certificate(after).public_bytes(Encoding.DER)
+    server_context(tmp_path / "ca" / "ca.pem", server)

@@ -41,7 +41,8 @@ def run(context: Context, args: Args) -> int:
             progress.say(f"  {paint(safe(event['phrase']), 'bold')}")
             progress.update("waiting for approval …")
 
-    result = context.call("enroll", on_event, timeout=None, **parse(args.where, args.ca_fingerprint))
+    request = {**parse(args.where, args.ca_fingerprint), "new_key": bool(args.new_key)}
+    result = context.call("enroll", on_event, timeout=None, **request)
     progress.say(f"enrolled at {safe(result['address'])} as {safe(result['node_id'])}; next: `zk0ctl federation list`")
     return 0
 
@@ -52,6 +53,11 @@ COMMAND = Command(
     (
         arg("where", help="the maintainer's invitation, or HOST:PORT", metavar="TOKEN|HOST:PORT"),
         arg("--ca-fingerprint", help="with HOST:PORT: the hub's fingerprint", metavar="sha256:…"),
+        arg(
+            "--new-key",
+            help="make a new key, for a node whose old one was lost, stolen or revoked",
+            action="store_true",
+        ),
     ),
     run,
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.render import clock, plural, safe, show_json, size, table
-from zk0d.errors import UnknownStateError
+from zk0d.errors import ProtocolError, UnknownStateError, UsageError
 
 
 def _load(context: Context) -> dict[str, Any]:
@@ -53,16 +53,19 @@ def _list(context: Context, args: Args) -> int:
             for e in found["entries"]
         ])  # fmt: skip
         return 0
-    if not found["entries"]:
+    if found["entries"]:
+        head = ["STORED", "FEDERATION", "BASE", "STATE", "WEIGHT", "CLAIMED", "VERIFIED", "LOG ENTRY"]
+        print(table(head, [_row(e) for e in found["entries"]]))
+    else:
         print("the hub has confirmed nothing of this node yet")
-        return 0
-    head = ["STORED", "FEDERATION", "BASE", "STATE", "WEIGHT", "CLAIMED", "VERIFIED", "LOG ENTRY"]
-    print(table(head, [_row(e) for e in found["entries"]]))
+    for no in found.get("refusals", []):
+        value = json.loads(bytes.fromhex(no["refusal"]))
+        print(f"refused {clock(no['stored_at'])}, federation {safe(value.get('federation'))}: {safe(value['reason'])}")
     return 0
 
 
 def _verify(context: Context, args: Args) -> int:
-    from zk0d.daemon.evidence import verify
+    from zk0d.daemon.evidence import check_refusal, verify
     from zk0d.daemon.receipt_tables import Entry, Head, split_hashes
 
     found = _load(context)
@@ -71,7 +74,7 @@ def _verify(context: Context, args: Args) -> int:
         return 0
     entries = [
         Entry(e["leaf"], e["update"], bytes.fromhex(e["receipt"]), bytes.fromhex(e["signature"]), e["stored_at"],
-              e["position"], e["size"], split_hashes(bytes.fromhex(e["path"])))
+              e["position"], e["size"], split_hashes(bytes.fromhex(e["path"])), e.get("set_aside"))
         for e in found["entries"]
     ]  # fmt: skip
     heads = [
@@ -82,6 +85,13 @@ def _verify(context: Context, args: Args) -> int:
     verdicts, problems = verify(found["key"].encode(), entries, heads)
     bad = [v for v in verdicts if v.problem]
     problems += [f"receipt of {v.entry.update}: {v.problem}" for v in bad]
+    for no in found.get("refusals", []):
+        try:
+            check_refusal(
+                found["key"].encode(), bytes.fromhex(no["refusal"]), bytes.fromhex(no["signature"]), no["update"]
+            )
+        except ProtocolError as error:
+            problems.append(f"refusal of {no['update']}: {error.message}")
     if found["log"].get("state") == "refused":
         problems.append(f"the hub's last word on its log was refused: {found['log']['text']}")
     logged = sum(v.logged for v in verdicts)
@@ -89,6 +99,8 @@ def _verify(context: Context, args: Args) -> int:
         "receipts": len(verdicts),
         "signatures_good": len(verdicts) - len(bad),
         "in_log": logged,
+        "lost_by_log": sum(v.entry.set_aside is not None for v in verdicts),
+        "refusals": len(found.get("refusals", [])),
         "log_entries": heads[-1].size if heads else 0,
         "problems": problems,
         "conflict": found["conflict"],
@@ -107,9 +119,28 @@ def _sentence(result: dict[str, Any], log: dict[str, Any]) -> str:
     text = f"{plural(count, 'receipt')}: {result['signatures_good']} good signatures of the hub"
     if result["log_entries"]:
         text += f", {result['in_log']} proved to be in its log of {result['log_entries']} entries"
+        if result["lost_by_log"]:
+            text += f"; {result['lost_by_log']} that the log has lost and the operator accepted so"
     elif log.get("state") == "absent":
         text += f"; {safe(log['text'])}"
     return text
+
+
+_WARNING = """The hub shows a receipt log that does not continue the one it has signed before.
+That is what a hub restored from an older backup does, and what a hub that rewrites its history does.
+Ask the maintainer, by another way than the hub, whether it was restored. Accepting means:
+  - this node believes the hub's log from its present head on;
+  - receipts which that log has lost stay here, good by their signatures alone;
+  - the former heads and the contradiction stay in the state file as evidence."""
+
+
+def _accept(context: Context, args: Args) -> int:
+    print(_WARNING)
+    if not args.yes:
+        raise UsageError("nothing was changed", "zk0ctl receipts accept-head --yes")
+    done = context.call("receipts_accept_head")
+    print(f"accepted: a log of {done['accepted']} entries in place of {done['kept']}")
+    return 0
 
 
 COMMAND = Command(
@@ -121,5 +152,7 @@ COMMAND = Command(
                 (arg("--json", help="as JSON", action="store_true"),), _list),
         Command("verify", "check all signatures and the proofs of the hub's log again, without the hub",
                 (arg("--json", help="as JSON", action="store_true"),), _verify),
+        Command("accept-head", "believe a restored hub's log again, though it is shorter than what was signed before",
+                (arg("--yes", help="accept: the maintainer has confirmed it", action="store_true"),), _accept),
     ),
 )  # fmt: skip

@@ -110,6 +110,8 @@ SETTINGS: tuple[Setting, ...] = (
             "the Python that has torch and lerobot and runs the workers"),
     Setting("link", "max_upload", "20 MB/s", Rate.parse, ACCEPTS, "upper bound of what this node sends"),
     Setting("link", "max_download", "unlimited", Rate.parse, ACCEPTS, "upper bound of what this node asks for"),
+    Setting("link", "renew_key", "keep", _choice("keep", "new"), '"keep" or "new"',
+            "whether a renewed certificate is for the same key; it is renewed in its last third"),
     Setting("train", "device", "auto", _device, '"auto", "cpu", "cuda", "cuda:1", "mps"', "where the trainer runs"),
     Setting("train", "threads", 0, _integer(0, 1024), "a whole number, 0 for half of the processors",
             "CPU threads of the trainer"),

@@ -15,7 +15,7 @@ from typing import Any
 from zk0d.daemon.store import Hub, Store
 from zk0d.errors import LinkLostError, ProtocolError, RefusedError, UsageError, Zk0Error
 from zk0d.link.enroll import enroll
-from zk0d.link.identity import NodeIdentity, phrase
+from zk0d.link.identity import NodeIdentity, csr_fingerprint, phrase
 
 _ASK_AGAIN_S = 2.0
 
@@ -27,7 +27,7 @@ async def enrol(
     emit: Callable[..., Awaitable[None]],
     gone: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Enrol at the hub in `where` (host, port, ca_fingerprint, secret?); events `pending {phrase}` while it waits.
+    """Enrol at the hub in `where` (host, port, ca_fingerprint, secret?, new_key?); events `pending {phrase}` meanwhile.
 
     Asking goes on until the maintainer decides or the caller is `gone`; enrolling again with the same key continues.
     """
@@ -39,7 +39,8 @@ async def enrol(
             "a node belongs to one hub: use another state folder for another hub",
         )
     identity = _identity(state / "keys")
-    request: dict[str, Any] = {"csr": identity.csr()}
+    request: dict[str, Any] = {"csr": identity.csr(new_key=bool(where.get("new_key")))}
+    mark = csr_fingerprint(request["csr"])
     if where.get("secret"):
         request["secret"] = where["secret"]
     told = False
@@ -56,12 +57,12 @@ async def enrol(
             raise RefusedError(f"the hub answered {reply.get('state')!r}", str(reply.get("reason", "")))
         if not told:
             told = True
-            words = phrase(identity.fingerprint)
+            words = phrase(mark)
             theirs = reply.get("phrase", words)
             if theirs != words:
                 raise ProtocolError("the hub shows another phrase than this node's key has", "somebody may be between")
             store.event("enrol", f"asked {host}:{port} for enrolment")
-            await emit("pending", phrase=words, fingerprint=identity.fingerprint)
+            await emit("pending", phrase=words, fingerprint=mark)
         if gone():
             raise Zk0Error("nobody waits for the approval any more", "run the same enroll command again to go on")
         await asyncio.sleep(_ASK_AGAIN_S)
@@ -97,4 +98,4 @@ def required(request: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(
             f"enroll needs {', '.join(missing)}", "paste the whole invitation, or HOST:PORT --ca-fingerprint"
         )
-    return {k: request.get(k) for k in ("host", "port", "ca_fingerprint", "secret")}
+    return {k: request.get(k) for k in ("host", "port", "ca_fingerprint", "secret", "new_key")}

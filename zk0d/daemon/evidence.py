@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from zk0d.daemon.receipt_tables import Entry, Head
-from zk0d.errors import ProtocolError, RefusedError
+from zk0d.errors import ProtocolError, RefusedError, UsageError
 from zk0d.link import merkle
 from zk0d.link.identity import verify as verify_signature
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 RECEIPT_PREFIX = b"zk0 receipt v1\0"
 HEAD_PREFIX = b"zk0 tree head v1\0"
+REFUSAL_PREFIX = b"zk0 refusal v1\0"
 _LOOK_AGAIN_S = 3600.0
 """A head is asked for this often even when nothing of ours is new, so that a fork is seen by a node that is idle."""
 _PER_TURN = 16
@@ -43,7 +44,8 @@ class Evidence:
         if not wanted and self._now() < self._next:
             return
         known = self._known()
-        due = {e.leaf for e in self._store.entries() if e.position is None}  # a push may bring one the head lacks
+        # Looked at before the head is asked for: a push may bring one that the head lacks.
+        due = {e.leaf for e in self._store.entries() if e.position is None and e.set_aside is None}
         try:
             reply = await link.request("log.head", {"size": known.size if known else 0})
             head = self._accept(reply, hub, known)
@@ -61,6 +63,29 @@ class Evidence:
                 self._store.put("log", {"state": "good", "text": "", "at": self._now()})
                 self._on_change()
         self._next = self._now() + _LOOK_AGAIN_S
+
+    async def accept(self, link: NodeLink, hub: Hub) -> dict[str, Any]:
+        """On the operator's word: go on from the head that the hub shows now → the two sizes.
+
+        The former heads and the conflict stay as evidence; receipts that the log has lost keep their signatures.
+        """
+        if self._store.get("log", {}).get("state") != "refused":
+            raise UsageError("the hub's log is believed: there is nothing to accept", "zk0ctl receipts verify")
+        known = self._known()
+        shown = _head(await link.request("log.head", {"size": 0}), hub.receipt_key, self._now())
+        now, conflict = self._now(), self._store.get("log_conflict")
+        with self._store.transaction():
+            self._store.accept_shorter(replace(shown, consistency=()), now)
+            if conflict is not None:
+                self._store.put("log_conflicts_past", [*self._store.get("log_conflicts_past", []), conflict])
+                self._store.put("log_conflict", None)
+            self._store.put("log", {"state": "good", "text": "", "at": now})
+        before = known.size if known else 0
+        self._store.event("log", f"the operator accepted the hub's log of {shown.size} entries in place of {before}")
+        self._settled.clear()
+        self._next = 0.0
+        self._on_change()
+        return {"kept": before, "accepted": shown.size}
 
     def _known(self) -> Head | None:
         heads = self._store.heads()
@@ -113,12 +138,18 @@ class Evidence:
         return head
 
     async def _prove(self, link: NodeLink, hub: Hub, update: str, head: Head, due: set[str]) -> None:
-        reply = await link.request("log.proof", {"update": update, "size": head.size})
+        own = {e.leaf: e for e in self._store.entries() if e.update == update}
+        try:
+            reply = await link.request("log.proof", {"update": update, "size": head.size})
+        except RefusedError:
+            if not all(e.set_aside for e in own.values()):
+                raise
+            self._settle([update])  # the operator knows that the log has lost it
+            return
         entries = reply.get("entries")
         if not isinstance(entries, list) or len(entries) > 64:
             raise ProtocolError("the hub's proof has no entries")
-        own = {e.leaf for e in self._store.entries() if e.update == update}
-        missing = own & due
+        missing = own.keys() & due
         for found in entries:
             entry = _entry(found, update, hub, head)
             if entry.leaf not in own and _is_final(entry.receipt):
@@ -127,6 +158,7 @@ class Evidence:
                     self._store.add_receipt(update, current.federation, entry.receipt, entry.signature)
             assert entry.position is not None
             self._store.set_proof(entry.leaf, entry.position, head.size, entry.path)
+            self._store.found_again(entry.leaf)
             missing.discard(entry.leaf)
         if missing:
             raise ProtocolError("the hub's log lacks a receipt that it signed for this node")
@@ -159,6 +191,18 @@ def _head(reply: dict[str, Any], key: bytes, now: float) -> Head:
     except (KeyError, TypeError, ValueError) as error:
         raise ProtocolError(f"the hub's tree head cannot be read: {str(error)[:100]}") from None
     return Head(size, raw, signature, _hashes(reply.get("consistency", [])), now)
+
+
+def check_refusal(key: bytes, refusal: bytes, signature: bytes, update: str) -> dict[str, Any]:
+    """The hub's signed no to `update` as a map. Raises ProtocolError when it is not that."""
+    verify_signature(key, REFUSAL_PREFIX + refusal, signature)
+    try:
+        value = json.loads(refusal)
+        if value["update"] != update or not isinstance(value["reason"], str):
+            raise ValueError("it is of another update")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ProtocolError(f"the hub's refusal cannot be read: {str(error)[:100]}") from None
+    return dict(value)
 
 
 def _entry(found: Any, update: str, hub: Hub, head: Head) -> Entry:

@@ -15,10 +15,10 @@ from typing import Any
 
 import structlog
 
-from zk0d.daemon.evidence import RECEIPT_PREFIX, Evidence
+from zk0d.daemon.evidence import RECEIPT_PREFIX, Evidence, check_refusal
 from zk0d.daemon.store import Hub, Store, Task, Update, Version
 from zk0d.durable import canonical_json
-from zk0d.errors import LinkLostError, ProtocolError, RefusedError, WorkerError
+from zk0d.errors import LinkLostError, ProtocolError, RefusedError, UsageError, WorkerError
 from zk0d.link.identity import NodeIdentity, verify
 from zk0d.link.node import NodeLink
 from zk0d.model.blobs import BlobStore, digest_of
@@ -47,6 +47,7 @@ class Exchange:
         """Use this link; what waits for a receipt may be taken by the hub from now on."""
         self._link, self._identity, self._hub = link, identity, hub
         for update in self._store.updates("waiting"):
+            self._sign_again(update)
             if self._blobs.has(update.payload):
                 link.share(update.payload)
 
@@ -96,6 +97,16 @@ class Exchange:
         )  # fmt: skip
         return update
 
+    def _sign_again(self, update: Update) -> None:
+        """After a lost key: the work is this node's still, and the hub knows the new key only."""
+        assert self._identity is not None and self._hub is not None
+        data = UPDATE_PREFIX + update.statement
+        try:
+            verify(self._identity.certificate, data, update.signature)
+        except ProtocolError:
+            if json.loads(update.statement)["node"] == self._hub.node_id:
+                self._store.set_update(update.digest, signature=self._identity.sign(data))
+
     async def deliver(self) -> int:
         """Offer every waiting update and ask for its receipt. Gives how many still wait."""
         assert self._link is not None
@@ -107,7 +118,7 @@ class Exchange:
                 self._take_reply(update, reply)
             except RefusedError as error:
                 if error.reason in _FINAL:
-                    self._refused(update, error.message)
+                    self._refused(update, error.message, error.signed)
                 else:
                     log.info("the hub takes the update later", update=update.digest, why=error.message)
                     self._store.set_update(update.digest, reason=error.message)
@@ -118,6 +129,12 @@ class Exchange:
                 self._store.set_update(update.digest, reason=error.message)
         return len(self._store.updates("waiting"))
 
+    async def accept_head(self) -> dict[str, Any]:
+        """Believe the hub's log from its present head on, though it does not continue the kept one."""
+        if self._link is None or self._hub is None:
+            raise UsageError("this node is not enrolled at a hub", "zk0ctl enroll first")
+        return await self._evidence.accept(self._link, self._hub)
+
     async def prove(self) -> None:
         """See that the hub's log has our receipts and only ever grows."""
         assert self._link is not None and self._hub is not None
@@ -127,7 +144,8 @@ class Exchange:
         if reply.get("receipt") is not None:
             self.take_receipt(bytes(reply["receipt"]), bytes(reply["receipt_signature"]))
         elif reply.get("state") == "refused":
-            self._refused(update, str(reply.get("reason", "no reason given"))[:500])
+            signed = (reply.get("refusal"), reply.get("refusal_signature"))
+            self._refused(update, str(reply.get("reason", "no reason given"))[:500], signed if all(signed) else None)
         else:
             self._store.set_update(update.digest, reason=str(reply.get("state", "offered"))[:100])
 
@@ -154,7 +172,12 @@ class Exchange:
         self._release(update)
         self._on_change()
 
-    def _refused(self, update: Update, reason: str) -> None:
+    def _refused(self, update: Update, reason: str, signed: tuple[Any, Any] | None) -> None:
+        """Let the update go on the hub's word, which is kept. Raises ProtocolError when that is not good."""
+        if signed is not None:  # an older hub does not sign what it refuses
+            assert self._hub is not None
+            check_refusal(self._hub.receipt_key, bytes(signed[0]), bytes(signed[1]), update.digest)
+            self._store.add_refusal(update.digest, bytes(signed[0]), bytes(signed[1]))
         self._store.set_update(update.digest, state="refused", reason=reason)
         self._store.event("update", f"the hub refused the update to {update.federation}: {reason}")
         self._release(update)

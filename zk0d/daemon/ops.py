@@ -251,13 +251,17 @@ def receipts_document(store: Store) -> dict[str, Any]:
         "key": "" if hub is None else hub.receipt_key.decode(),
         "entries": [
             {"leaf": e.leaf, "update": e.update, "receipt": e.receipt.hex(), "signature": e.signature.hex(),
-             "stored_at": e.stored_at, "position": e.position, "size": e.size, "path": b"".join(e.path).hex()}
+             "stored_at": e.stored_at, "position": e.position, "size": e.size, "path": b"".join(e.path).hex(),
+             "set_aside": e.set_aside}
             for e in store.entries()
         ],
         "heads": [
             {"size": h.size, "head": h.head.hex(), "signature": h.signature.hex(), "stored_at": h.stored_at,
              "consistency": b"".join(h.consistency).hex()}
             for h in store.heads()
+        ],
+        "refusals": [
+            {**r, "refusal": r["refusal"].hex(), "signature": r["signature"].hex()} for r in store.refusals()
         ],
         "log": store.get("log", {}),
         "conflict": store.get("log_conflict"),
@@ -266,6 +270,10 @@ def receipts_document(store: Store) -> dict[str, Any]:
 
 async def op_receipts(service: Service, request: Request, connection: ControlConnection) -> Any:
     return receipts_document(service.store)
+
+
+async def op_receipts_accept_head(service: Service, request: Request, connection: ControlConnection) -> Any:
+    return await service.uplink.exchange.accept_head()
 
 
 async def op_modules(service: Service, request: Request, connection: ControlConnection) -> Any:

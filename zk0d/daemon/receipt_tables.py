@@ -1,17 +1,16 @@
 """The part of the node's state file that is evidence: receipts, the log entries they are, the tree heads accepted.
 
-A part of Store (store.py), which gives it the connection. What the numbers mean is checked in evidence.py.
+A part of Store (store.py). What the numbers mean is checked in evidence.py.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from zk0d.daemon.database import Database
 from zk0d.link.merkle import leaf_hash
 
 
@@ -27,6 +26,8 @@ class Entry:
     position: int | None = None
     size: int | None = None
     path: tuple[bytes, ...] = ()
+    set_aside: float | None = None
+    """When the operator accepted that the hub's log lost it (a restored hub); its signature stands."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,8 @@ class Head:
         return bytes.fromhex(str(json.loads(self.head)["root"]).removeprefix("sha256:"))
 
 
-class ReceiptTables:
-    """Queries over `receipts`, `log_entries` and `log_heads`."""
-
-    def transaction(self) -> AbstractContextManager[None]:
-        raise NotImplementedError
-
-    def _rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        raise NotImplementedError
-
-    def _do(self, sql: str, *values: Any) -> int:
-        raise NotImplementedError
-
-    def set_update(self, digest: str, **fields: Any) -> None:
-        raise NotImplementedError
+class ReceiptTables(Database):
+    """Queries over `receipts`, `refusals`, `log_entries` and `log_heads`."""
 
     def add_receipt(self, update: str, federation: str, receipt: bytes, signature: bytes) -> None:
         """Store a verified receipt (or its newer edition) and release the update, in one step."""
@@ -67,7 +56,7 @@ class ReceiptTables:
                 update, federation, receipt, signature, time.time(),
             )  # fmt: skip
             self.add_entry(update, receipt, signature)
-            self.set_update(update, state="receipted", reason="")
+            self._do("UPDATE updates SET state='receipted', reason='' WHERE digest=?", update)
 
     def receipts(self) -> list[dict[str, Any]]:
         """The newest edition of each, oldest first; `receipt` parsed, `update`, `stored_at`."""
@@ -90,9 +79,10 @@ class ReceiptTables:
     def entries(self) -> list[Entry]:
         """All receipts in all editions, oldest first."""
         rows = self._rows("SELECT * FROM log_entries ORDER BY stored_at, leaf")
+        aside = "set_aside" in (rows[0].keys() if rows else ())  # zk0ctl may read a file that an older zk0d left
         return [
             Entry(r["leaf"], r["update_digest"], bytes(r["receipt"]), bytes(r["signature"]), r["stored_at"],
-                  r["position"], r["size"], split_hashes(r["path"]))
+                  r["position"], r["size"], split_hashes(r["path"]), r["set_aside"] if aside else None)
             for r in rows
         ]  # fmt: skip
 
@@ -116,6 +106,35 @@ class ReceiptTables:
             "INSERT OR IGNORE INTO log_heads VALUES (?,?,?,?,?)",
             head.size, head.head, head.signature, b"".join(head.consistency), head.stored_at,
         )  # fmt: skip
+
+    def accept_shorter(self, head: Head, at: float) -> int:
+        """Begin the log anew at `head`, which does not continue the kept one: entries are to be proved again, those
+        that the hub lost are set aside when it cannot → how many heads were put with the past ones (and kept)."""
+        with self.transaction():
+            count = len(self.heads())
+            names = "size, head, signature, consistency, stored_at"
+            self._do(f"INSERT INTO log_heads_past SELECT ?, {names} FROM log_heads", at)
+            self._do("DELETE FROM log_heads")
+            self._do("UPDATE log_entries SET position=NULL, size=NULL, path=NULL, set_aside=?", at)
+            if head.size:
+                self.add_head(head)
+        return count
+
+    def found_again(self, leaf: str) -> None:
+        """The entry that was set aside is in the log after all."""
+        self._do("UPDATE log_entries SET set_aside=NULL WHERE leaf=?", leaf)
+
+    def add_refusal(self, update: str, refusal: bytes, signature: bytes) -> None:
+        """Keep the hub's signed no to an update."""
+        self._do("INSERT OR REPLACE INTO refusals VALUES (?,?,?,?)", update, refusal, signature, time.time())
+
+    def refusals(self) -> list[dict[str, Any]]:
+        """Oldest first: `update`, `refusal` (bytes), `signature`, `stored_at`."""
+        if not self._rows("SELECT 1 FROM sqlite_master WHERE name='refusals'"):
+            return []  # zk0ctl reads a file that an older zk0d left
+        rows = self._rows("SELECT * FROM refusals ORDER BY stored_at")
+        return [{"update": r["update_digest"], "refusal": bytes(r["refusal"]), "signature": bytes(r["signature"]),
+                 "stored_at": r["stored_at"]} for r in rows]  # fmt: skip
 
 
 def split_hashes(joined: bytes | None) -> tuple[bytes, ...]:

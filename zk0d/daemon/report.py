@@ -31,6 +31,8 @@ class LiveParts:
     misfits: tuple[str, ...] = ()
     unable: str = ""
     unable_hint: str = ""
+    no_link: str = ""
+    """Why there can be no link to the hub that this node is enrolled at."""
 
 
 def status(store: Store, live: LiveParts | None) -> dict[str, Any]:
@@ -124,6 +126,10 @@ def health(store: Store, live: LiveParts | None) -> list[dict[str, str]]:
     elif link and link["phase"] in ("waiting", "connecting") and time.time() - link["since"] > 30:
         found.append(
             _problem("degraded", "link", f"the hub is not reached: {link['reason']}", "recording goes on without it")
+        )
+    if live and live.no_link:
+        found.append(
+            _problem("error", "link", live.no_link, "then `zk0ctl enroll` with a token of `zk0-hub nodes reenrol`")
         )
     log = store.get("log", {})
     if log.get("state") == "refused":

@@ -38,6 +38,14 @@ _RECEIPT_LOG: tuple[str, ...] = (
     " consistency BLOB NOT NULL, stored_at REAL NOT NULL)",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _RECEIPT_LOG)
+_REFUSALS: tuple[str, ...] = (
+    "CREATE TABLE refusals (update_digest TEXT PRIMARY KEY, refusal BLOB NOT NULL, signature BLOB NOT NULL,"
+    " stored_at REAL NOT NULL)",
+    "CREATE TABLE log_heads_past (accepted_at REAL NOT NULL, size INTEGER NOT NULL, head BLOB NOT NULL,"
+    " signature BLOB NOT NULL, consistency BLOB NOT NULL, stored_at REAL NOT NULL)",
+    "ALTER TABLE log_entries ADD COLUMN set_aside REAL",
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _RECEIPT_LOG, _REFUSALS)
 """Each entry takes the schema one version forward. Never edit one that was released: append."""
 VERSION = len(MIGRATIONS)

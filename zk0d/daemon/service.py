@@ -206,6 +206,7 @@ class Service:
             misfits=self._misfit_texts(),
             unable=signals.runtime_missing,
             unable_hint=signals.runtime_hint,
+            no_link=self.uplink.trouble,
         )  # fmt: skip
 
     def _misfit_texts(self) -> tuple[str, ...]:

@@ -10,8 +10,6 @@ import json
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,9 +131,7 @@ class Store(ReceiptTables):
     """Opens or creates the state file. Refuses one written by a newer zk0d."""
 
     def __init__(self, path: Path, *, readonly: bool = False) -> None:
-        self.path = path
-        self._db = _connect(path, readonly)
-        self._db.row_factory = sqlite3.Row
+        super().__init__(path, readonly=readonly)
         found = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         if found > VERSION:
             self._db.close()
@@ -161,36 +157,6 @@ class Store(ReceiptTables):
             raise UnknownStateError(f"{path} is not yours to read", "members of group zk0 ask the daemon") from error
         except sqlite3.Error as error:
             raise UnknownStateError(f"{path} cannot be read: {error}") from error
-
-    def close(self) -> None:
-        self._db.close()
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All or nothing; durable when it returns."""
-        if self._db.in_transaction:
-            yield
-            return
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
-
-    def _rows(self, sql: str, *values: Any) -> list[sqlite3.Row]:
-        with closing(self._db.execute(sql, values)) as cursor:
-            return cursor.fetchall()
-
-    def _row(self, sql: str, *values: Any) -> sqlite3.Row | None:
-        rows = self._rows(sql, *values)
-        return rows[0] if rows else None
-
-    def _do(self, sql: str, *values: Any) -> int:
-        """Run one statement; the number of the inserted row."""
-        with closing(self._db.execute(sql, values)) as cursor:
-            return int(cursor.lastrowid or 0)
 
     # -- single values ---------------------------------------------------------------------------------------------
 
@@ -241,10 +207,6 @@ class Store(ReceiptTables):
     def set_federation(self, name: str, **fields: Any) -> None:
         """Set any of state, spec_digest, version, reason."""
         self._set("federations", "name", name, fields)
-
-    def _set(self, table: str, key: str, value: Any, fields: dict[str, Any]) -> None:
-        names = ", ".join(f"{k}=?" for k in fields)
-        self._do(f"UPDATE {table} SET {names} WHERE {key}=?", *fields.values(), value)
 
     # -- datasets ----------------------------------------------------------------------------------------------------
 
@@ -349,23 +311,6 @@ class Store(ReceiptTables):
     def sessions(self, count: int = 20) -> list[Session]:
         """The newest `count`, newest first."""
         return [Session(**dict(r)) for r in self._rows("SELECT * FROM sessions ORDER BY id DESC LIMIT ?", count)]
-
-
-def _connect(path: Path, readonly: bool) -> sqlite3.Connection:
-    if not readonly:
-        db = sqlite3.connect(path, isolation_level=None, timeout=10)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")
-        db.execute("PRAGMA foreign_keys=ON")
-        return db
-    try:
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=1)
-        db.execute("SELECT count(*) FROM sqlite_master")
-        return db
-    except sqlite3.OperationalError:
-        # A write-ahead log in a folder that this user may not write to: read the file as it lies.
-        uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
-        return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=1)
 
 
 def _dataset(row: sqlite3.Row) -> Dataset:

@@ -15,15 +15,16 @@ from typing import Any
 
 import structlog
 
-from zk0d import __version__
 from zk0d.daemon import datasets
 from zk0d.daemon.arbiter import LinkSignal
 from zk0d.daemon.config import Config
 from zk0d.daemon.dataset_ops import trained
 from zk0d.daemon.exchange import Exchange
+from zk0d.daemon.membership import Membership
+from zk0d.daemon.renewal import Renewal
 from zk0d.daemon.store import Dataset, Federation, Store, Task
 from zk0d.errors import (
-    DatasetError,
+    ConfigError,
     LinkClosedError,
     LinkLostError,
     PayloadError,
@@ -70,7 +71,9 @@ class Uplink:
         self._work = asyncio.Event()
         self._blocked: dict[str, tuple[str, str]] = {}
         self._no_task: dict[str, tuple[str, float]] = {}
-        self._joined_as: dict[str, Any] = {}
+        self._membership = Membership(store, on_change)
+        self.trouble = ""
+        """Why there is no link at all, for a person; "" when there is one."""
         self._bytes: tuple[int, int] = tuple(store.get("bytes", [0, 0]))
         self.exchange = Exchange(store, self.blobs, config["models", "keep"], on_change)
 
@@ -81,7 +84,16 @@ class Uplink:
         hub = self._store.hub()
         if hub is None or self.link is not None:
             return
-        identity = NodeIdentity.load(self._state / "keys")
+        try:
+            identity = NodeIdentity.load(self._state / "keys")
+            if identity.node_id != hub.node_id:
+                raise ConfigError(f"the certificate is {identity.node_id}'s, this node is {hub.node_id}")
+        except Zk0Error as error:  # recording goes on without a hub
+            self.trouble = f"this node's key or certificate cannot be used: {error.message}"
+            log.error("no link", reason=error.message)
+            self._store.event("enrol", self.trouble)
+            return
+        self.trouble = ""
         self.link = NodeLink(
             host=hub.host,
             port=hub.port,
@@ -96,9 +108,11 @@ class Uplink:
         self.link.on_state.append(self._on_state)
         self.exchange.open(self.link, identity, hub)
         await self.link.start()
+        new_key = self._config["link", "renew_key"] == "new"
         self._loops = [
             asyncio.create_task(self._forever(self._exchange_turn, self._wake), name="exchange"),
             asyncio.create_task(self._forever(self._work_turn, self._work), name="work"),
+            asyncio.create_task(Renewal(self._store, self.link, identity, hub, new_key=new_key).run(), name="renewal"),
         ]
 
     async def close(self) -> None:
@@ -142,7 +156,7 @@ class Uplink:
 
     def _on_state(self, state: LinkState) -> None:
         if state.phase == "connected":
-            self._joined_as.clear()
+            self._membership.forget()
             self._wake.set()
             self._work.set()
         self._on_change()
@@ -186,9 +200,8 @@ class Uplink:
 
     async def _exchange_turn(self) -> float:
         """Say hello, (re)join, deliver updates, learn of versions. Gives seconds until the next turn."""
-        await self._hello()
-        for federation in self._store.federations():
-            await self._join(federation)
+        assert self.link is not None
+        await self._membership.tell(self.link)
         pending = await self.exchange.deliver()
         for federation in self._store.federations():
             if federation.state in ("open", "finished"):
@@ -201,74 +214,6 @@ class Uplink:
         await self.exchange.prove()
         self._store.put("bytes", list(self.bytes))
         return 3.0 if pending else _TURN_S
-
-    async def _hello(self) -> None:
-        assert self.link is not None
-        names = [f.name for f in self._store.federations()]
-        reply = await self.link.request("hello", {"software": f"zk0d/{__version__}", "federations": names})
-        offered = [
-            dict(f) for f in reply.get("federations", []) if isinstance(f, dict) and isinstance(f.get("name"), str)
-        ]
-        for found in offered:
-            if not isinstance(found.get("version"), int) or found["version"] < 0:
-                found["version"] = None  # it gathers: there is no version yet
-        self._store.put("offered", [{k: f.get(k) for k in ("name", "state", "version")} for f in offered])
-        for found in offered:
-            known = self._store.federation(found["name"])
-            if known is not None and known.state != "joining":
-                self._set_federation(known, found)
-
-    def _set_federation(self, known: Federation, found: dict[str, Any]) -> None:
-        fields: dict[str, Any] = {}
-        if found.get("state") in ("gathering", "open", "finished"):
-            fields["state"] = found["state"]
-        if isinstance(found.get("spec_digest"), str):
-            fields["spec_digest"] = found["spec_digest"]
-        if isinstance(found.get("version"), int) and found["version"] >= 0:
-            fields["version"] = found["version"]
-        if fields:
-            if fields.get("state", known.state) != known.state:
-                self._store.event("federation", f"federation {known.name} is {fields['state']}")
-            self._store.set_federation(known.name, **fields)
-            self._on_change()
-
-    async def _join(self, federation: Federation) -> None:
-        """Tell the hub that we are a member, with coarse statistics; again when they changed, and on a new link."""
-        assert self.link is not None
-        own = [d for d in self._store.datasets() if d.train and d.episodes]
-        try:
-            stats = datasets.coarse_statistics(own)
-        except DatasetError as error:  # a disk that is not plugged in must not hold up updates and versions
-            self._joined_as.pop(federation.name, None)
-            self._store.set_federation(federation.name, reason=error.message)
-            return
-        body = {
-            "federation": federation.name,
-            "stats": stats,
-            "datasets": [
-                {
-                    "uuid": self._store.wire_id(d.name, federation.name),
-                    "episodes": d.episodes,
-                    "frames": datasets.coarse_count(d.frames),
-                }
-                for d in own
-            ],
-        }
-        if self._joined_as.get(federation.name) == body:
-            return
-        if not own and federation.state == "joining":
-            self._store.set_federation(federation.name, reason="waits for a dataset to train on")
-            return
-        try:
-            reply = await self.link.request("federation.join", body)
-        except RefusedError as error:
-            self._store.set_federation(federation.name, reason=f"the hub refuses: {error.message}")
-            return
-        self._joined_as[federation.name] = body
-        if federation.state == "joining":
-            self._store.event("federation", f"joined federation {federation.name}")
-        self._store.set_federation(federation.name, reason="")
-        self._set_federation(federation, reply)
 
     # -- tasks -------------------------------------------------------------------------------------------------------
 
@@ -409,7 +354,7 @@ class Uplink:
 
     def link_signal(self) -> LinkSignal:
         if self.link is None:
-            return LinkSignal("closed", "not enrolled")
+            return LinkSignal("closed", self.trouble or "not enrolled")
         state = self.link.state
         return LinkSignal(state.phase, state.reason, state.next_attempt)
 

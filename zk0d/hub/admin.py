@@ -19,6 +19,7 @@ from zk0d.hub.receipts import timestamp
 from zk0d.hub.service import Hub
 from zk0d.hub.store import Row
 from zk0d.link.identity import phrase
+from zk0d.link.lifetime import Lifetime
 
 SCHEMA_VERSION = 1
 
@@ -33,6 +34,7 @@ class Admin:
             "invite": self.invite,
             "nodes": self.nodes,
             "approve": self.approve,
+            "reenrol": self.reenrol,
             "refuse": self.refuse,
             "revoke": self.revoke,
             "federation_create": self.federation_create,
@@ -125,13 +127,21 @@ class Admin:
         return {"token": made.token(), "host": made.host, "port": made.port, "ca": made.ca, "label": label,
                 "expires_at": timestamp(self._hub.now() + hours * 3600)}  # fmt: skip
 
+    async def reenrol(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+        """A one-time token by which a node that lost its key gets its id back; its old certificates end then."""
+        hours, address = float(request.get("hours", 72.0)), str(request.get("address", ""))
+        node = str(self._hub.registry.node(str(request["node"]))["node"])
+        made = self._hub.invitation("", hours, _actor(connection), address, replaces=node)
+        return {"token": made.token(), "node": node, "expires_at": timestamp(self._hub.now() + hours * 3600)}
+
     async def nodes(self, request: dict[str, Any], connection: ControlConnection) -> list[dict[str, Any]]:
         state = request.get("state")
         links = self._hub.link.nodes()
         return [_node(r, r["node"] in links) for r in self._hub.registry.nodes(str(state) if state else None)]
 
     async def approve(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
-        return _node(self._hub.registry.approve(str(request["node"]), _actor(connection)), False)
+        instead_of = str(request.get("instead_of") or "")
+        return _node(self._hub.registry.approve(str(request["node"]), _actor(connection), instead_of), False)
 
     async def refuse(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
         reason = str(request.get("reason", ""))
@@ -267,5 +277,6 @@ def _node(row: Row, linked: bool) -> dict[str, Any]:
         "address": row["address"],
         "requested_at": timestamp(row["requested_at"]),
         "last_seen": timestamp(row["last_seen"]) if row["last_seen"] else "",
+        "certificate_until": timestamp(Lifetime.of(row["certificate"]).end) if row["certificate"] else "",
         "reason": row["reason"],
     }

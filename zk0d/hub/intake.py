@@ -35,14 +35,18 @@ class Intake:
             raise RefusedError(error.message, reason="bad_statement") from None
         known = self._ledger.update(statement.digest)
         if known is None or known["node"] != node:
-            self._check_offer(node, statement)
+            try:
+                self._check_offer(node, statement)
+            except RefusedError as no:
+                no.signed = self._hub.receipt_key.refuse(statement, no.reason, no.message, self._hub.now())
+                raise
             self._ledger.offer(statement)
             log.info(
                 "update offered", federation=self._fed.name, node=node, update=statement.digest, size=statement.size
             )
         answer = self.standing(node, statement.digest)
         if answer.get("state") == "receiving":
-            self._hub.spawn(self.receive(statement), f"receive {statement.digest}")
+            self._hub.spawn(self.receive(statement), f"receive {node} {statement.digest}")
         return answer
 
     def _check_offer(self, node: str, s: Statement) -> None:
@@ -64,9 +68,10 @@ class Intake:
         if s.payload in self._fed.public_digests():
             raise RefusedError("the payload is a published version, not a delta", reason="bad_payload")
         try:
-            check_signature(s, self._hub.certificate(node))
+            check_signature(s, self._hub.signer(s))
         except ProtocolError as error:
             raise RefusedError(error.message, reason="bad_signature") from None
+        self._hub.check_quota(node, s.size)
 
     def standing(self, node: str, digest: str) -> dict[str, Any]:
         """What has become of a node's update: its receipt, or `receiving`. RefusedError: it was refused, or unknown."""
@@ -74,7 +79,9 @@ class Intake:
         if row is None or row["node"] != node:
             raise RefusedError("the hub does not know this update: offer it", reason="not_found")
         if row["state"] == "refused":
-            raise RefusedError(f"the update is refused: {row['reason']}", reason="bad_update")
+            no = RefusedError(f"the update is refused: {row['reason']}", reason="bad_update")
+            no.signed = self._hub.receipt_key.refuse(row, no.reason, no.message, row["decided_at"] or 0.0)
+            raise no
         receipt = self._ledger.receipt(digest)
         if receipt is None:
             return {"state": "receiving"}
@@ -85,7 +92,7 @@ class Intake:
         for row in self._ledger.receiving(node):
             if row["federation"] == self._fed.name:
                 statement = read_statement(bytes(row["statement"]), bytes(row["signature"]))
-                self._hub.spawn(self.receive(statement), f"receive {statement.digest}")
+                self._hub.spawn(self.receive(statement), f"receive {node} {statement.digest}")
 
     async def receive(self, s: Statement) -> None:
         """Fetch an offered payload, judge it, and let it count or refuse it. Does nothing while that is under way."""
@@ -115,7 +122,7 @@ class Intake:
             path = await self._hub.fetch(s.node, s.payload, limit)
         else:
             path = self._hub.blobs.path(s.payload)
-        certificate, max_norm = self._hub.certificate(s.node), self._fed.config["admission.max_norm"]
+        certificate, max_norm = self._hub.signer(s), self._fed.config["admission.max_norm"]
         norm = await asyncio.to_thread(
             admission.inspect, path, s, certificate, self._fed.spec, max_norm, self._hub.stopping, hashed=hashed
         )
@@ -142,4 +149,4 @@ class Intake:
         await asyncio.to_thread(admission.quarantine, self._hub.directory / "quarantine", path, s, reason)
         self._ledger.refuse(s.digest, reason)
         if not self._ledger.blob_needed(s.payload):
-            self._hub.blobs.delete(s.payload)
+            self._hub.discard(s.payload)

@@ -214,7 +214,7 @@ class Merging:
             self._fed.name, merge.version, [worst["digest"]], f"it could not be merged: {error.message}"
         )
         if not self._ledger.blob_needed(worst["payload"]):
-            self._hub.blobs.delete(worst["payload"])
+            self._hub.discard(worst["payload"])
         self.busy = False
         self.consider()
 
@@ -237,7 +237,7 @@ class Merging:
         old += [r["payload"] for r in self._ledger.merged_into(self._fed.name, newest - 1)]
         for digest in old:
             if not self._ledger.blob_needed(digest):
-                self._hub.blobs.delete(digest)
+                self._hub.discard(digest)
 
     def close(self) -> None:
         if self._timer is not None:

@@ -29,6 +29,7 @@ from zk0d.model.blobs import digest_of, hex_of
 
 UPDATE_PREFIX = b"zk0 update v1\0"
 RECEIPT_PREFIX = b"zk0 receipt v1\0"
+REFUSAL_PREFIX = b"zk0 refusal v1\0"
 MAX_STATEMENT = 4096
 MAX_SAMPLES = 10**9
 MAX_LOSS = 1e30
@@ -158,6 +159,17 @@ class ReceiptKey:
             }
         )
         return receipt, self.sign(RECEIPT_PREFIX + receipt)
+
+    def refuse(self, update: Any, code: str, reason: str, at: float) -> tuple[bytes, bytes]:
+        """A signed no to an update (a Statement's fields, or a row of `updates`), and its signature.
+
+        The same decision gives the same bytes, so nothing of it need be kept.
+        """
+        names = ("federation", "node", "digest", "payload")
+        told = {k: getattr(update, k) if isinstance(update, Statement) else update[k] for k in names}
+        told["update"] = told.pop("digest")
+        refusal = canonical_json({**told, "code": code, "reason": reason[:1000], "at": timestamp(at)})
+        return refusal, self.sign(REFUSAL_PREFIX + refusal)
 
 
 def timestamp(seconds: float) -> str:

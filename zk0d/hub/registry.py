@@ -1,53 +1,77 @@
-"""Who may be a node: invitations, enrolment requests, approval, refusal, revocation.
+"""Who may be a node: invitations, applications and their bounds, approval, refusal, revocation, a lost key's successor.
 
-The certificate authority itself is zk0d/link/identity.py. Labels are the maintainer's names for nodes and stay here; on
+The certificates themselves are certificates.py's. Labels are the maintainer's names for nodes and stay here; on
 the wire a node is only its random id.
 """
 
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import secrets
 import sqlite3
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from zk0d.errors import ProtocolError, RefusedError, UsageError
+from zk0d.hub.certificates import Certificates
 from zk0d.hub.store import Row, Store
-from zk0d.link.identity import Authority, csr_fingerprint, fingerprint, phrase
+from zk0d.link.identity import NODE_DAYS, Authority, csr_fingerprint, phrase
+from zk0d.link.lifetime import Lifetime
 
-MAX_PENDING = 1000
-"""Requests that wait for approval; more are turned away, so that nobody fills the disk."""
 MAX_LABEL = 80
+_DAY = 86400.0
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """On what strangers may leave here, and how long certificates are good (days)."""
+
+    node_days: float = NODE_DAYS
+    max_pending: int = 1000
+    """Applications that wait for approval; more are turned away, so that nobody fills the disk."""
+    max_pending_per_address: int = 20
+    pending_days: float = 14.0
+    """An application older than this is forgotten; its node may apply again."""
 
 
 class Registry:
-    """The hub's list of nodes. `allowed` may be asked from any thread."""
+    """The hub's list of nodes."""
 
-    def __init__(self, store: Store, authority: Authority) -> None:
+    def __init__(self, store: Store, authority: Authority, bounds: Bounds | None = None) -> None:
         self._store = store
         self._authority = authority
-        rows = store.all("SELECT node, fingerprint FROM nodes WHERE state = 'approved'")
-        self._allowed: dict[str, str] = {r["node"]: r["fingerprint"] for r in rows}
-
-    def allowed(self, node: str, certificate_fingerprint: str) -> bool:
-        """Whether this certificate of this node may link now."""
-        return self._allowed.get(node) == certificate_fingerprint
+        self.bounds = bounds or Bounds()
+        self.certificates = Certificates(store, authority, self.bounds.node_days)
+        self.allowed = self.certificates.allowed
+        self.on_replaced: Callable[[str], None] = lambda node: None
+        """Called with a node whose certificates were revoked for a new key's: its live link is to end."""
 
     def approved(self, node: str) -> bool:
         """Whether the node may still contribute."""
-        return node in self._allowed
+        return self.certificates.known(node)
 
-    def invite(self, label: str, hours: float, actor: str) -> str:
-        """A new one-time secret; only its hash is kept. Raises UsageError for a silly duration."""
+    def invite(self, label: str, hours: float, actor: str, replaces: str = "") -> str:
+        """A new one-time secret; only its hash is kept. Raises UsageError for a silly duration.
+
+        `replaces`: a node id that the one who uses it gets, with a new key; the node's old certificates end then.
+        """
         if not 0 < hours <= 24 * 365:
             raise UsageError(f"an invitation cannot last {hours:g} hours", "give more than 0 and at most 8760")
         secret, now = secrets.token_urlsafe(24), self._store.now()
+        if replaces:
+            row = self._replaceable(replaces)
+            replaces, label = row["node"], row["label"]
         with self._store.write() as db:
             db.execute(
-                "INSERT INTO invitations (secret_hash, label, created_at, expires_at) VALUES (?, ?, ?, ?)",
-                (_hash(secret), label[:MAX_LABEL], now, now + hours * 3600),
+                "INSERT INTO invitations (secret_hash, label, created_at, expires_at, replaces) VALUES (?, ?, ?, ?, ?)",
+                (_hash(secret), label[:MAX_LABEL], now, now + hours * 3600, replaces),
             )
-            self._store.audit(db, actor, "invite", label[:MAX_LABEL], hours=hours)
+            if replaces:
+                self._store.audit(db, actor, "reenrol", replaces, hours=hours)
+            else:
+                self._store.audit(db, actor, "invite", label[:MAX_LABEL], hours=hours)
         return secret
 
     def enroll(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -65,11 +89,20 @@ class Registry:
             raise RefusedError(error.message, reason="malformed") from None
         secret = request.get("secret")
         row = self._store.one("SELECT * FROM nodes WHERE key = ?", key)
+        former = self.certificates.owner(key) if row is None else None
+        if former is not None:
+            raise RefusedError(
+                f"this key was node {former['node']}'s and has been replaced",
+                "make a new one: zk0ctl enroll --new-key", "replaced_key"
+            )  # fmt: skip
         if row is not None and row["state"] in ("refused", "revoked"):
             raise RefusedError(
                 f"this node was {row['state']}: {row['reason'] or 'no reason given'}", reason=row["state"]
             )
         if row is not None and row["state"] == "approved":
+            if Lifetime.of(bytes(row["certificate"])).due(self._store.now()):  # it was away when it was to be renewed
+                self.certificates.renew(row, csr, row["node"])
+                row = self.node(row["node"])
             return self._approved(row)
         if isinstance(secret, str) and secret:
             return self._with_secret(csr, key, secret, request, row)
@@ -89,22 +122,46 @@ class Registry:
             )
         if invitation["expires_at"] <= self._store.now():
             raise RefusedError("the invitation has expired", "ask the maintainer for another", "expired_invitation")
+        replaces = str(invitation["replaces"])
         with self._store.write() as db:
-            if row is None:
+            if replaces:
+                self._replace(db, self.node(replaces), row, csr, "invitation")
+                row = self.node(replaces)
+            elif row is None:
                 row = self._insert(db, csr, key, invitation["label"], str(request.get("address", "")))
             db.execute(
                 "UPDATE invitations SET used_at = ?, used_by = ? WHERE secret_hash = ?",
                 (self._store.now(), row["node"], _hash(secret)),
             )
-            self._issue(db, row, "invitation")
+            if not replaces:
+                self._issue(db, row, "invitation")
+        if replaces:
+            self.on_replaced(replaces)
         return self._approved(self.node(row["node"]))
 
     def _add(self, csr: bytes, key: str, label: str, address: str) -> Row:
-        waiting = self._store.one("SELECT count(*) AS n FROM nodes WHERE state = 'pending'")
-        if waiting is not None and waiting["n"] >= MAX_PENDING:
+        self.forget_stale()
+        waiting = [_place(r["address"]) for r in self.nodes("pending")]
+        if len(waiting) >= self.bounds.max_pending:
             raise RefusedError("too many requests wait for approval", "ask the maintainer to look at them", "busy")
+        if address and waiting.count(_place(address)) >= self.bounds.max_pending_per_address:
+            raise RefusedError(
+                f"{waiting.count(_place(address))} requests from your network wait for approval already",
+                "wait until the maintainer has looked at them, or ask for an invitation", "busy"
+            )  # fmt: skip
         with self._store.write() as db:
             return self._insert(db, csr, key, label, address)
+
+    def forget_stale(self) -> int:
+        """Forget applications that nobody has looked at for too long → how many."""
+        before = self._store.now() - self.bounds.pending_days * _DAY
+        stale = self._store.all("SELECT node FROM nodes WHERE state = 'pending' AND requested_at < ?", before)
+        if stale:
+            with self._store.write() as db:
+                for row in stale:
+                    db.execute("DELETE FROM nodes WHERE node = ?", (row["node"],))
+                    self._store.audit(db, "hub", "application.expired", row["node"], days=self.bounds.pending_days)
+        return len(stale)
 
     def _insert(self, db: sqlite3.Connection, csr: bytes, key: str, label: str, address: str) -> Row:
         node = "node-" + secrets.token_hex(6)
@@ -117,15 +174,34 @@ class Registry:
         return self.node(node)
 
     def _issue(self, db: sqlite3.Connection, row: Row, actor: str) -> None:
-        certificate = self._authority.issue_node(row["csr"], row["node"])
-        mark = fingerprint(certificate)
+        self.certificates.issue(db, row["node"], row["csr"], actor, "approve")
+        self._approve(db, row["node"])
+
+    def _approve(self, db: sqlite3.Connection, node: str) -> None:
         db.execute(
-            "UPDATE nodes SET state = 'approved', certificate = ?, fingerprint = ?, decided_at = ?, reason = ''"
-            " WHERE node = ?",
-            (certificate, mark, self._store.now(), row["node"]),
+            "UPDATE nodes SET state = 'approved', decided_at = ?, reason = '' WHERE node = ?", (self._store.now(), node)
         )
-        self._store.audit(db, actor, "approve", row["node"], fingerprint=mark)
-        self._allowed[row["node"]] = mark
+
+    def _replaceable(self, node: str) -> Row:
+        row = self.node(node)
+        if row["state"] not in ("approved", "revoked"):
+            raise UsageError(f"{row['node']} is {row['state']}", "only a node that was let in can have a new key")
+        return row
+
+    def _replace(self, db: sqlite3.Connection, old: Row, applicant: Row | None, csr: bytes, actor: str) -> None:
+        """Give the node `old` to the key in `csr`; what its old key still had under way is to be offered anew."""
+        node = old["node"]
+        if applicant is not None:
+            db.execute("DELETE FROM nodes WHERE node = ? AND state IN ('pending', 'refused')", (applicant["node"],))
+        self.certificates.revoke(db, node)
+        withdrawn = db.execute(
+            "UPDATE tasks SET answered = 0 WHERE task IN (SELECT task FROM updates WHERE node = ?"
+            " AND state = 'receiving')", (node,)
+        ).rowcount  # fmt: skip
+        db.execute("DELETE FROM updates WHERE node = ? AND state = 'receiving'", (node,))
+        self._store.audit(db, actor, "rekey", node, withdrawn=withdrawn)
+        self.certificates.issue(db, node, csr, actor, "approve")
+        self._approve(db, node)
 
     def _approved(self, row: Row) -> dict[str, Any]:
         return {
@@ -151,18 +227,31 @@ class Registry:
             "SELECT * FROM nodes WHERE ? IS NULL OR state = ? ORDER BY requested_at, node", state, state
         )
 
-    def certificate(self, node: str) -> bytes:
-        """The certificate an approved node signs with."""
-        return bytes(self.node(node)["certificate"])
+    def approve(self, node: str, actor: str, instead_of: str = "") -> Row:
+        """Let a pending or refused node in; it gets its certificate when it asks again. Raises UsageError.
 
-    def approve(self, node: str, actor: str) -> Row:
-        """Let a pending or refused node in; it gets its certificate when it asks again. Raises UsageError."""
+        `instead_of`: the node that it was before it lost its key; it becomes that one again, and the old key is out.
+        """
         row = self.node(node)
         if row["state"] not in ("pending", "refused"):
             raise UsageError(f"{row['node']} is {row['state']}", "only pending and refused nodes can be approved")
+        old = self._replaceable(instead_of) if instead_of else None
         with self._store.write() as db:
-            self._issue(db, row, actor)
-        return self.node(row["node"])
+            if old is None:
+                self._issue(db, row, actor)
+            else:
+                self._replace(db, old, row, row["csr"], actor)
+        if old is None:
+            return self.node(row["node"])
+        self.on_replaced(old["node"])
+        return self.node(old["node"])
+
+    def renew(self, node: str, csr: bytes) -> bytes:
+        """A fresh certificate for a node that asks over its own link → PEM. Raises RefusedError."""
+        row = self._store.one("SELECT * FROM nodes WHERE node = ? AND state = 'approved'", node)
+        if row is None:
+            raise RefusedError(f"node {node} is not approved here", reason="revoked")
+        return self.certificates.renew(row, csr, node)
 
     def refuse(self, node: str, reason: str, actor: str) -> Row:
         """Turn a pending node away. Raises UsageError."""
@@ -176,11 +265,11 @@ class Registry:
         row = self.node(node)
         if row["state"] != "approved":
             raise UsageError(f"{row['node']} is {row['state']}", "only approved nodes can be revoked")
-        self._allowed.pop(row["node"], None)
         return self._close(row, "revoked", reason, actor)
 
     def _close(self, row: Row, state: str, reason: str, actor: str) -> Row:
         with self._store.write() as db:
+            self.certificates.revoke(db, row["node"])
             db.execute(
                 "UPDATE nodes SET state = ?, reason = ?, decided_at = ? WHERE node = ?",
                 (state, reason, self._store.now(), row["node"]),
@@ -201,3 +290,16 @@ def _hash(secret: str) -> str:
 
 def _clean(label: str) -> str:
     return "".join(c for c in label if c.isprintable())[:MAX_LABEL]
+
+
+def _place(address: str) -> str:
+    """Where an address `HOST:PORT` is: the host, of IPv6 its /64, which is one customer."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        found = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if isinstance(found, ipaddress.IPv6Address):
+        mapped = found.ipv4_mapped
+        return str(mapped) if mapped else str(ipaddress.ip_network((found, 64), strict=False))
+    return str(found)

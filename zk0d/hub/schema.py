@@ -94,5 +94,19 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE federations ADD COLUMN floor INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE federations ADD COLUMN next_config TEXT NOT NULL DEFAULT '';
     """,
+    """
+    CREATE TABLE certificates (
+        fingerprint TEXT PRIMARY KEY, node TEXT NOT NULL REFERENCES nodes, key TEXT NOT NULL, certificate BLOB NOT NULL,
+        issued_at REAL NOT NULL, revoked_at REAL
+    ) STRICT;
+    CREATE INDEX certificates_by_node ON certificates (node);
+    CREATE INDEX certificates_by_key ON certificates (key);
+    INSERT INTO certificates (fingerprint, node, key, certificate, issued_at, revoked_at)
+        SELECT fingerprint, node, key, certificate, coalesce(decided_at, requested_at),
+        CASE state WHEN 'approved' THEN NULL ELSE coalesce(decided_at, requested_at) END
+        FROM nodes WHERE certificate IS NOT NULL;
+    ALTER TABLE invitations ADD COLUMN replaces TEXT NOT NULL DEFAULT '';
+    CREATE INDEX updates_by_day ON updates (node, offered_at);
+    """,
 )
 """Each entry takes the schema one version forward. Never edit one that was released: append."""

@@ -19,15 +19,18 @@ from zk0d.durable import write_text
 from zk0d.errors import ConfigError, LinkLostError, RefusedError, UsageError, Zk0Error
 from zk0d.hub import aggregate
 from zk0d.hub.config import Config, check_name, load_hub, parse_address, parse_federation
+from zk0d.hub.discards import Discards
 from zk0d.hub.evaluation import Evaluations, dataset_names
 from zk0d.hub.federation import FederationRunner
 from zk0d.hub.ledger import Ledger
-from zk0d.hub.receipts import ReceiptKey, read_statement
-from zk0d.hub.registry import Registry
+from zk0d.hub.quotas import Quotas
+from zk0d.hub.receipts import UPDATE_PREFIX, ReceiptKey, Statement, read_statement
+from zk0d.hub.registry import Bounds, Registry
 from zk0d.hub.store import Store
+from zk0d.hub.upkeep import Upkeep, fresh_server
 from zk0d.invitation import Invitation
 from zk0d.link.hub import HubLink
-from zk0d.link.identity import Authority, ServerIdentity
+from zk0d.link.identity import Authority
 from zk0d.link.rates import Rate
 from zk0d.link.state import LinkLimits
 from zk0d.model.blobs import BlobStore
@@ -52,9 +55,13 @@ class Hub:
         self.store = Store(directory / "hub.db")
         self.now = self.store.now
         self.started_at = self.now()
-        self.registry = Registry(self.store, self.authority)
+        self.registry = Registry(self.store, self.authority, _bounds(self.config))
+        self.registry.on_replaced = self._replaced
         self.ledger = Ledger(self.store, self.receipt_key)
         self.blobs = BlobStore(directory / "blobs")
+        self.discard = Discards(directory, self.blobs, self.ledger.blob_needed)
+        quota = (self.config["quota.updates_per_day"], self.config["quota.bytes_per_day"])
+        self.check_quota = Quotas(self.store, *quota).check
         self.federations: dict[str, FederationRunner] = {}
         configs: dict[str, Config] = {}
         for row in self.ledger.federations():
@@ -71,7 +78,7 @@ class Hub:
             host=listen[0],
             port=listen[1],
             authority=self.authority,
-            server_identity=ServerIdentity.load(directory / "keys"),
+            server_identity=fresh_server(self.authority, directory / "keys", self.config["certificates.server_days"]),
             run_dir=directory / "run",
             blobs=self.blobs,
             allowed=self.registry.allowed,
@@ -80,16 +87,21 @@ class Hub:
             on_enroll=self._enroll,
             limits=limits or _limits(self.config),
         )
+        self._upkeep = Upkeep(
+            self.authority, directory / "keys", self.config["certificates.server_days"], self.link.use,
+            [self.registry.forget_stale, self.discard.catch_up],
+        )  # fmt: skip
 
     async def start(self) -> None:
         """Take up what a stop or a kill interrupted, and listen. ConfigError if the address cannot be had."""
         for digest in [d for d in self.blobs.digests() if self.ledger.leftover(d)]:
-            self.blobs.delete(digest)
+            self.discard(digest)
             log.info("swept what an interruption left", digest=digest)
         await self.link.start()
         for federation in self.federations.values():
             federation.resume()
         self.evaluations.start()
+        self.spawn(self._upkeep.run(), "upkeep")
         log.info("hub serves", listen=self.config["hub.listen"], port=self.link.port, ca=self.authority.fingerprint,
                  federations=len(self.federations))  # fmt: skip
 
@@ -121,8 +133,10 @@ class Hub:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a background task failed", task=task.get_name(), exc_info=error)
 
-    def certificate(self, node: str) -> bytes:
-        return self.registry.certificate(node)
+    def signer(self, statement: Statement) -> bytes:
+        return self.registry.certificates.signer(
+            statement.node, UPDATE_PREFIX + statement.raw, statement.signature
+        )  # fmt: skip
 
     def still_allowed(self, node: str) -> bool:
         return self.registry.approved(node)
@@ -179,6 +193,9 @@ class Hub:
                 return self._proof(node, body["update"], body["size"])
             case "version.latest":
                 return self._federation(body["federation"]).latest()
+            case "certificate.renew":
+                log.info("certificate renewed", node=node)
+                return {"certificate": self.registry.renew(node, body["csr"])}
         raise RefusedError(f"{kind} is not something a node asks a hub", reason="unknown_type")
 
     def _hello(self, node: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -214,7 +231,8 @@ class Hub:
         if row is None or row["node"] != node:
             raise RefusedError("the hub does not know this update: offer it", reason="not_found")
         if row["state"] == "refused":
-            return {"state": "refused", "reason": row["reason"]}
+            refusal, signature = self.receipt_key.refuse(row, "bad_update", row["reason"], row["decided_at"] or 0.0)
+            return {"state": "refused", "reason": row["reason"], "refusal": refusal, "refusal_signature": signature}
         return self._federation(row["federation"]).standing(node, update)
 
     def _proof(self, node: str, update: str, size: int) -> dict[str, Any]:
@@ -225,13 +243,13 @@ class Hub:
 
     # -- what maintainers do ---------------------------------------------------------------------------------------
 
-    def invitation(self, label: str, hours: float, actor: str, address: str = "") -> Invitation:
-        """A new invitation. `address` HOST:PORT overrides what the settings advertise."""
+    def invitation(self, label: str, hours: float, actor: str, address: str = "", replaces: str = "") -> Invitation:
+        """A new invitation. `address` HOST:PORT overrides what the settings advertise; `replaces`: a node's id."""
         told = address or self.config["hub.advertise"] or f"{self._reachable_host()}:{self.link.port}"
         found = parse_address(told)
         if found is None or found[1] == 0:
             raise UsageError(f"{told!r} is no address", "give HOST:PORT")
-        return Invitation(*found, self.authority.fingerprint, self.registry.invite(label, hours, actor))
+        return Invitation(*found, self.authority.fingerprint, self.registry.invite(label, hours, actor, replaces))
 
     def _reachable_host(self) -> str:
         listen = parse_address(self.config["hub.listen"])
@@ -240,10 +258,26 @@ class Hub:
         return f"[{host}]" if ":" in host else host
 
     def revoke(self, node: str, reason: str, actor: str) -> str:
-        """Lock a node out and close its link → its id."""
+        """Lock a node out, close its link and refuse what of it is still arriving → its id."""
         row = self.registry.revoke(node, reason, actor)
-        self.link.disconnect(row["node"], f"revoked: {reason or 'no reason given'}")
+        why = f"revoked: {reason or 'no reason given'}"
+        self.link.disconnect(row["node"], why)
+        for update in self.ledger.receiving(row["node"]):
+            self.ledger.refuse(update["digest"], f"the node was {why}")
+        self._stop_receiving(row["node"])
         return str(row["node"])
+
+    def _replaced(self, node: str) -> None:
+        """The node has a new key: what the old one's link still brings is not taken."""
+        self.link.disconnect(node, "the node has a new key")
+        self._stop_receiving(node)
+
+    def _stop_receiving(self, node: str) -> None:
+        for task in self._tasks:
+            if task.get_name().startswith(f"receive {node} "):
+                task.cancel()
+        for federation in self.federations.values():
+            federation.consider()  # one that was admitted just now counts
 
     async def create_federation(
         self, name: str, toml: str, actor: str, on_event: Callable[[dict[str, Any]], None], parts: Path | None = None
@@ -325,6 +359,11 @@ class Hub:
         if row["phase"] != "open":
             raise UsageError(f"federation {name} is {row['phase']}", "only an open one can be finished")
         self.ledger.finish(name, actor)
+
+
+def _bounds(config: Config) -> Bounds:
+    keys = ("max_pending", "max_pending_per_address", "pending_days")
+    return Bounds(config["certificates.node_days"], *(config[f"enrolment.{k}"] for k in keys))
 
 
 def _limits(config: Config) -> LinkLimits:

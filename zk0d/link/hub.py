@@ -66,6 +66,7 @@ class HubLink:
         """
         self.port = port
         self._host = host
+        self._authority = authority
         self._blobs, self._limits = blobs, limits or LinkLimits()
         self._on_request, self._may_fetch, self._on_enroll = on_request, may_fetch, on_enroll
         self._run_dir = run_dir
@@ -148,6 +149,10 @@ class HubLink:
                 raise
         self._locks.pop(digest, None)
         return path
+
+    def use(self, server_identity: ServerIdentity) -> None:
+        """Show another server certificate from the next connection on; links that stand go on. ConfigError."""
+        self._terminator.use(server_context(self._authority.directory / "ca.pem", server_identity))
 
     def disconnect(self, node_id: str, reason: str) -> None:
         """Close the node's live link, if any. It may come back unless `allowed` says no."""

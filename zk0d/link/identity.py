@@ -10,6 +10,7 @@ import datetime as dt
 import hashlib
 import os
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,15 +27,16 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from zk0d.durable import write_bytes
+from zk0d.durable import fsync_dir, write_bytes
 from zk0d.errors import ConfigError, ProtocolError
+from zk0d.link.lifetime import span
 from zk0d.link.words import WORDS
 
 HUB_NAME = "hub.zk0"
 """The one name in every hub's server certificate: addresses may change, the pinned authority says which hub it is."""
 NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-_DAY = dt.timedelta(days=1)
-_SKEW = dt.timedelta(hours=1)  # a node's clock may be behind the hub's
+NODE_DAYS, SERVER_DAYS = 825.0, 1825.0
+"""How long certificates are good; both are renewed in time."""
 
 
 def check_node_id(node_id: str) -> str:
@@ -156,7 +158,7 @@ class Authority:
         """What an operator is given out of band to know the hub by."""
         return fingerprint(self.certificate)
 
-    def issue_node(self, csr_der: bytes, node_id: str, days: int = 825) -> bytes:
+    def issue_node(self, csr_der: bytes, node_id: str, days: float = NODE_DAYS) -> bytes:
         """A client certificate (PEM) with CN = node id for the key in the request; ProtocolError if that is bad."""
         check_node_id(node_id)
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, node_id)])
@@ -164,7 +166,7 @@ class Authority:
             Encoding.PEM
         )
 
-    def issue_server(self, directory: Path, names: tuple[str, ...] = (), days: int = 1825) -> ServerIdentity:
+    def issue_server(self, directory: Path, names: tuple[str, ...] = (), days: float = SERVER_DAYS) -> ServerIdentity:
         """A new server key and certificate in `directory`, for `hub.zk0` and further DNS `names`."""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = Ed25519PrivateKey.generate()
@@ -175,8 +177,20 @@ class Authority:
         write_bytes(directory / "server.pem", certificate.public_bytes(Encoding.PEM))
         return ServerIdentity(directory / "server.pem", directory / "server.key")
 
+    def renew_server(self, server: ServerIdentity, days: float = SERVER_DAYS) -> None:
+        """Another certificate for the same key and names in place of the old one; atomic, as only one file changes."""
+        old = _read_certificate(server.certificate)
+        try:
+            names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+            wanted = names.get_values_for_type(x509.DNSName)
+        except x509.ExtensionNotFound:
+            wanted = [HUB_NAME]
+        key = _read_key(server.key).public_key()
+        made = self._issue(old.subject, key, ExtendedKeyUsageOID.SERVER_AUTH, days, wanted)
+        write_bytes(server.certificate, made.public_bytes(Encoding.PEM))
+
     def _issue(
-        self, subject: x509.Name, key: Ed25519PublicKey, usage: x509.ObjectIdentifier, days: int, names: list[str]
+        self, subject: x509.Name, key: Ed25519PublicKey, usage: x509.ObjectIdentifier, days: float, names: list[str]
     ) -> x509.Certificate:
         builder = (
             _builder(subject, self.certificate.subject, key, days)
@@ -193,11 +207,17 @@ class Authority:
 
 
 class NodeIdentity:
-    """A node's key and, once enrolled, its certificate and the hub's authority, in a folder of their own (0700)."""
+    """A node's key and, once enrolled, its certificate and the hub's authority, in a folder of their own (0700).
+
+    A renewal for a new key leaves `node.next.key` and then `node.next.pem` there; when the latter exists the switch is
+    decided, and `load` finishes one that a kill interrupted.
+    """
 
     def __init__(self, directory: Path, key: Ed25519PrivateKey) -> None:
         self.directory = directory
         self._key = key
+        self.switching = threading.Lock()
+        """Held while key and certificate change: whoever needs both files of one pair takes it."""
 
     @classmethod
     def create(cls, directory: Path) -> NodeIdentity:
@@ -214,6 +234,7 @@ class NodeIdentity:
     @classmethod
     def load(cls, directory: Path) -> NodeIdentity:
         """From `node.key`; ConfigError when it is missing or others can read it."""
+        _finish_switch(directory)
         return cls(directory, _read_key(directory / "node.key"))
 
     @property
@@ -248,30 +269,61 @@ class NodeIdentity:
         """Fingerprint of the node's key: the same before and after enrolment; `phrase` of it is what people compare."""
         return key_fingerprint(self._key.public_key())
 
-    def csr(self) -> bytes:
-        """A certificate request (DER, RFC 2986). Its subject says nothing: the hub chooses the node id."""
+    def csr(self, *, new_key: bool = False) -> bytes:
+        """A certificate request (DER, RFC 2986). Its subject says nothing: the hub chooses the node id.
+
+        `new_key`: for the key that is to replace this one; it is durable before anybody hears of it, and asking again
+        names the same.
+        """
+        key, following = self._key, self.directory / "node.next.key"
+        if new_key:
+            if not following.exists():
+                _write_key(following, Ed25519PrivateKey.generate())
+            key = _read_key(following)
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "zk0 node")])
-        return (
-            x509.CertificateSigningRequestBuilder().subject_name(name).sign(self._key, None).public_bytes(Encoding.DER)
-        )
+        return x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, None).public_bytes(Encoding.DER)
 
     def install(self, cert_pem: bytes, ca_pem: bytes, node_id: str) -> None:
-        """Keep what enrolment gave. ProtocolError unless it is for our key and `node_id`, by that authority."""
+        """Keep what enrolment or a renewal gave, for our key or the next one, which then is ours.
+
+        ProtocolError, and nothing changes, unless it is for one of the two and `node_id`, by that authority.
+        """
         try:
             cert, ca = load_certificate(cert_pem), load_certificate(ca_pem)
             cert.verify_directly_issued_by(ca)
         except (ValueError, TypeError, InvalidSignature) as error:
             raise ProtocolError(f"the certificate from the hub is not good: {error}") from None
-        if cert.public_key() != self._key.public_key():
+        following = self.directory / "node.next.key"
+        key = self._key
+        if cert.public_key() != key.public_key():
+            key = _read_key(following) if following.exists() else key
+        if cert.public_key() != key.public_key():
             raise ProtocolError("the certificate from the hub is for another key")
         if common_name(cert) != node_id:
             raise ProtocolError(f"the certificate from the hub names {common_name(cert)!r}, not {node_id!r}")
-        write_bytes(self.ca_path, ca.public_bytes(Encoding.PEM))
-        write_bytes(self.certificate_path, cert.public_bytes(Encoding.PEM))
+        with self.switching:
+            if not self.ca_path.exists() or self.ca_path.read_bytes() != ca.public_bytes(Encoding.PEM):
+                write_bytes(self.ca_path, ca.public_bytes(Encoding.PEM))
+            if key is self._key:
+                write_bytes(self.certificate_path, cert.public_bytes(Encoding.PEM))
+                return
+            write_bytes(self.directory / "node.next.pem", cert.public_bytes(Encoding.PEM))
+            _finish_switch(self.directory)
+            self._key = key
 
     def sign(self, data: bytes) -> bytes:
         """Ed25519 signature, 64 bytes. Callers prefix `data` with what kind of statement it is."""
         return self._key.sign(data)
+
+
+def _finish_switch(directory: Path) -> None:
+    """Put the next key and its certificate in the place of the old ones, if that was decided; each step once only."""
+    decided, key = directory / "node.next.pem", directory / "node.next.key"
+    if decided.exists():
+        if key.exists():
+            os.replace(key, directory / "node.key")
+        os.replace(decided, directory / "node.pem")
+        fsync_dir(directory)
 
 
 def common_name(certificate: x509.Certificate) -> str:
@@ -296,10 +348,8 @@ def _csr_key(csr_der: bytes) -> Ed25519PublicKey:
     return key
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: Ed25519PublicKey, days: int) -> x509.CertificateBuilder:
-    now = dt.datetime.now(dt.UTC)
-    # A negative `days` makes an expired certificate (for tests); it still needs a start before its end.
-    start = min(now, now + days * _DAY) - _SKEW
+def _builder(subject: x509.Name, issuer: x509.Name, key: Ed25519PublicKey, days: float) -> x509.CertificateBuilder:
+    start, end = span(dt.datetime.now(dt.UTC), days)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -307,7 +357,7 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: Ed25519PublicKey, days:
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(start)
-        .not_valid_after(now + days * _DAY)
+        .not_valid_after(end)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 

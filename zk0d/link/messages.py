@@ -55,6 +55,7 @@ REQUESTS: dict[str, dict[str, Field]] = {
     "log.head": {"size": INT},
     "log.proof": {"update": TEXT, "size": INT},
     "version.latest": {"federation": TEXT},
+    "certificate.renew": {"csr": BYTES},
 }
 """Federation layer, node to hub; each is answered by `reply` or `error`."""
 
@@ -68,7 +69,13 @@ LINK: dict[str, dict[str, Field]] = {
     "ping": {},
     "pong": {},
     "reply": {},
-    "error": {"code": TEXT, "message": TEXT, "hint": Field((str,), optional=True)},
+    "error": {
+        "code": TEXT,
+        "message": TEXT,
+        "hint": Field((str,), optional=True),
+        "refusal": Field((bytes,), optional=True),
+        "refusal_signature": Field((bytes,), optional=True),
+    },
     "manifest.get": {"digest": TEXT},
     "manifest": {"digest": TEXT, "size": INT, "chunk_size": INT},
     "chunk.get": {"digest": TEXT, "index": INT, "chunk_size": INT},

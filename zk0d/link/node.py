@@ -163,6 +163,10 @@ class NodeLink:
         """Do not wait for the next attempt (a person asked, or the network came back)."""
         self._tunnel.retry()
 
+    def renewed(self) -> None:
+        """The node has another certificate: link anew with it. Transfers go on where they are."""
+        self._tunnel.reset("the certificate was renewed")
+
     def set_max_upload(self, bytes_per_s: Rate | float | None) -> None:
         """Change the upload limit (bulk only; ciphertext is about 0.2% more); None: no limit."""
         self._upload.set(bytes_per_s)
@@ -252,13 +256,14 @@ class NodeLink:
         else:
             self._peer.down()
             self._connected.clear()
-            self._change("refused" if event.refused else "waiting", event.reason, event.next_attempt)
+            phase: Phase = "refused" if event.refused else "waiting"
+            self._change(phase, event.reason, event.next_attempt, event.code)
 
-    def _change(self, phase: Phase, reason: str, next_attempt: float | None = None) -> None:
+    def _change(self, phase: Phase, reason: str, next_attempt: float | None = None, code: str = "") -> None:
         state = self._state
         if phase != state.phase:
             state.since = time.time()
-        state.phase, state.reason, state.next_attempt = phase, reason, next_attempt
+        state.phase, state.reason, state.next_attempt, state.code = phase, reason, next_attempt, code
         for told in list(self.on_state):
             try:
                 told(self.state)

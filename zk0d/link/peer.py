@@ -167,7 +167,10 @@ class Peer:
         finally:
             del self._pending[ident]
         if answer.type == "error":
-            raise RefusedError(answer.body["message"], answer.body.get("hint") or "", reason=answer.body["code"])
+            refused = RefusedError(answer.body["message"], answer.body.get("hint") or "", reason=answer.body["code"])
+            if "refusal" in answer.body and "refusal_signature" in answer.body:
+                refused.signed = (answer.body["refusal"], answer.body["refusal_signature"])
+            raise refused
         return answer
 
     def ask_chunk(self, digest: str, index: int, chunk_size: int) -> bool:
@@ -361,7 +364,9 @@ class Peer:
         except Zk0Error as error:
             code = error.reason if isinstance(error, RefusedError) else error.code
             log.info("link.request_refused", peer=self.name, type=message.type, code=code, reason=error.message)
-            body = {"code": code, "message": error.message[:1000], "hint": error.hint[:1000]}
+            body: Body = {"code": code, "message": error.message[:1000], "hint": error.hint[:1000]}
+            if isinstance(error, RefusedError) and error.signed is not None:
+                body["refusal"], body["refusal_signature"] = error.signed
             frames = encode(Message("error", self._ident(), body, message.id))
         except Exception:
             log.exception("link.request_failed", peer=self.name, type=message.type)

@@ -90,6 +90,8 @@ class LinkState:
 
     phase: Phase = "closed"
     reason: str = "not started"
+    code: str = ""
+    """Why it is refused, in one word (docs/protocol.md §5, or of TLS: `expired`, `wrong_hub` …)."""
     since: float = field(default_factory=time.time)
     next_attempt: float | None = None
     bytes_up: int = 0

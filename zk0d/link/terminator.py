@@ -102,6 +102,10 @@ class Terminator:
         os.close(self._wake)
         self._wake = -1
 
+    def use(self, context: ssl.SSLContext) -> None:
+        """TLS settings for the connections to come."""
+        self._context = context
+
     def disconnect(self, node_id: str, reason: str) -> None:
         """Close the node's live link, from any thread."""
 

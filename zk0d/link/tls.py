@@ -39,7 +39,8 @@ def link_context(identity: NodeIdentity) -> ssl.SSLContext:
     context = _pinned(identity.ca_path.read_text() if identity.ca_path.is_file() else "")
     context.set_alpn_protocols(list(LINK_PROTOCOLS))
     try:
-        context.load_cert_chain(str(identity.certificate_path), str(identity.key_path))
+        with identity.switching:
+            context.load_cert_chain(str(identity.certificate_path), str(identity.key_path))
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
             f"the node's certificate cannot be used: {error}", f"look at {identity.directory}, or enrol again"

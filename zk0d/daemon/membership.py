@@ -1,0 +1,99 @@
+"""What the node tells the hub of itself: hello, and a membership with coarse statistics; what it hears of federations.
+
+No task text, no name of a file, user or host (docs/protocol.md §7). Not for tasks and updates (uplink.py, exchange.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from zk0d import __version__
+from zk0d.daemon import datasets
+from zk0d.daemon.store import Federation, Store
+from zk0d.errors import DatasetError, RefusedError
+from zk0d.link.node import NodeLink
+
+
+class Membership:
+    """The node's federations, as said and heard over one link."""
+
+    def __init__(self, store: Store, on_change: Callable[[], None]) -> None:
+        self._store, self._on_change = store, on_change
+        self._joined_as: dict[str, Any] = {}
+
+    def forget(self) -> None:
+        """A new link: everything is said again."""
+        self._joined_as.clear()
+
+    async def tell(self, link: NodeLink) -> None:
+        """Say hello and (re)join. LinkLostError goes to the caller."""
+        await self._hello(link)
+        for federation in self._store.federations():
+            await self._join(link, federation)
+
+    async def _hello(self, link: NodeLink) -> None:
+        names = [f.name for f in self._store.federations()]
+        reply = await link.request("hello", {"software": f"zk0d/{__version__}", "federations": names})
+        offered = [
+            dict(f) for f in reply.get("federations", []) if isinstance(f, dict) and isinstance(f.get("name"), str)
+        ]
+        for found in offered:
+            if not isinstance(found.get("version"), int) or found["version"] < 0:
+                found["version"] = None  # it gathers: there is no version yet
+        self._store.put("offered", [{k: f.get(k) for k in ("name", "state", "version")} for f in offered])
+        for found in offered:
+            known = self._store.federation(found["name"])
+            if known is not None and known.state != "joining":
+                self._set_federation(known, found)
+
+    def _set_federation(self, known: Federation, found: dict[str, Any]) -> None:
+        fields: dict[str, Any] = {}
+        if found.get("state") in ("gathering", "open", "finished"):
+            fields["state"] = found["state"]
+        if isinstance(found.get("spec_digest"), str):
+            fields["spec_digest"] = found["spec_digest"]
+        if isinstance(found.get("version"), int) and found["version"] >= 0:
+            fields["version"] = found["version"]
+        if fields:
+            if fields.get("state", known.state) != known.state:
+                self._store.event("federation", f"federation {known.name} is {fields['state']}")
+            self._store.set_federation(known.name, **fields)
+            self._on_change()
+
+    async def _join(self, link: NodeLink, federation: Federation) -> None:
+        """Tell the hub that we are a member, with coarse statistics; again when they changed, and on a new link."""
+        own = [d for d in self._store.datasets() if d.train and d.episodes]
+        try:
+            stats = datasets.coarse_statistics(own)
+        except DatasetError as error:  # a disk that is not plugged in must not hold up updates and versions
+            self._joined_as.pop(federation.name, None)
+            self._store.set_federation(federation.name, reason=error.message)
+            return
+        body = {
+            "federation": federation.name,
+            "stats": stats,
+            "datasets": [
+                {
+                    "uuid": self._store.wire_id(d.name, federation.name),
+                    "episodes": d.episodes,
+                    "frames": datasets.coarse_count(d.frames),
+                }
+                for d in own
+            ],
+        }
+        if self._joined_as.get(federation.name) == body:
+            return
+        if not own and federation.state == "joining":
+            self._store.set_federation(federation.name, reason="waits for a dataset to train on")
+            return
+        try:
+            reply = await link.request("federation.join", body)
+        except RefusedError as error:
+            self._store.set_federation(federation.name, reason=f"the hub refuses: {error.message}")
+            return
+        self._joined_as[federation.name] = body
+        if federation.state == "joining":
+            self._store.event("federation", f"joined federation {federation.name}")
+        self._store.set_federation(federation.name, reason="")
+        self._set_federation(federation, reply)

@@ -1,0 +1,154 @@
+"""What each zk0-hub command does: asks the running hub over its admin socket, or works in its folder; then prints.
+
+The command line itself is parser.py's, how results look is in tables.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from zk0d.control import call
+from zk0d.errors import ConfigError
+from zk0d.hub import tables
+
+
+def ask(options: argparse.Namespace, op: str, **fields: Any) -> Any:
+    return call(options.dir / "admin.sock", {"op": op, **fields})
+
+
+def show(options: argparse.Namespace, value: Any, text: str) -> int:
+    print(json.dumps(value, indent=2, ensure_ascii=False) if options.json else text.rstrip("\n"))
+    return 0
+
+
+def init(options: argparse.Namespace) -> int:
+    from zk0d.hub.setup import initialise
+
+    authority = initialise(options.dir, options.listen, options.name)
+    print(f"hub made in {options.dir}\nauthority {authority}\nnext: zk0-hub --dir {options.dir} serve")
+    return 0
+
+
+def serve(options: argparse.Namespace) -> int:
+    from zk0d.hub import serve as serving
+
+    return serving.serve(options.dir)
+
+
+def status(options: argparse.Namespace) -> int:
+    while True:
+        value = ask(options, "status")
+        if options.watch and sys.stdout.isatty() and not options.json:
+            print("\033[H\033[2J", end="")
+        if options.json and options.watch:
+            print(json.dumps(value, ensure_ascii=False), flush=True)
+        else:
+            show(options, value, tables.status(value))
+        if not options.watch:
+            return 2 if value["health"] else 0
+        time.sleep(1.0)
+
+
+def invite(options: argparse.Namespace) -> int:
+    value = ask(options, "invite", label=options.label, hours=options.hours, address=options.address)
+    return show(options, value, str(value["token"]))
+
+
+def reenrol(options: argparse.Namespace) -> int:
+    value = ask(options, "reenrol", node=options.node, hours=options.hours, address=options.address)
+    return show(options, value, str(value["token"]))
+
+
+def nodes(options: argparse.Namespace) -> int:
+    value = ask(options, "nodes", state=options.state)
+    return show(options, value, tables.nodes(value))
+
+
+def decide(options: argparse.Namespace) -> int:
+    more = {"instead_of": options.instead_of} if options.op == "approve" else {}
+    value = ask(options, options.op, node=options.node, reason=options.reason, **more)
+    print(f"{value['node']} {value['label']}: {value['state']}")
+    return 0
+
+
+def audit(options: argparse.Namespace) -> int:
+    value = ask(options, "audit", count=options.count, all=options.all)
+    return show(options, value, tables.audit(value))
+
+
+def quarantine(options: argparse.Namespace) -> int:
+    value = ask(options, options.op, update=options.update)
+    if options.op == "quarantine_list":
+        return show(options, value, tables.quarantine(value))
+    if options.op == "quarantine_drop":
+        return show(options, value, f"dropped {value['update']}")
+    return show(options, value, tables.quarantined(value))
+
+
+def backup(options: argparse.Namespace) -> int:
+    from zk0d.hub import backup
+
+    value = backup.make(options.dir, options.out)
+    text = f"{value['blobs']} blobs, {tables.size(value['bytes'])}, {value['receipts']} receipts in {options.out}"
+    return show(options, value, f"{text}\nit holds the hub's keys: keep it as safe as the hub")
+
+
+def restore(options: argparse.Namespace) -> int:
+    from zk0d.hub import backup
+
+    value = backup.restore(options.backup, options.dir)
+    return show(options, value, f"{options.dir}: restored with {value['blobs']} blobs; next: zk0-hub serve")
+
+
+def create(options: argparse.Namespace) -> int:
+    toml = _read(options.config)
+    from zk0d.hub.config import parse_federation
+
+    parse_federation(toml, str(options.config))  # so that an error names the file that the maintainer edits
+    request = {"op": "federation_create", "name": options.name, "toml": toml}
+    if options.parts:
+        request["parts"] = str(options.parts.resolve())
+    value = call(options.dir / "admin.sock", request, timeout=None)
+    return show(
+        options, value, f"federation {value['name']}: {value['parameters']:,} parameters in {value['tensors']} tensors "
+        f"travel, {value['payload_bytes'] / 1e6:.1f} MB per update; it opens when enough nodes have joined"
+    )  # fmt: skip
+
+
+def federations(options: argparse.Namespace) -> int:
+    value = ask(options, "federation_list")
+    return show(options, value, tables.federations(value))
+
+
+def federation(options: argparse.Namespace) -> int:
+    value = ask(options, options.op, name=options.name)
+    return show(options, value, tables.federation(value))
+
+
+def rollback(options: argparse.Namespace) -> int:
+    value = ask(options, "federation_rollback", name=options.name, version=options.version)
+    return show(options, value, tables.federation(value))
+
+
+def set_settings(options: argparse.Namespace) -> int:
+    toml = _read(options.config)
+    value = ask(options, "federation_set", name=options.name, toml=toml, where=str(options.config))
+    lines = [f"{k}: {old!r} now, {new!r} from the next version on" for k, (old, new) in value["changed"].items()]
+    return show(options, value, "\n".join(lines) or "nothing changes")
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def versions(options: argparse.Namespace) -> int:
+    value = ask(options, "versions", name=options.name)
+    return show(options, value, tables.versions(value))
