@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hub_cast import HubProcess, TestNode, make_parts
 
-from zk0d.errors import UsageError
+from zk0d.errors import ConfigError, UsageError
+from zk0d.hub import backup
+from zk0d.hub.discards import Discards, keep_all
 from zk0d.hub.main import main
+from zk0d.model.blobs import BlobStore
 
 
 async def rounds(tmp_path: Path, hub: HubProcess) -> None:
@@ -21,6 +25,16 @@ async def rounds(tmp_path: Path, hub: HubProcess) -> None:
     await node.enrol(hub)
     await node.connect()
     await node.join("pick")
+    saved: list[Path] = []
+    busy = True
+
+    async def save() -> None:
+        while busy:
+            saved.append(tmp_path / f"busy{len(saved)}")
+            told = await asyncio.to_thread(backup.make, hub.folder, saved[-1])
+            assert told["missing"] == []
+
+    saving: asyncio.Task[None] | None = None
     for version in range(2):
         task = await node.task("pick", version)
         offer = node.prepare(spec, task, node.delta(spec, task))
@@ -28,6 +42,12 @@ async def rounds(tmp_path: Path, hub: HubProcess) -> None:
         if version == 0:
             command = ["--dir", str(hub.folder), "backup", str(tmp_path / "saved"), "--json"]
             assert await asyncio.to_thread(main, command) == 0
+            saving = asyncio.create_task(save())
+    busy = False
+    assert saving is not None
+    await saving
+    for number, made in enumerate(saved):
+        backup.restore(made, tmp_path / f"hub{number}")
     task = await node.task("pick", 2)
     bad = node.delta(spec, task)
     bad["head.bias"][0] = float("nan")
@@ -53,7 +73,8 @@ def test_a_backup_made_while_running_is_a_hub_again(tmp_path: Path, capsys: pyte
     try:
         asyncio.run(rounds(tmp_path, hub))
         acts = hub.ask("audit")
-        assert [a["action"] for a in acts][:2] == ["federation.create", "invite"]
+        assert [a["action"] for a in acts][:4] == ["init", "federation.create", "invite", "backup"]
+        assert [a["action"] for a in acts][4:] == ["restore"]  # the restored hub knows what its backup knew
         assert all(a["actor"].startswith("admin:") for a in acts)
         assert len(hub.ask("audit", all=True)) > len(acts)
         with pytest.raises(UsageError, match="approve needs 'node'"):
@@ -64,7 +85,61 @@ def test_a_backup_made_while_running_is_a_hub_again(tmp_path: Path, capsys: pyte
     assert main(["--dir", str(tmp_path / "hub"), "restore", str(tmp_path / "saved")]) != 0
     capsys.readouterr()
     assert main(["--dir", str(tmp_path / "hub"), "backup", str(tmp_path / "again"), "--json"]) == 0  # stopped
-    assert json.loads(capsys.readouterr().out)["missing"] == 0
+    assert json.loads(capsys.readouterr().out)["missing"] == []
+    assert_that_restore_looks(tmp_path)
+
+
+def assert_that_restore_looks(folder: Path) -> None:
+    """What cannot be a whole hub is refused, and nothing is left."""
+    saved = folder / "again"
+    blob = next(p for p in (saved / "blobs" / "sha256").rglob("*") if p.is_file())
+
+    def hide(path: Path) -> Callable[[], object]:
+        path.rename(path.with_name("hidden"))
+        return lambda: path.with_name("hidden").rename(path)
+
+    def spoil(path: Path, data: bytes) -> Callable[[], object]:
+        before = path.read_bytes()
+        path.unlink()  # it may be the same file as the hub's
+        path.write_bytes(data)
+
+        def back() -> None:
+            path.unlink()
+            path.write_bytes(before)
+            path.chmod(0o600)
+
+        return back
+
+    told = json.loads((saved / "backup.json").read_text())
+    for harm, said in (
+        (lambda: hide(saved / "backup.json"), "whole backup"),
+        (lambda: hide(blob), "lacks 1 blobs"),
+        (lambda: spoil(blob, b"x" * blob.stat().st_size), "damaged"),
+        (lambda: spoil(saved / "hub.db", (saved / "hub.db").read_bytes()[:5000]), "database is damaged"),
+        (lambda: spoil(saved / "backup.json", json.dumps({**told, "receipts": 99}).encode()), "says 99"),
+        (lambda: hide(saved / "keys" / "receipt.key"), "receipt.key"),
+        (lambda: spoil(saved / "keys" / "server.pem", (saved / "ca" / "ca.pem").read_bytes()), "certificates"),
+    ):
+        undo = harm()
+        with pytest.raises(ConfigError, match=said):
+            backup.restore(saved, folder / "new")
+        undo()
+        assert not (folder / "new").exists() and not (folder / ".new.restoring").exists()
+    assert backup.restore(saved, folder / "new")["blobs"] == told["blobs"]
+
+
+def test_nothing_is_deleted_under_a_backup(tmp_path: Path) -> None:
+    blobs = BlobStore(tmp_path / "blobs", reserve=0)
+    first, second = blobs.add_bytes(b"1"), blobs.add_bytes(b"2")
+    needed: set[str] = set()
+    discard = Discards(tmp_path, blobs, needed.__contains__)
+    with keep_all(tmp_path), keep_all(tmp_path):
+        discard(first)
+        discard(second)
+        assert blobs.has(first) and blobs.has(second)
+        needed.add(second)
+    discard.catch_up()
+    assert not blobs.has(first) and blobs.has(second)
 
 
 def test_quarantine_is_looked_at_by_header_only(tmp_path: Path) -> None:

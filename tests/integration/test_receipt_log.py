@@ -18,7 +18,7 @@ from zk0d.daemon.evidence import Evidence
 from zk0d.daemon.report import health
 from zk0d.daemon.store import Hub, Store, Update
 from zk0d.durable import canonical_json
-from zk0d.errors import RefusedError
+from zk0d.errors import RefusedError, UsageError
 from zk0d.model.blobs import digest_of
 
 
@@ -106,6 +106,22 @@ async def life(tmp_path: Path, hub: HubProcess, state: Path, capsys: pytest.Capt
         code, found = verified(state, capsys)
         assert code == 1 and "refused" in found["problems"][0] and found["conflict"]["kept"]
         assert json.loads(found["conflict"]["shown"])["size"] == 2
+
+        # The maintainer says that the hub was restored: the operator believes it from here on, and nothing is lost.
+        assert zk0ctl(["--state", str(state), "receipts", "accept-head"]) == 64
+        assert "rewrites its history" in capsys.readouterr().out
+        assert (await evidence.accept(node.link, told)) == {"kept": 4, "accepted": 4}
+        with pytest.raises(UsageError, match="nothing to accept"):
+            await evidence.accept(node.link, told)
+        evidence = Evidence(store, lambda: None, clock=lambda: 0.0)
+        await evidence.turn(node.link, told)
+        assert store.get("log")["state"] == "good" and health(store, None) == []
+        assert [(e.position, e.set_aside is None) for e in store.entries()] == [
+            (0, True), (1, True), (None, False), (None, False)]  # fmt: skip
+        code, found = verified(state, capsys)
+        assert (code, found["in_log"], found["lost_by_log"], found["signatures_good"]) == (0, 2, 2, 4), found
+        past = store._rows("SELECT size FROM log_heads_past ORDER BY size")
+        assert [r["size"] for r in past] == [2, 4] and store.get("log_conflicts_past")[0]["kept"]
 
         # Tampering with what is stored shows without the hub.
         forged = canonical_json({**receipt, "weight": 0.99})

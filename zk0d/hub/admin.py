@@ -24,6 +24,11 @@ from zk0d.link.lifetime import Lifetime
 SCHEMA_VERSION = 1
 
 
+READS = frozenset({"status", "nodes", "federation_list", "federation_show", "versions", "audit", "quarantine_list",
+                   "quarantine_show"})  # fmt: skip
+"""Operations that change nothing. Every other one leaves a line of `admin:USER` in the audit; a test calls them all."""
+
+
 class Admin:
     """Handler of the admin socket."""
 

@@ -95,7 +95,10 @@ def backup(options: argparse.Namespace) -> int:
 
     value = backup.make(options.dir, options.out)
     text = f"{value['blobs']} blobs, {tables.size(value['bytes'])}, {value['receipts']} receipts in {options.out}"
-    return show(options, value, f"{text}\nit holds the hub's keys: keep it as safe as the hub")
+    if value["missing"]:
+        text += f"\nincomplete: the hub has lost {len(value['missing'])} blobs that it needs: {value['missing'][0]} …"
+    show(options, value, f"{text}\nit holds the hub's keys: keep it as safe as the hub")
+    return 2 if value["missing"] else 0
 
 
 def restore(options: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 from pathlib import Path
 
@@ -36,6 +37,10 @@ def initialise(directory: Path, listen: str, name: str) -> str:
         authority.issue_server(directory / "keys")
     if not (directory / "keys" / "receipt.key").exists():
         ReceiptKey.create(directory / "keys")
-    Store(directory / "hub.db").close()
+    store = Store(directory / "hub.db")
+    if store.one("SELECT 1 FROM audit") is None:
+        with store.write() as db:
+            store.audit(db, f"admin:{getpass.getuser()}", "init", name, listen=listen, authority=authority.fingerprint)
+    store.close()
     write_text(directory / "hub.toml", text)
     return authority.fingerprint

@@ -1,0 +1,106 @@
+"""The admin socket of a real hub: who may use it, and that every act done over it is in the audit."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_cast import TOML, HubProcess, TestNode, make_parts
+
+from zk0d.hub.admin import READS, Admin
+from zk0d.link.enroll import enroll
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubProcess]:
+    made = HubProcess(tmp_path / "hub")
+    made.start()
+    try:
+        yield made
+    finally:
+        if made.process is not None and made.process.poll() is None:
+            made.kill()
+
+
+async def a_hub_with_a_past(hub: HubProcess, folder: Path) -> TestNode:
+    """A federation with two versions, a node in it, and two strangers who apply."""
+    spec = make_parts(folder / "parts", 1000)
+    hub.create("fed", folder / "parts", nodes=1)
+    node = TestNode(folder, "a")
+    await node.enrol(hub)
+    await node.connect()
+    await node.join("fed")
+    task = await node.task("fed", 0)
+    await node.give(node.prepare(spec, task, node.delta(spec, task)), lambda r: r["new_version"] == 1)
+    for name in ("stranger", "other"):
+        csr = TestNode(folder, name).identity.csr()
+        await enroll(node.invitation.host, node.invitation.port, {"csr": csr, "label": name}, node.invitation.ca)
+    await node.close()
+    kept = hub.folder / "quarantine"
+    kept.mkdir(exist_ok=True)
+    record = {"update": "sha256:" + "ab" * 32, "node": "n", "federation": "fed", "payload": "p", "reason": "r"}
+    (kept / f"{'ab' * 32}.json").write_text(json.dumps(record))
+    return node
+
+
+def test_every_act_is_in_the_audit(hub: HubProcess, tmp_path: Path) -> None:
+    asyncio.run(a_hub_with_a_past(hub, tmp_path))
+    toml = TOML.format(nodes=1, versions=0, dtype="bfloat16", deadline_s=600)
+    acts: dict[str, tuple[str, dict[str, Any]]] = {
+        "invite": ("invite", {}),
+        "approve": ("approve", {"node": "stranger"}),
+        "refuse": ("refused", {"node": "other"}),
+        "reenrol": ("reenrol", {"node": "a"}),
+        "revoke": ("revoked", {"node": "stranger"}),
+        "federation_create": ("federation.create", {"name": "two", "toml": toml, "parts": str(tmp_path / "parts")}),
+        "federation_freeze": ("federation.freeze", {"name": "fed"}),
+        "federation_thaw": ("federation.thaw", {"name": "fed"}),
+        "federation_drain": ("federation.drain", {"name": "fed"}),
+        "federation_rollback": ("federation.rollback", {"name": "fed", "version": 0}),
+        "federation_set": ("federation.settings", {"name": "fed", "toml": toml.replace("600", "700")}),
+        "federation_finish": ("federation.finish", {"name": "fed"}),
+        "quarantine_drop": ("quarantine.drop", {"update": "abab"}),
+    }
+    operations = set(Admin(object())._operations)  # type: ignore[arg-type]
+    assert operations - READS == set(acts), "an operation that changes something needs its act here"
+    user = hub.ask("audit")[-1]["actor"]
+    for op, (action, fields) in acts.items():
+        before = len(hub.ask("audit", count=1000))
+        hub.ask(op, **fields)
+        new = hub.ask("audit", count=1000)[before:]
+        assert [(a["actor"], a["action"]) for a in new] == [(user, action)], op
+    before = len(hub.ask("audit", count=1000, all=True))
+    kept = {"update": "abab"}
+    for op in READS - {"quarantine_show"}:
+        hub.ask(op, name="fed", **kept)
+    assert len(hub.ask("audit", count=1000, all=True)) == before
+
+
+def test_the_socket_is_its_users_alone(hub: HubProcess) -> None:
+    path = hub.folder / "admin.sock"
+    assert path.stat().st_mode & 0o777 == 0o600 and hub.folder.stat().st_mode & 0o777 == 0o700
+    assert (hub.folder / "run").stat().st_mode & 0o777 == 0o700
+    if os.geteuid() != 0:
+        pytest.skip("another user can be tried by root only")
+    hub.folder.chmod(0o755)  # even where somebody opened the folder
+    pid = os.fork()
+    if pid == 0:  # as another user; nothing of pytest may run here
+        status = 1
+        try:
+            os.chdir(hub.folder)
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(path.name)
+        except PermissionError:
+            status = 42
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 42
