@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from robot.bench import Bench, Side
 from robot.config import CameraTable, RobotTable
+from robot.limits import joint_limits
 from robot.ports import (
     ask_again,
     bus_error,
@@ -27,126 +28,72 @@ from robot.ports import (
     wait_for_bytes,
     wait_longer,
 )
-from robot.video import Frame
+from robot.vitals import LineCounter, ServoWatch
 from zk0d.devices import resolve
 from zk0d.errors import ConfigError, RobotError, Zk0Error
 
-Pose = NDArray[np.float32]
 CONNECT_ATTEMPTS = 2
-
-
-class Bench:
-    """An opened follower, its cameras and, if asked for, a leader. Joint order and units are those of the table.
-
-    `observe` and `command` raise RobotError when a device stops answering.
-    """
-
-    def __init__(self, follower: Any, leader: Any, station: Any, table: RobotTable) -> None:
-        self._follower = follower
-        self._leader = leader
-        self._station = station
-        self.table = table
-        self.joints: tuple[str, ...] = tuple(follower.action_features)
-        self.cameras: dict[str, tuple[int, int]] = {
-            name: (int(size[0]), int(size[1]))
-            for name, size in follower.observation_features.items()
-            if isinstance(size, tuple)
-        }
-        self.robot_type = str(follower.robot_type)
-        self.ports = (
-            {"follower": table.follower, "leader": table.leader}
-            if station is None
-            else {"follower": table.follower, "leader": station.spec.leader}
-        )
-
-    @property
-    def virtual(self) -> bool:
-        """Whether this is a simulation."""
-        return self._station is not None
-
-    @property
-    def stepped(self) -> bool:
-        """Whether time here advances with each command instead of with the clock, so that nobody need wait."""
-        return self._station is not None and self._station.spec.clock == "step"
-
-    @property
-    def task_text(self) -> str:
-        """The task in the simulator's words; empty where there is none."""
-        return str(self._station.task_text) if self._station is not None else ""
-
-    def observe(self) -> tuple[Pose, dict[str, Frame]]:
-        """Joint positions of the follower, shape (joints,) float32, and one RGB frame per camera."""
-        with device_errors("the follower", self.table.follower):
-            seen = self._follower.get_observation()
-        return self._pose(seen), {name: seen[name] for name in self.cameras}
-
-    def leader_pose(self) -> Pose:
-        """Joint positions of the leader, shape (joints,) float32."""
-        with device_errors("the leader", self.table.leader):
-            return self._pose(self._leader.get_action())
-
-    def command(self, pose: Pose) -> Pose:
-        """Send a goal to the follower; gives what was sent, which `max_relative_target` may have limited."""
-        goal = {name: float(value) for name, value in zip(self.joints, pose, strict=True)}
-        with device_errors("the follower", self.table.follower):
-            return self._pose(self._follower.send_action(goal))
-
-    def begin_take(self, seed: int) -> None:
-        """A virtual bench gets a new scene; on real arms the person does that."""
-        if self._station is not None:
-            self._station.begin_take(seed)
-
-    def success(self) -> bool | None:
-        """What the simulator says of the take so far; None where nobody can tell."""
-        return self._station.success() if self._station is not None else None
-
-    def leader_done(self) -> bool:
-        """Whether a virtual leader's script has ended."""
-        return bool(self._station is not None and self._station.leader_done())
-
-    def move_to(self, pose: Pose, seconds: float, hz: float = 50.0) -> None:
-        """Move the follower there in a straight line in joint space, in real time."""
-        start, _ = self.observe()
-        steps = max(1, round(seconds * hz))
-        for k in range(1, steps + 1):
-            self.command((start + (pose - start) * (k / steps)).astype(np.float32))
-            if not self.stepped:
-                time.sleep(1.0 / hz)
-
-    def _pose(self, values: dict[str, Any]) -> Pose:
-        return np.array([values[name] for name in self.joints], dtype=np.float32)
 
 
 @contextmanager
 def open_bench(
-    table: RobotTable, *, fps: int, seed: int = 0, leader: bool = True, limit: float | None = None
+    table: RobotTable,
+    *,
+    fps: int,
+    seed: int = 0,
+    leader: bool = True,
+    limit: float | None = None,
+    guarded: bool = False,
 ) -> Iterator[Bench]:
-    """Open what the table names. `limit` is LeRobot's max_relative_target, in the table's units per period.
+    """Open what the table names. `limit` is LeRobot's max_relative_target, in the table's units per period; `guarded`
+    keeps goals inside the joints' calibrated ranges.
 
     Raises RobotError for a device that is missing, busy, uncalibrated or not answering; ConfigError for a wrong value.
     """
     with ExitStack() as stack:
-        station: Any = None
-        if table.virtual:
-            station = stack.enter_context(open_station(table, fps=fps, seed=seed, leader=leader))
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zk0-calibration-")))
-            station.write_calibration(folder, "follower", "leader")
-            ports, ids = (station.follower_port, station.leader_port), ("follower", "leader")
-            cameras = station.camera_configs()
-        else:
-            ids, folder_or_none = calibration_files(table)
-            ports = (resolve(table.follower), resolve(table.leader) if leader else table.leader)
-            cameras = {n: _camera(c, fps) for n, c in table.cameras.items()}
-            if leader and not table.leader:
-                raise ConfigError("[robot]: leader is not set", 'for example leader = "/dev/ttyACM1"')
-            for role, port in (("follower", ports[0]), ("leader", ports[1])):
-                if role == "follower" or leader:
-                    stack.callback(os.close, claim_port(role, port))
-        degrees = table.units == "degrees"
-        calibration = folder if table.virtual else folder_or_none
-        arm = _open_follower(stack, table, ports[0], ids[0], calibration, cameras, degrees, limit)
-        guide = _open_leader(stack, table, ports[1], ids[1], calibration, degrees) if leader else None
-        yield Bench(arm, guide, station, table)
+        sides = []
+        for number, (prefix, pair) in enumerate(table.each().items()):
+            shared = table.cameras if table.pairs and number == 0 else {}  # opened by the left arm, as LeRobot does
+            own = replace(pair, cameras={**pair.cameras, **shared})
+            sides.append(_open_side(stack, prefix, own, fps=fps, seed=seed, leader=leader, limit=limit))
+        bounds = None
+        if guarded:
+            each = [
+                joint_limits(s.follower.calibration, table.units, table.joint_margin, s.table.limits) for s in sides
+            ]
+            bounds = (np.concatenate([low for low, _ in each]), np.concatenate([high for _, high in each]))
+        yield Bench(tuple(sides), table, fps, bounds)
+
+
+def _open_side(
+    stack: ExitStack, prefix: str, table: RobotTable, *, fps: int, seed: int, leader: bool, limit: float | None
+) -> Side:
+    """One pair of arms."""
+    station: Any = None
+    roles = (f"{prefix.replace('_', ' ')}follower", f"{prefix.replace('_', ' ')}leader")
+    if table.virtual:
+        station = stack.enter_context(open_station(table, fps=fps, seed=seed, leader=leader))
+        calibration: Path | None = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="zk0-calibration-")))
+        station.write_calibration(calibration, "follower", "leader")
+        ports, ids = (station.follower_port, station.leader_port), ("follower", "leader")
+        cameras = station.camera_configs()
+        # Simulated motors are stiffer than real ones: their load and current tell nothing of wear.
+        table = replace(table, care=replace(table.care, warn_load=9, slow_load=9, warn_a=99, slow_a=99))
+    else:
+        ids, calibration = calibration_files(table)
+        ports = (resolve(table.follower), resolve(table.leader) if leader else table.leader)
+        cameras = {n: _camera(c, fps) for n, c in table.cameras.items()}
+        if leader and not table.leader:
+            raise ConfigError(f"[robot]: {roles[1]} is not set", 'for example leader = "/dev/ttyACM1"')
+        for role, port in zip(roles, ports, strict=True):
+            if role == roles[0] or leader:
+                stack.callback(os.close, claim_port(role, port))
+    arm, line, watch = _open_follower(stack, table, ports[0], ids[0], calibration, cameras, limit, roles[0])
+    lines = {"follower": line}
+    guide = None
+    if leader:
+        guide, lines["leader"] = _open_leader(stack, table, ports[1], ids[1], calibration, roles[1])
+    return Side(prefix, table, arm, guide, station, watch, lines)
 
 
 def open_station(table: RobotTable, *, fps: int, seed: int, leader: bool) -> Any:
@@ -200,9 +147,9 @@ def _open_follower(
     name: str,
     calibration: Path | None,
     cameras: dict[str, Any],
-    degrees: bool,
     limit: float | None,
-) -> Any:
+    role: str,
+) -> tuple[Any, LineCounter, ServoWatch]:
     from lerobot.robots.so_follower import SO100Follower, SO101Follower, SOFollowerRobotConfig
 
     config = SOFollowerRobotConfig(
@@ -210,12 +157,12 @@ def _open_follower(
         id=name,
         calibration_dir=calibration,
         cameras=cameras,
-        use_degrees=degrees,
+        use_degrees=table.units == "degrees",
         max_relative_target=limit,
     )
     robot = (SO100Follower if table.type == "so100" else SO101Follower)(config)
-    _connect_bus(robot, "follower", table)
-    stack.callback(_disconnect, robot.bus)
+    _connect_bus(robot, role, table)
+    stack.callback(_let_go, robot.bus)
     for camera_name, camera in robot.cameras.items():
         try:
             camera.connect()
@@ -225,23 +172,26 @@ def _open_follower(
             hint = "check its source, height and width, and fps"
             raise RobotError(f"camera {camera_name}: {first_line(error)}", hint) from error
         stack.callback(_disconnect, camera)
-    with device_errors("the follower", table.follower):
+    with device_errors(f"the {role}", table.follower):
         robot.configure()
-    return robot
+        line, watch = LineCounter(robot.bus), ServoWatch(robot.bus, table.care)
+        watch.protect_gripper()
+    return robot, line, watch
 
 
 def _open_leader(
-    stack: ExitStack, table: RobotTable, port: str, name: str, calibration: Path | None, degrees: bool
-) -> Any:
+    stack: ExitStack, table: RobotTable, port: str, name: str, calibration: Path | None, role: str
+) -> tuple[Any, LineCounter]:
     from lerobot.teleoperators.so_leader import SO100Leader, SO101Leader, SOLeaderTeleopConfig
 
+    degrees = table.units == "degrees"
     config = SOLeaderTeleopConfig(port=port, id=name, calibration_dir=calibration, use_degrees=degrees)
     leader = (SO100Leader if table.type == "so100" else SO101Leader)(config)
-    _connect_bus(leader, "leader", table)
+    _connect_bus(leader, role, table)
     stack.callback(_disconnect, leader.bus)
-    with device_errors("the leader", table.leader):
+    with device_errors(f"the {role}", table.leader):
         leader.configure()
-    return leader
+    return leader, LineCounter(leader.bus)
 
 
 def _connect_bus(device: Any, role: str, table: RobotTable) -> None:
@@ -264,16 +214,37 @@ def _connect_bus(device: Any, role: str, table: RobotTable) -> None:
         with device_errors(f"the {role}", port):
             calibrated = bool(device.is_calibrated)
         if not calibrated:
-            kind = "--robot" if role == "follower" else "--teleop"
+            kind = "--robot" if role.endswith("follower") else "--teleop"
+            name = role.replace(" ", "-")
             what = "has no calibration file" if not device.calibration else "is not calibrated as its file says"
             raise RobotError(
                 f"{role} on {port} {what} ({device.calibration_fpath})",
-                f"zk0ctl robot calibrate {role}"
-                f" (or lerobot-calibrate {kind}.type={table.type}_{role} {kind}.port={port} {kind}.id={device.id})",
+                f"zk0ctl robot calibrate {name}"
+                f" (or lerobot-calibrate {kind}.type={table.type}_{role.split()[-1]}"
+                f" {kind}.port={port} {kind}.id={device.id})",
             )
     except BaseException:
         device.bus.disconnect(False)
         raise
+
+
+def _let_go(bus: Any) -> None:
+    """Torque off and close. LeRobot's disconnect stops at the first servo with an error bit, such as an overload's."""
+    try:
+        for _ in range(3):  # nobody answers a sync write
+            bus.sync_write("Torque_Enable", dict.fromkeys(bus.motors, 0))
+        bus.disconnect()
+    except Exception as error:
+        print(f"while closing {bus}: {first_line(error)}")
+        if bus.is_connected:
+            _disconnect_port(bus)
+
+
+def _disconnect_port(bus: Any) -> None:
+    try:
+        bus.disconnect(False)
+    except Exception as error:
+        print(f"while closing {bus}: {first_line(error)}")
 
 
 def _disconnect(device: Any) -> None:

@@ -15,7 +15,7 @@ from zk0d import durable
 from zk0d.errors import RobotError
 
 if TYPE_CHECKING:
-    from robot.tending import Steps
+    from robot.steps import Steps
 
 FULL_TURN = "wrist_roll"
 """The joint without a stop: LeRobot gives it the whole encoder."""

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from robot.care import CareTable
 from zk0d.errors import ConfigError
 
 TYPES = ("so101", "so100")
 UNITS = ("degrees", "range")
+SIDES = ("left", "right")
 _CAMERA_NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 _ROTATIONS = (0, 90, 180, 270)
 
@@ -35,7 +37,8 @@ class CameraTable:
 class RobotTable:
     """The `[robot]` table. `units` is "degrees" or "range" (-100…100); the gripper is 0…100 in both.
 
-    `max_relative_target` limits, in `units` and per control period, what a policy may ask of a joint (rollout only).
+    `max_relative_target` limits, in `units` and per control period, what a policy may ask of a joint (rollout only);
+    `joint_margin` and `limits` keep it inside the joints' calibrated ranges. Two pairs of arms are in `pairs`, by side.
     """
 
     type: str = "so101"
@@ -47,18 +50,38 @@ class RobotTable:
     calibration_dir: str = ""
     units: str = "degrees"
     max_relative_target: float = 20.0
+    joint_margin: float = 2.0
     cameras: dict[str, CameraTable] = field(default_factory=dict)
+    care: CareTable = field(default_factory=CareTable)
+    limits: dict[str, tuple[float, float]] = field(default_factory=dict)
+    pairs: dict[str, RobotTable] = field(default_factory=dict)
+    """"left" and "right" → a table of that pair; empty for one pair, which is this table itself."""
 
     @property
     def virtual(self) -> bool:
         """Whether the arms are a simulated bench."""
-        return self.follower.startswith("virtual:")
+        return all(p.follower.startswith("virtual:") for p in self.each().values())
+
+    def each(self) -> dict[str, RobotTable]:
+        """Each pair by the prefix of its joints' names: "" for one pair, "left_" and "right_" for two."""
+        return {f"{side}_": pair for side, pair in self.pairs.items()} or {"": self}
+
+    @property
+    def all_cameras(self) -> dict[str, CameraTable]:
+        """Every camera by the name it has in a dataset: those of a pair carry its side."""
+        own = {f"{side}_{n}": c for side, pair in self.pairs.items() for n, c in pair.cameras.items()}
+        return {**self.cameras, **own}
 
     @staticmethod
     def parse(table: Mapping[str, Any], where: str = "[robot]") -> RobotTable:
         """Read the table. Raises ConfigError naming the key, the value and what is accepted."""
         values = dict(table)
         cameras = values.pop("cameras", {})
+        care = CareTable.parse(values.pop("care", {}), where)
+        limits = _limits(values.pop("limits", {}), where)
+        sides = {side: values.pop(side) for side in SIDES if values.get(side) is not None}
+        for side in SIDES:
+            values.pop(side, None)
         fields: dict[str, Any] = {}
         for key, value in values.items():
             default = getattr(RobotTable, key, None)
@@ -74,9 +97,49 @@ class RobotTable:
                 fields[key] = value
         if not isinstance(cameras, Mapping):
             raise _bad(where, "cameras", cameras, f"tables {where[:-1]}.cameras.NAME]")
-        parsed = RobotTable(**fields, cameras={n: _camera(n, c, where) for n, c in cameras.items()})
+        named = {n: _camera(n, c, where) for n, c in cameras.items()}
+        parsed = RobotTable(**fields, cameras=named, care=care, limits=limits)
+        if sides:
+            return parsed._with_pairs(sides, where)
         parsed._check(where)
         return parsed
+
+    def _with_pairs(self, sides: Mapping[str, Any], where: str) -> RobotTable:
+        """Two pairs, their ids as LeRobot's bi_so_follower makes them: ID_left and ID_right."""
+        if set(sides) != set(SIDES):
+            raise ConfigError(f"{where}: only one of left and right is set", f"{where[:-1]}.left] and .right]")
+        pairs = {}
+        for side, table in sides.items():
+            place = f"{where[:-1]}.{side}]"
+            if not isinstance(table, Mapping):
+                raise _bad(where, side, table, f"a table {place} with follower and leader")
+            wrong = sorted(set(table) - {"follower", "leader", "follower_id", "leader_id", "cameras"})
+            if wrong:
+                raise _bad(place, wrong[0], table[wrong[0]], "follower, leader, follower_id, leader_id or cameras")
+            own = RobotTable.parse({**_plain(self), **table}, place)
+            pairs[side] = replace(
+                own,
+                care=self.care,
+                limits=_of_side(self.limits, side),
+                follower_id=own.follower_id or self._pair_id("follower", side),
+                leader_id=own.leader_id or self._pair_id("leader", side),
+            )
+        ports = [p for t in pairs.values() for p in (t.follower, t.leader) if p and not t.virtual]
+        if len(set(ports)) != len(ports):
+            raise ConfigError(f"{where}: two arms have the same port", "each arm has its own")
+        if len({t.virtual for t in pairs.values()}) > 1:
+            raise ConfigError(f"{where}: one side is virtual and the other is not", "make both virtual, or none")
+        # Follower and leader here are what messages show; the pairs are what is opened.
+        followers, leaders = [t.follower for t in pairs.values()], [t.leader for t in pairs.values()]
+        whole = replace(self, follower=" + ".join(followers), leader=" + ".join(filter(None, leaders)), pairs=pairs)
+        clash = sorted(set(self.cameras) & (set(whole.all_cameras) - set(self.cameras)))
+        if clash:
+            raise _bad(where, "cameras", clash[0], "another name: a side's camera is called that already")
+        whole._check_cameras(where)
+        return whole
+
+    def _pair_id(self, role: str, side: str) -> str:
+        return f"{role}_{side}" if self.calibration_dir else f"{self.id}_{side}"
 
     def _check(self, where: str) -> None:
         if self.type not in TYPES:
@@ -92,15 +155,40 @@ class RobotTable:
         if not self.virtual:
             if self.leader == self.follower:
                 raise _bad(where, "leader", self.leader, "another port than the follower's")
-            for camera in self.cameras.values():
-                if not camera.source:
-                    raise ConfigError(
-                        f"{where}: camera {camera.name} has no source", 'for example source = "/dev/video0"'
-                    )
+            self._check_cameras(where)
+
+    def _check_cameras(self, where: str) -> None:
+        for camera in self.cameras.values() if not self.virtual else ():
+            if not camera.source:
+                raise ConfigError(f"{where}: camera {camera.name} has no source", 'for example source = "/dev/video0"')
 
 
 def _keys() -> list[str]:
-    return [k for k in RobotTable.__dataclass_fields__ if k != "cameras"] + ["cameras"]
+    tables = ("cameras", "care", "limits", "left", "right")
+    return [k for k in RobotTable.__dataclass_fields__ if k not in (*tables, "pairs")] + list(tables)
+
+
+def _plain(table: RobotTable) -> dict[str, Any]:
+    """What both pairs have in common."""
+    return {k: getattr(table, k) for k in ("type", "id", "calibration_dir", "units", "max_relative_target",
+                                           "joint_margin")}  # fmt: skip
+
+
+def _of_side(limits: Mapping[str, tuple[float, float]], side: str) -> dict[str, tuple[float, float]]:
+    return {n.removeprefix(f"{side}_"): v for n, v in limits.items() if n.startswith(f"{side}_")}
+
+
+def _limits(table: Any, where: str) -> dict[str, tuple[float, float]]:
+    """`[robot.limits]`: joint → [low, high] in the table's units."""
+    if not isinstance(table, Mapping):
+        raise _bad(where, "limits", table, f"a table {where[:-1]}.limits] of JOINT = [LOW, HIGH]")
+    found = {}
+    for name, pair in table.items():
+        numbers = isinstance(pair, list | tuple) and len(pair) == 2 and not any(isinstance(v, bool) for v in pair)
+        if not numbers or not all(isinstance(v, int | float) for v in pair) or pair[0] >= pair[1]:
+            raise _bad(where, f"limits.{name}", pair, "two numbers that rise, such as [-60, 60]")
+        found[str(name)] = (float(pair[0]), float(pair[1]))
+    return found
 
 
 def _bad(where: str, key: str, value: object, accepted: str) -> ConfigError:

@@ -119,6 +119,7 @@ class Recorder:
             "discarded": self._discarded,
             "frames": self._frames,
             "dataset": str(self.job.dataset),
+            "ended": f"the arm was let go: {self._bench.health()['reason']}" if self._bench.released else "",
         }
 
     def _all_taken(self) -> bool:
@@ -160,7 +161,7 @@ class Recorder:
         else:
             pace = "fast" if self._fast else "real"
             facts = {"take": self._take, "seed": seed, "success": success, "ended_by": outcome, "pace": pace}
-            self._save(take, success, facts)
+            self._save(take, success, {**facts, "observed": bench.tally()})
 
     def _save(self, take: Any, success: bool | None, facts: dict[str, Any]) -> None:
         sealing = self._sealer.submit(self._dataset.seal, take, self.job.task, facts)
@@ -174,6 +175,7 @@ class Recorder:
             self._drop(f"a device failed: {error.message}")
             return
         facts = {"take": self._take, "seed": seed, "success": None, "ended_by": "device", "error": error.message}
+        facts["observed"] = self._bench.tally()
         self._save(take, None, {**facts, "pace": "fast" if self._fast else "real"})
 
     def _loop(self, take: Any) -> str:
@@ -189,6 +191,8 @@ class Recorder:
             state, images = bench.observe()
             sent = bench.command(bench.leader_pose())
             take.add(at, state, sent, images)
+            if self._tend():
+                return "care"
             steps += 1
             if take.frames >= limit:
                 return "time"
@@ -210,6 +214,13 @@ class Recorder:
                     anchor, steps, wait = time.perf_counter(), 0, 0.0
             if (end := self._commands(wait)) is not None:
                 return end
+
+    def _tend(self) -> bool:
+        """Care for the arm: say what has changed; true when it was let go, which ends the session."""
+        for found in self._bench.tend():
+            self._channel.emit("care", **found)
+        self._finish = self._finish or self._bench.released
+        return bool(self._bench.released)
 
     def _commands(self, wait_s: float) -> str | None:
         """Sleep until the next period, reacting at once to what the supervisor says. Gives what ends the take."""
@@ -238,8 +249,9 @@ class Recorder:
         end = time.perf_counter() + self.job.reset_s
         while time.perf_counter() < end and not self._finish:
             began = time.perf_counter()
+            bench.observe()
             bench.command(bench.leader_pose())
-            if self._commands(max(0.0, period - (time.perf_counter() - began))) is not None:
+            if self._tend() or self._commands(max(0.0, period - (time.perf_counter() - began))) is not None:
                 return
 
     def _progress(self, take: Any, seconds: float) -> None:
@@ -249,6 +261,7 @@ class Recorder:
             frames=take.frames,
             seconds=round(seconds, 2),
             hz=round(take.frames / seconds, 1) if seconds > 0 else 0.0,
+            **self._bench.preview(),
         )
 
     def _drop(self, reason: str) -> None:

@@ -24,7 +24,7 @@ from zk0d.errors import ConfigError, DatasetError
 from zk0d.worker import Message, WorkerChannel, run_worker
 
 if TYPE_CHECKING:
-    from robot.arms import Bench
+    from robot.bench import Bench
     from robot.film import Film
 
 PROGRESS_EVERY_S = 0.5

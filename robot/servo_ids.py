@@ -5,13 +5,11 @@ All servos are delivered with id 1, so only one may be on the bus while it gets 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from robot.ports import device_errors
+from robot.steps import Aborted, Steps
 from zk0d.errors import RobotError
-
-if TYPE_CHECKING:
-    from robot.tending import Steps
 
 
 def give_ids(bus: Any, steps: Steps) -> dict[str, int]:
@@ -21,6 +19,15 @@ def give_ids(bus: Any, steps: Steps) -> dict[str, int]:
     Raises RobotError.
     """
     given: dict[str, int] = {}
+    try:
+        _each(bus, steps, given)
+    except Aborted as error:
+        error.done = tuple(given)
+        raise
+    return given
+
+
+def _each(bus: Any, steps: Steps, given: dict[str, int]) -> None:
     for motor in reversed(list(bus.motors)):
         while True:
             steps.ask(motor, f"connect the controller board to the servo of {motor} and to no other; switch power on")
@@ -38,7 +45,6 @@ def give_ids(bus: Any, steps: Steps) -> dict[str, int]:
             steps.say("again", step=motor, text=_why(motor, found))
         given[motor] = wanted
         steps.say("named", step=motor, id=wanted, was=next(iter(found)))
-    return given
 
 
 def _on_the_bus(bus: Any, motor: str) -> tuple[int, dict[int, int]]:

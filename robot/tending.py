@@ -15,15 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from robot.config import RobotTable
+from robot.steps import Aborted, Steps
 from zk0d.errors import RobotError, UsageError
 from zk0d.worker import Message, WorkerChannel, run_worker
 
 ROLES = ("follower", "leader")
 _PROGRESS_S = 0.5
-
-
-class Aborted(Exception):
-    """The person, or the end of the supervisor, ended the work."""
 
 
 @dataclass(frozen=True)
@@ -50,34 +47,6 @@ class Tending:
             action, role, RobotTable.parse(job["robot"]), int(job.get("fps") or 30), float(job.get("seconds") or 0),
             Path(str(job.get("folder") or ".")), int(job.get("reads") or 200),
         )  # fmt: skip
-
-
-class Steps:
-    """The dialogue: says what to do, waits for the answer."""
-
-    def __init__(self, channel: WorkerChannel) -> None:
-        self._channel = channel
-
-    def say(self, event: str, **fields: Any) -> None:
-        """Tell the person something."""
-        self._channel.emit(event, **fields)
-
-    def answered(self, wait_s: float = 0.0) -> bool:
-        """Whether `next` came within `wait_s`. Raises Aborted for stop, discard, finish and a lost supervisor."""
-        message = self._channel.poll(wait_s)
-        if message is None:
-            return False
-        if message.get("cmd") == "next":
-            return True
-        raise Aborted(str(message.get("cmd")))
-
-    def ask(self, name: str, text: str) -> None:
-        """Say a step and wait for `next`; one that came before the step was said does not answer it."""
-        while self.answered():
-            pass
-        self.say("step", step=name, text=text)
-        while not self.answered(0.5):
-            pass
 
 
 @contextmanager
@@ -139,6 +108,15 @@ def _teleop(work: Tending, steps: Steps) -> dict[str, Any]:
 ACTIONS = {"setup": _setup, "calibrate": _calibrate, "doctor": _doctor, "teleop": _teleop}
 
 
+def _left(work: Tending, error: Aborted) -> str:
+    """What an ended job has changed."""
+    if work.action != "setup":
+        return "the arm is as it was before"
+    if not error.done:
+        return "no servo was changed"
+    return f"{', '.join(error.done)} have their new ids and keep them; the other servos are as they were"
+
+
 def main(job: Message, channel: WorkerChannel) -> Message:
     """Do one job. Raises RobotError, ConfigError or UsageError."""
     work = Tending.parse(job)
@@ -146,7 +124,7 @@ def main(job: Message, channel: WorkerChannel) -> Message:
     try:
         return ACTIONS[work.action](work, Steps(channel))
     except Aborted as error:
-        raise RobotError(f"{work.action} was ended ({error}); the arm is as it was before", "begin again") from error
+        raise RobotError(f"{work.action} was ended ({error}); {_left(work, error)}", "begin again") from error
 
 
 if __name__ == "__main__":

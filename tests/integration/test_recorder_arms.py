@@ -6,6 +6,7 @@ The bench lives in the test's process, in wall-clock time; the recorder knows no
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -149,3 +150,23 @@ def test_a_take_cut_off_by_a_pulled_cable_is_kept_up_to_its_last_whole_row(stati
         error = worker.until("error")
     assert "leader" in error["message"] and saved["frames"] >= 30
     assert check_whole(root).num_episodes == 1
+
+
+def test_an_arm_too_hot_ends_the_take_which_is_kept_with_the_reason(station: Any, tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    job = {"dataset": str(root), "task": "t", "episodes": 3, "episode_s": 20.0}
+    job["robot"] = table(station, tmp_path / "calibration")
+    with WorkerProcess("robot.recorder", job, tmp_path / "work") as worker:
+        assert worker.until("progress")["care"]["celsius"] == 31
+        station.faults.follower.temperature("elbow_flex", 56)
+        assert worker.until("care")["level"] == "warn"
+        station.faults.follower.temperature("elbow_flex", 70)
+        while worker.until("care")["level"] != "release":
+            pass
+        saved, result = worker.until("saved"), worker.until("done")["result"]
+        assert worker.process.wait(20) == 0, worker.tail()
+    assert "elbow_flex is 70 °C hot" in result["ended"] and result["episodes"] == 1
+    assert not any(s.table[40] for s in station._follower.servos)  # no torque
+    record = json.loads((root / "meta/zk0/episodes/000000.json").read_text())
+    assert record["facts"]["ended_by"] == "care" and saved["frames"] == record["length"]
+    assert any("70 °C" in story["text"] for story in record["facts"]["observed"]["care"])

@@ -14,7 +14,8 @@ from robot.calibration import calibrate
 from robot.checkup import check_arm, check_disk
 from robot.config import RobotTable
 from robot.servo_ids import give_ids
-from robot.tending import Aborted, arm
+from robot.steps import Aborted
+from robot.tending import arm
 
 pytest.importorskip("lerobot")
 pytest.importorskip("so101_nexus")
@@ -184,3 +185,24 @@ def test_the_check_up_finds_what_is_wrong(station: Any, tmp_path: Path) -> None:
     (gone,) = check_arm(robot, "follower", 10)
     assert gone["level"] == "bad" and "there is no" in gone["what"] and gone["do"]
     assert check_disk(tmp_path / "not" / "yet")[0]["part"] == "disk"
+
+
+def test_an_ended_setup_says_which_servos_it_has_changed(station: Any, tmp_path: Path) -> None:
+    from robot.tending import Tending, _left
+
+    everything = list(station._leader.servos)
+    bus = station._leader.line.bus
+
+    def acts(step: str, turn: int) -> None:
+        if step == "wrist_flex":
+            raise Aborted("stop")
+        one = everything[5 if step == "gripper" else 4]
+        one.table[5] = 1
+        station._do(lambda: setattr(bus, "servos", [one]))
+
+    work = Tending("setup", "leader", table(station, tmp_path), 30, 0, tmp_path, 10)
+    with arm(work.robot, "leader", handshake=False) as device, pytest.raises(Aborted) as ended:
+        give_ids(device.bus, Person(acts))  # type: ignore[arg-type]
+    said = _left(work, ended.value)
+    assert said == "gripper, wrist_roll have their new ids and keep them; the other servos are as they were"
+    assert _left(work, Aborted("stop")) == "no servo was changed"

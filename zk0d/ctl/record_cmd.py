@@ -62,6 +62,9 @@ def show(progress: Progress, event: dict[str, Any]) -> None:
         )
     elif kind == "discarded":
         progress.say(f"{paint('discarded', 'yellow')} take {event.get('take')}: {safe(event.get('reason'))}")
+    elif kind == "care":
+        colour = {"ok": "green", "warn": "yellow"}.get(str(event.get("level")), "red")
+        progress.say(f"{paint('care: ' + safe(event.get('level')), colour)} {safe(event.get('text'))}")
     elif kind == "restarted":
         progress.say(f"{paint('recorder died', 'red')} and is started again: {safe(event.get('reason'))}")
     elif kind == "ready":

@@ -143,6 +143,9 @@ def _session(doc: Document) -> list[str]:
     progress = session["progress"]
     if "frames" in progress:
         line += f", episode {progress.get('episode')}: {progress['frames']} frames at {progress.get('hz')} Hz"
+    care = progress.get("care") or {}
+    if care.get("level", "ok") != "ok":
+        line += f"; {safe(care['level'])}: {safe(care.get('reason'))}"
     return [line]
 
 

@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
+
 from zk0d.daemon.arbiter import Activity, clock
-from zk0d.daemon.config import Config, check_robot, is_virtual
+from zk0d.daemon.config import Config
+from zk0d.daemon.robot_table import SIDES, check_robot, is_virtual, pairs
 from zk0d.daemon.store import Store
 from zk0d.daemon.workers import GRACE_S, Workers
 from zk0d.errors import RobotError, UsageError
 from zk0d.supervise import Worker
 
 Emit = Callable[..., Awaitable[None]]
+log = structlog.get_logger("arm")
+
+LET_GO = "arm_let_go"
+"""The store's key of the last release: when and why; None once an arm has been opened again."""
 CONTROLS = ("next", "discard", "finish", "stop")
 _EXPECT_S = 2.0
 """Seconds for which an announced recording holds the trainer, should its request never come."""
 
 _SAVE_S = 60.0
-"""Seconds a recorder that is told to stop gets to verify and save the takes that have ended."""
+"""Seconds that a worker gets to end well: takes are saved, the arm goes to rest, servos get their values back."""
 
 
 @dataclass
@@ -121,8 +129,8 @@ class Arm:
             live.stopping, live.why = True, f"told to {action}"
         if live.worker is not None:
             if action == "stop":
-                begun = live.kind == "recording" and live.worker.last.get("event") not in (None, "ready")
-                self.background(live.worker.stop(_SAVE_S if begun else GRACE_S))
+                idle = live.kind == "recording" and live.worker.last.get("event") in (None, "ready")
+                self.background(live.worker.stop(GRACE_S if idle else _SAVE_S))
             else:
                 live.worker.send(action)
         return {"kind": live.kind, "by": live.by, "dataset": live.dataset, "saved": live.saved, "goal": live.goal}
@@ -144,15 +152,29 @@ class Arm:
 
     def robot(self, overrides: dict[str, Any]) -> dict[str, Any]:
         """The `[robot]` table with a request's `overrides`. Raises when no follower is named."""
-        robot = {**self._config.robot, **check_robot({k: v for k, v in overrides.items() if v}, "request")}
-        if not robot["follower"]:
+        own = check_robot({k: v for k, v in overrides.items() if v}, "request")
+        robot = copy.deepcopy({**self._config.robot, **own})
+        if own.get("follower"):  # one arm, named for this session, instead of two pairs
+            robot = {k: v for k, v in robot.items() if k not in SIDES}
+        if not all(pair.get("follower") for pair in pairs(robot)):
             raise RobotError(
                 "no arm is configured",
                 "set [robot] follower in zk0d.toml, or give --follower /dev/ttyACM0 (or virtual:PickLift)",
             )
-        if is_virtual(robot) and not robot["leader"]:
-            robot["leader"] = "expert"
+        if is_virtual(robot):
+            for pair in pairs(robot):
+                pair["leader"] = pair.get("leader") or "expert"
         return robot
+
+    def _cared(self, event: dict[str, Any]) -> None:
+        """The worker has warned of a servo, slowed the arm or let it go: into history, journal and status."""
+        level, text = str(event.get("level")), str(event.get("text"))
+        words = {"slow": f"the arm is slowed: {text}", "release": f"the arm was let go: {text}"}
+        self._store.event("care", words.get(level, text))
+        log.warning("care for the arm", level=level, joint=event.get("joint"), reason=text)
+        if level == "release":
+            self._store.put(LET_GO, {"at": time.time(), "text": text})
+        self._on_change()
 
     async def run(self, live: Live, kind: str, job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         """One worker of the session; its events go to the caller in order, and into `live`."""
@@ -167,6 +189,10 @@ class Arm:
                 live.saved += 1
                 if live.session:
                     self._store.set_session(live.session, saved=live.saved - live.first)
+            elif event["event"] == "care":
+                self._cared(event)
+            elif event["event"] == "ready":
+                self._store.put(LET_GO, None)
             events.put_nowait(event)
 
         async def relay() -> None:

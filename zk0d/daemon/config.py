@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zk0d.daemon.robot_table import DEFAULT_ROBOT, check_robot
 from zk0d.errors import ConfigError
 from zk0d.link.rates import ACCEPTS, Rate
 
@@ -149,23 +150,6 @@ SETTINGS: tuple[Setting, ...] = (
             '"debug", "info", "warning" or "error"', "how much is logged"),
 )  # fmt: skip
 
-_ROBOT_TEXT = ("follower", "leader", "id", "follower_id", "leader_id", "calibration_dir")
-_ROBOT_CHOICES = {"type": ("so101", "so100"), "units": ("degrees", "range")}
-DEFAULT_ROBOT: dict[str, Any] = {
-    "type": "so101",
-    "follower": "",
-    "leader": "",
-    "id": "zk0",
-    "calibration_dir": "",
-    "units": "degrees",
-    "cameras": {"front": {"source": "/dev/video0", "height": 96, "width": 96}},
-}
-
-
-def is_virtual(robot: dict[str, Any]) -> bool:
-    """True when the `[robot]` table names a virtual bench, whose leader is virtual too."""
-    return str(robot.get("follower", "")).startswith("virtual:")
-
 
 @dataclass(frozen=True)
 class Config:
@@ -229,42 +213,3 @@ def _check_table(path: Path, table: str, content: Any) -> dict[tuple[str, str], 
                 f"{path}: {table}.{key} = {value!r} cannot be used", f"accepted: {known[key].accepts}"
             ) from error
     return found
-
-
-def check_robot(content: Any, where: str) -> dict[str, Any]:
-    """Check a (partial) `[robot]` table; the recorder checks the rest. Raises ConfigError naming the key."""
-    if not isinstance(content, dict):
-        raise ConfigError(f"{where}: robot = {content!r} is not a table", "write [robot] above its keys")
-    for key, value in content.items():
-        if key in _ROBOT_CHOICES:
-            ok, accepts = value in _ROBOT_CHOICES[key], " or ".join(map(repr, _ROBOT_CHOICES[key]))
-        elif key in _ROBOT_TEXT:
-            ok, accepts = isinstance(value, str), "text"
-        elif key == "max_relative_target":
-            ok, accepts = (
-                isinstance(value, int | float) and not isinstance(value, bool) and value > 0,
-                "a number above 0",
-            )
-        elif key == "cameras":
-            ok, accepts = (
-                _cameras_ok(value),
-                "tables [robot.cameras.NAME] with source, height and width in pixels (even, 16 to 4096)",
-            )
-        else:
-            known = ", ".join([*_ROBOT_CHOICES, *_ROBOT_TEXT, "max_relative_target", "cameras"])
-            raise ConfigError(f"{where}: unknown key robot.{key}", f"[robot] knows {known}")
-        if not ok:
-            raise ConfigError(f"{where}: robot.{key} = {value!r} cannot be used", f"accepted: {accepts}")
-    return dict(content)
-
-
-def _cameras_ok(value: Any) -> bool:
-    if not isinstance(value, dict):
-        return False
-    for camera in value.values():
-        if not isinstance(camera, dict) or not isinstance(camera.get("source", ""), str):
-            return False
-        sizes = (camera.get("height", 480), camera.get("width", 640))
-        if any(isinstance(n, bool) or not isinstance(n, int) or not 16 <= n <= 4096 or n % 2 for n in sizes):
-            return False
-    return True

@@ -117,6 +117,20 @@ def _problem(level: str, code: str, message: str, hint: str) -> dict[str, str]:
     return {"level": level, "code": code, "message": message, "hint": hint}
 
 
+def _arm(store: Store, live: LiveParts | None) -> list[dict[str, str]]:
+    """How the servos are while a session runs, and whether the last one had to let the arm go."""
+    let_go = store.get("arm_let_go")
+    if let_go:
+        at = time.strftime("%H:%M", time.localtime(let_go["at"]))
+        hint = "let it rest; `zk0ctl robot doctor`; the next session that opens the arm clears this"
+        return [_problem("degraded", "arm", f"the arm was let go at {at}: {let_go['text']}", hint)]
+    care = (live.session or {}).get("progress", {}).get("care", {}) if live else {}
+    if care.get("level") in ("warn", "slow"):
+        what = "the arm is slowed" if care["level"] == "slow" else "the arm needs care"
+        return [_problem("degraded", "arm", f"{what}: {care['reason']}", "rest it, or free the joint")]
+    return []
+
+
 def health(store: Store, live: LiveParts | None) -> list[dict[str, str]]:
     """What is wrong, worst first; empty when all is good."""
     found: list[dict[str, str]] = []
@@ -151,6 +165,7 @@ def health(store: Store, live: LiveParts | None) -> list[dict[str, str]]:
         if last is not None and last.state == "given_up":
             found.append(_problem("degraded", "training", f"task of version {last.version} given up: {last.reason}",
                                   "`zk0ctl logs --worker trainer`, then `zk0ctl train now`"))  # fmt: skip
+    found += _arm(store, live)
     updates = store.updates()
     if updates and updates[-1].state == "refused":
         found.append(_problem("degraded", "update", f"the hub refused the last update: {updates[-1].reason}", ""))

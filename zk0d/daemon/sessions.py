@@ -17,8 +17,9 @@ import structlog
 from zk0d.daemon import datasets, staged
 from zk0d.daemon.arbiter import clock
 from zk0d.daemon.arm import Arm, Emit, Live
-from zk0d.daemon.config import Config, is_virtual
+from zk0d.daemon.config import Config
 from zk0d.daemon.record_request import RecordRequest
+from zk0d.daemon.robot_table import is_virtual
 from zk0d.daemon.store import Dataset, Store
 from zk0d.daemon.workers import Workers
 from zk0d.errors import WorkerError, Zk0Error
@@ -169,6 +170,8 @@ class Sessions:
             try:
                 result = await self._arm.run(live, "recorder", job, emit)
                 discarded += int(result.get("discarded", 0))
+                if result.get("ended"):
+                    return discarded, str(result["ended"])
                 if int(result.get("episodes", 0)) < job["episodes"] and not live.stopping:
                     return discarded, f"only {result.get('episodes', 0)} of {result.get('takes', '?')} takes were kept"
             except WorkerError as error:

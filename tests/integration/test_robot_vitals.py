@@ -1,0 +1,139 @@
+"""Care on real drivers: registers of the virtual servos are driven, and the arm warns, slows, recovers or lets go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from robot.arms import open_bench
+from robot.bench import Bench
+from robot.config import RobotTable
+from robot.virtual.servo import TORQUE_ENABLE, TORQUE_LIMIT
+
+pytest.importorskip("lerobot")
+pytest.importorskip("so101_nexus")
+
+
+@pytest.fixture(scope="module")
+def station() -> Iterator[Any]:
+    from robot.virtual.spec import StationSpec
+    from robot.virtual.station import VirtualStation
+
+    with VirtualStation(StationSpec("Touch", leader="rest", clock="wall")) as bench:
+        yield bench
+
+
+@pytest.fixture
+def bench(station: Any, tmp_path: Path) -> Iterator[Bench]:
+    station.write_calibration(tmp_path, "follower", "leader")
+    for servo in station._follower.servos:
+        servo.pinned.clear()
+    station.faults.follower.power_cycle()
+    station.begin_take(0)
+    table = {"follower": station.follower_port, "leader": station.leader_port, "calibration_dir": str(tmp_path)}
+    with open_bench(RobotTable.parse(table), fps=30) as opened:
+        for side in opened._sides:
+            side.watch._every = 0.0  # every reading brings the vitals
+        yield opened
+
+
+def until(bench: Bench, done: Callable[[], bool], what: str) -> list[dict[str, Any]]:
+    """Run the control loop until `done`; gives the findings on the way."""
+    found: list[dict[str, Any]] = []
+    deadline = time.monotonic() + 20
+    while not done():
+        assert time.monotonic() < deadline, (what, found, bench.health())
+        bench.observe()
+        bench.command(bench.leader_pose())
+        found += bench.tend()
+        time.sleep(0.01)
+    return found
+
+
+def servo(station: Any, joint: str) -> Any:
+    return station._follower.servos[list(station.calibration["follower"]).index(joint)]
+
+
+def test_nothing_is_the_matter_and_vitals_cost_no_request(station: Any, bench: Bench) -> None:
+    before = station.faults.follower.counters.requests
+    for _ in range(10):
+        bench.observe()
+        bench.command(bench.leader_pose())
+        assert bench.tend() == [] or bench.health()["level"] == "warn"
+    station._do(lambda: None)  # the last write is served
+    assert station.faults.follower.counters.requests - before == 20  # a read and a write each, with vitals or without
+    assert bench.health()["celsius"] == 31 and bench.health()["volts"] == pytest.approx(7.4)
+    limits = {s.id: s.word(TORQUE_LIMIT) for s in station._follower.servos}
+    assert limits[6] == 500 and limits[1] == 1000  # the gripper is limited at once, not from the next power-on
+
+
+def test_a_hot_joint_slows_the_arm_and_a_hotter_one_lets_it_go(station: Any, bench: Bench) -> None:
+    station.faults.follower.temperature("elbow_flex", 63)
+    found = until(bench, lambda: bench.health()["level"] == "slow", "slow")
+    assert "elbow_flex is 63 °C hot" in found[0]["text"]
+    start, _ = bench.observe()
+    bench.command(start)
+    sent = bench.command((start + np.float32(30)).astype(np.float32))
+    assert np.abs(sent - start).max() <= 45 / 30 * 2 + 0.2
+    assert bench.tally()["clipped"] >= 1
+    station.faults.follower.temperature("elbow_flex", 69)
+    found = until(bench, lambda: bench.released, "released")
+    assert found[-1]["level"] == "release" and "69 °C" in bench.health()["reason"]
+    goals = station.faults.follower.counters.goals
+    bench.command(start)
+    station._do(lambda: None)
+    assert not any(s.table[TORQUE_ENABLE] for s in station._follower.servos)
+    assert station.faults.follower.counters.goals == goals  # a released arm is sent nothing
+
+
+def test_an_overloaded_joint_gets_its_torque_back(station: Any, bench: Bench) -> None:
+    joint = servo(station, "wrist_flex")
+    until(bench, lambda: joint.torque, "torque")
+    station.faults.follower.overload("wrist_flex")
+    found = until(bench, lambda: bool(bench._tripped()), "tripped")
+    assert "wrist_flex is overloaded" in found[-1]["text"] and not joint.torque
+    seen, _ = bench.observe()
+    sent = bench.command(seen + np.float32(20))
+    at = bench.joints.index("wrist_flex.pos")
+    assert sent[at] == pytest.approx(seen[at], abs=0.5)  # it is asked for nothing
+    found = until(bench, lambda: not bench._tripped(), "cleared")
+    assert joint.torque and bench.health()["level"] != "slow" and "cleared" in found[-1]["text"]
+
+
+def test_a_sagging_supply_slows_and_then_lets_go(station: Any, bench: Bench) -> None:
+    until(bench, lambda: len(bench._sides[0].watch.care._reference) == 4, "reference")
+    station.faults.follower.voltage("shoulder_pan", 5.4)
+    until(bench, lambda: bench.health()["level"] == "slow", "slow")
+    station.faults.follower.voltage("shoulder_pan", 4.0)
+    found = until(bench, lambda: bench.released, "released")
+    assert found[-1]["text"] == "the supply is down to 4.0 V"
+
+
+def test_a_grip_is_held_with_less(station: Any, bench: Bench) -> None:
+    bench._sides[0].watch.care.table = RobotTable.parse(
+        {"follower": "virtual:Touch", "care": {"grip_after_s": 0.2}}
+    ).care
+    gripper = servo(station, "gripper")
+    gripper.pinned[60] = (450).to_bytes(2, "little")
+    until(bench, lambda: gripper.word(TORQUE_LIMIT) == 300, "held")
+    del gripper.pinned[60]
+    gripper.pinned[56] = (3000).to_bytes(2, "little")
+    until(bench, lambda: gripper.word(TORQUE_LIMIT) == 500, "let go")
+
+
+def test_an_overloaded_arm_is_limp_when_it_is_closed(station: Any, tmp_path: Path) -> None:
+    station.faults.follower.power_cycle()
+    station.write_calibration(tmp_path, "follower", "leader")
+    table = {"follower": station.follower_port, "leader": station.leader_port, "calibration_dir": str(tmp_path)}
+    for _ in range(2):  # and the port is free again
+        with open_bench(RobotTable.parse(table), fps=30) as opened:
+            assert all(s.torque for s in station._follower.servos)
+            opened.observe()
+            station.faults.follower.overload("shoulder_pan")
+        assert not any(s.table[TORQUE_ENABLE] for s in station._follower.servos)
+        station.faults.follower.power_cycle()

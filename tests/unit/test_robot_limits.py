@@ -1,0 +1,58 @@
+"""Goals stay within the joints' ranges, move slowly when care says so, and a tripped joint is asked for nothing."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robot.limits import GoalGuard, joint_limits
+from zk0d.errors import ConfigError
+
+JOINTS = ("elbow_flex.pos", "gripper.pos")
+CALIBRATION = {"elbow_flex": SimpleNamespace(range_min=1000, range_max=3000),
+               "gripper": SimpleNamespace(range_min=2000, range_max=3500)}  # fmt: skip
+
+
+def pose(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float32)
+
+
+def test_ranges_from_the_calibration() -> None:
+    low, high = joint_limits(CALIBRATION, "degrees", 2.0, {})
+    assert low == pytest.approx([-85.9, 0], abs=0.1) and high == pytest.approx([85.9, 100], abs=0.1)
+    low, high = joint_limits(CALIBRATION, "range", 2.0, {"elbow_flex": (-30, 500)})
+    assert list(low) == [-30, 0] and list(high) == [98, 100]
+    with pytest.raises(ConfigError, match="no joint knee"):
+        joint_limits(CALIBRATION, "range", 2.0, {"knee": (0, 1)})
+
+
+def test_what_is_changed_is_counted() -> None:
+    guard = GoalGuard(JOINTS, *joint_limits(CALIBRATION, "degrees", 2.0, {}))
+    asked = pose(120, 50)
+    sent = guard.goal(asked, None, None, ())
+    guard.sent(asked, sent)
+    assert sent == pytest.approx([85.9, 50], abs=0.1) and guard.clipped == 1
+    guard.begin()
+    guard.sent(pose(1, 1), guard.goal(pose(1, 1), None, None, ()))
+    assert guard.clipped == 0
+
+
+def test_a_tripped_joint_stays_where_it_is() -> None:
+    guard = GoalGuard(JOINTS)
+    sent = guard.goal(pose(50, 50), pose(10, 20), None, ("elbow_flex.pos",))
+    assert list(sent) == [10, 50]
+    assert list(guard.goal(pose(50, 50), pose(10, 20), 1.5, ())) == [11.5, 50]  # and starts again from there
+
+
+@given(st.lists(st.floats(-200, 200, width=32), min_size=1, max_size=30), st.floats(0.5, 10))
+def test_slow_is_never_faster_than_its_step(wishes: list[float], step: float) -> None:
+    guard = GoalGuard(JOINTS)
+    last = guard.goal(pose(0, 0), pose(0, 0), None, ())
+    for wish in wishes:
+        now = guard.goal(pose(wish, -wish), pose(0, 0), step, ())
+        assert np.abs(now - last).max() <= step * 1.001 + 1e-4
+        last = now
