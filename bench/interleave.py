@@ -1,14 +1,15 @@
 """What the owner of the machine notices of training: time to get out of the way, the first frame, the recording's rhythm.
 
 A hub and a node with a virtual arm and two 640×480 cameras, and a trainer with as many threads as processors. Also
-what an idle zk0d costs and how fast `zk0ctl status` is, next to `python3 -c pass`. A figure not measured is null.
+what an idle zk0d costs and how fast `zk0ctl status` is, next to `python3 -c pass`. A figure not measured is null;
+`--only PIECE,…` measures some of them and keeps the others of the last run.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
-import os
 import random
 import shutil
 import statistics
@@ -16,50 +17,34 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pyarrow.parquet as parquet
-from _harness import arguments, write
+from _harness import RESULTS, arguments, machine, revision, write
+from _interleave_preempt import both
+from _interleave_stage import Stage, until
 
-from zk0d.control import call
-from zk0d.demo.cast import Hub, Node, environment, free_port
-from zk0d.supervise import Worker
+from zk0d.demo.cast import environment
 
 ZK0CTL = str(Path(sys.executable).with_name("zk0ctl"))
-FEDERATION = """
-[model]
-policy = "smolvla"
-preset = "tiny"
-fps = 30
-units = "degrees"
-[model.cameras]
-front = [96, 96]
-wrist = [96, 96]
-[training]
-local_steps = 1000000
-batch_size = 16
-lr = 1e-4
-mu = 0.01
-[rounds]
-min_nodes = 1
-target = 1
-quorum = 1
-versions = 1
-"""
+NOMINAL_S = 1 / 30
 LATE_S = 0.005
+FIGURES = ("freeze_p99_ms", "record_start_ratio", "jitter_added_p99_ms", "on_time_share", "preemptions", "steps_lost",
+           "bitwise_equal", "daemon_rss_mb", "daemon_cpu_share", "status_ms", "status_vs_python")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Sizes:
+    """`takes`: recordings without and as many with training, alternating in nothing but that; `take_s` each."""
+
     status: int
     idle_s: float
     starts: int
-    first_frames: int
     takes: int
     take_s: float
     steps: int
@@ -67,67 +52,12 @@ class Sizes:
     yields: int
 
 
-SMALL = Sizes(status=10, idle_s=5.0, starts=5, first_frames=1, takes=1, take_s=4.0, steps=60, freezes=18, yields=1)
-FULL = Sizes(status=50, idle_s=60.0, starts=100, first_frames=5, takes=2, take_s=15.0, steps=400, freezes=194, yields=6)
-
-
-def until(condition: Callable[[], Any], what: str, seconds: float = 180.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        if time.monotonic() > deadline:
-            raise SystemExit(f"not within {seconds:g} s: {what}")
-        time.sleep(0.05)
-    return found
+SMALL = Sizes(status=5, idle_s=2.0, starts=2, takes=1, take_s=2.0, steps=40, freezes=19, yields=1)
+FULL = Sizes(status=50, idle_s=60.0, starts=100, takes=4, take_s=6.0, steps=300, freezes=196, yields=4)
 
 
 def quantile(values: list[float], q: float) -> float:
     return float(np.quantile(values, q))
-
-
-class Stage:
-    """The hub, the node, and its trainer."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.hub, self.node = folder, Hub(folder / "hub"), Node("node", folder / "node")
-
-    def start(self) -> None:
-        self.hub.admin("init", "--listen", f"127.0.0.1:{free_port()}")
-        self.hub.start(self.hub.answers)
-        self.node.configure("virtual:Touch", "expert", {"front": (480, 640), "wrist": (480, 640)})
-        with (self.node.folder / "zk0d.toml").open("a") as f:
-            f.write(f'[train]\ndevice = "cpu"\nthreads = {os.cpu_count() or 2}\n')
-        self.node.start(self.node.answers)
-        self.node.ctl("enroll", json.loads(self.hub.admin("invite", "--json"))["token"])
-
-    def train(self) -> None:
-        """Join, and wait until the trainer makes steps."""
-        config = self.folder / "federation.toml"
-        config.write_text(FEDERATION)
-        self.hub.admin("federation", "create", "bench", "--config", str(config))
-        self.node.ctl("federation", "join", "bench")
-        until(self.steps, "the trainer makes steps")
-
-    def steps(self) -> int:
-        training = self.status()["training"]
-        return int(training["progress"].get("step", 0)) if training["trainer"] == "running" else 0
-
-    def status(self) -> dict[str, Any]:
-        return dict(call(self.node.socket, {"op": "status"}))
-
-    def trainer(self) -> psutil.Process:
-        children = psutil.Process(self.node.pid).children()
-        return next(p for p in children if "zk0d.train.trainer" in p.cmdline())
-
-    def record(self, name: str, seconds: float, on_event: Callable[[dict[str, Any]], None] | None = None) -> Path:
-        """One take in real time through the daemon; → the dataset's folder."""
-        request = {"op": "record", "dataset": name, "task": "touch", "episodes": 1, "episode_s": seconds,
-                   "keep": "all", "train": name == "first", "pace": "real"}  # fmt: skip
-        call(self.node.socket, request, on_event, timeout=300)
-        return self.node.folder / "datasets" / name
-
-    def close(self) -> None:
-        for server in (self.node, self.hub):
-            server.stop()
 
 
 def off_processor(process: psutil.Process) -> bool:
@@ -147,7 +77,8 @@ def seconds(command: list[str]) -> float:
     return time.perf_counter() - began
 
 
-def idle(stage: Stage, sizes: Sizes) -> dict[str, float]:
+def idle(stage: Stage, sizes: Sizes) -> dict[str, Any]:
+    """What zk0d costs when nothing happens, and a `status` of it."""
     status = [ZK0CTL, "--socket", str(stage.node.socket), "status"]
     took = [(seconds(status), seconds([sys.executable, "-c", "pass"])) for _ in range(sizes.status)]
     daemon, broker = psutil.Process(stage.node.pid), psutil.Process(stage.hub.pid)
@@ -163,36 +94,37 @@ def idle(stage: Stage, sizes: Sizes) -> dict[str, float]:
     }
 
 
-def freezes(stage: Stage, count: int) -> dict[str, float]:
-    """Milliseconds from starting `zk0ctl record start` to every thread of the trainer standing still."""
-    took = []
-    command = [ZK0CTL, "--socket", str(stage.node.socket), "record", "start", "--dataset", "freeze", "--task", "x",
-               "--episodes", "1"]  # fmt: skip
-    for _ in range(count):
+def ready_to_train(stage: Stage) -> None:
+    """A dataset, an update on its slow way to the hub, and the trainer at full load."""
+    stage.record(1.0, train=True)
+    stage.upload()
+    stage.train()
+    stage.node.ctl("train", "now", "--for", "1d")
+
+
+def freeze(stage: Stage, sizes: Sizes) -> dict[str, Any]:
+    """Milliseconds from starting `zk0ctl record start` to every thread of the trainer standing still.
+
+    The dataset's name is one that the daemon then refuses, so that the trainer goes on at once and the next can begin.
+    """
+    took, command = [], [ZK0CTL, "--socket", str(stage.node.socket), "record", "start", "--dataset", ".x", "--task",
+                         "x", "--episodes", "1"]  # fmt: skip
+    loaded = [seconds([sys.executable, "-c", "pass"]) for _ in range(9)]
+    for _ in range(sizes.starts):
         until(stage.steps, "the trainer runs")
         trainer = stage.trainer()
+        assert trainer is not None
+        time.sleep(random.uniform(0.1, 0.5))  # not always at the same place between its steps
         began = time.perf_counter()
         person = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
         while not off_processor(trainer):
             time.sleep(0.0005)
         took.append(1000 * (time.perf_counter() - began))
-        until(lambda: stage.status()["session"], "the session begins")
-        stage.node.ctl("record", "stop", check=False)
         person.wait()
-        stage.node.ctl("train", "now", check=False)
-    return {"freeze_p50_ms": quantile(took, 0.5), "freeze_p99_ms": quantile(took, 0.99)}
-
-
-def first_frame(stage: Stage, name: str) -> float:
-    """Seconds from the request to the recorder's word that the take has begun: its first frame is taken then."""
-    began, first = time.perf_counter(), []
-
-    def on_event(event: dict[str, Any]) -> None:
-        if event.get("event") == "take" and not first:
-            first.append(time.perf_counter() - began)
-
-    stage.record(name, 0.5, on_event)
-    return first[0]
+    took.sort()
+    print("  freeze, ms:", " ".join(f"{t:.0f}" for t in took))
+    return {"freeze_p99_ms": quantile(took, 0.99), "freeze_p50_ms": quantile(took, 0.5), "freeze_max_ms": took[-1],
+            "freeze_starts": len(took), "python_beside_trainer_ms": 1000 * statistics.median(loaded)}  # fmt: skip
 
 
 def periods(root: Path) -> np.ndarray:
@@ -201,114 +133,116 @@ def periods(root: Path) -> np.ndarray:
     return np.diff(parquet.read_table(newest)["t"].to_numpy())
 
 
-def rhythm(stage: Stage, name: str, sizes: Sizes) -> np.ndarray:
-    return np.concatenate([periods(stage.record(f"{name}{k}", sizes.take_s)) for k in range(sizes.takes)])
+def recordings(stage: Stage, sizes: Sizes) -> tuple[list[dict[str, float]], np.ndarray, int]:
+    """→ when each recording was ready and begun, all periods, and how many saw a stopped trainer and an upload."""
+    starts, beside, found = [], 0, list[np.ndarray]()
+    for _ in range(sizes.takes):
+        if stage.trainer() is not None:
+            until(stage.steps, "the trainer runs")
+        root, at = stage.record(sizes.take_s)
+        beside += bool(stage.trainer() is not None and stage.status()["updates_waiting"])
+        starts.append(at)
+        found.append(periods(root))
+    return starts, np.concatenate(found), beside
 
 
-def recording(stage: Stage, sizes: Sizes) -> dict[str, float]:
-    """Everything about recordings: without any training first, then with the trainer at full load."""
-    stage.record("first", 4.0)
-    stage.node.ctl("train", "pause", "--for", "1d")
-    alone = [first_frame(stage, f"alone{k}") for k in range(sizes.first_frames)]
-    without = rhythm(stage, "without", sizes)
-    stage.node.ctl("train", "resume")
+def record(stage: Stage, sizes: Sizes) -> dict[str, Any]:
+    """Recordings without any training first, then with the trainer at full load until each of them begins."""
+    stage.record(1.0, train=True)  # what is read from the disk once is read here
+    alone, without, _ = recordings(stage, sizes)
+    stage.upload()
     stage.train()
     stage.node.ctl("train", "now", "--for", "1d")
-    beside = []
-    for k in range(sizes.first_frames):
-        until(stage.steps, "the trainer runs")
-        beside.append(first_frame(stage, f"beside{k}"))
-    until(stage.steps, "the trainer runs")
-    interleaved = rhythm(stage, "interleaved", sizes)
-    nominal = 1 / 30
-    error = lambda p: float(np.quantile(np.abs(p - nominal), 0.99)) * 1e3  # noqa: E731
+    beside, interleaved, seen = recordings(stage, sizes)
+
+    def error(p: np.ndarray) -> float:
+        return float(np.quantile(np.abs(p - NOMINAL_S), 0.99)) * 1e3
+
+    def middle(starts: list[dict[str, float]], event: str = "take") -> float:
+        return statistics.median(s[event] for s in starts)
+
     return {
-        "record_start_ratio": statistics.median(beside) / statistics.median(alone),
-        "record_start_alone_s": statistics.median(alone),
+        "record_start_ratio": middle(beside) / middle(alone),
+        "record_start_alone_s": middle(alone),
+        "record_start_beside_s": middle(beside),
+        "record_ready_alone_s": middle(alone, "ready"),
+        "record_ready_beside_s": middle(beside, "ready"),
         "jitter_added_p99_ms": error(interleaved) - error(without),
         "jitter_alone_p99_ms": error(without),
-        "on_time_share": 100 * float((np.abs(interleaved - nominal) <= LATE_S).mean()),
-        "on_time_share_alone": 100 * float((np.abs(without - nominal) <= LATE_S).mean()),
-        **freezes(stage, sizes.starts),
+        "on_time_share": float((np.abs(interleaved - NOMINAL_S) <= LATE_S).mean()),
+        "on_time_share_alone": float((np.abs(without - NOMINAL_S) <= LATE_S).mean()),
+        "recordings_beside_trainer_and_upload": seen,
+        "frames_each": len(without),
     }
 
 
-def preempted(folder: Path, stage: Stage, sizes: Sizes) -> dict[str, Any]:
-    """The trainer's job again, undisturbed and then frozen and yielded all the time: the same steps, to the bit."""
-    job = json.loads(next((stage.node.folder / "work" / "trainer").rglob("job.json")).read_text())
-    job |= {"local_steps": sizes.steps, "checkpoint_every_s": 3600}
+def preempt(stage: Stage, sizes: Sizes, small: bool) -> dict[str, Any]:
+    """The trainer's own job again, preempted all the time, against undisturbed."""
+    path = until(lambda: next((stage.node.folder / "work" / "trainer").rglob("job.json"), None), "a trainer's job")
+    job = json.loads(path.read_text()) | {"local_steps": sizes.steps, "checkpoint_every_s": 3600, "threads": 1}
+    stage.node.ctl("train", "pause", "--for", "1d", check=False)
+    until(lambda: stage.trainer() is None, "the trainer leaves")
+    calm, result, made, lost = asyncio.run(
+        both(stage.folder / "again", job, sizes.freezes, sizes.yields, together=small)
+    )
+    same = (calm["digest"], calm["loss_last"]) == (result["digest"], result["loss_last"])
+    return {"preemptions": made, "steps_lost": lost, "bitwise_equal": same}
 
-    def prepared(name: str) -> dict[str, Any]:
-        return job | {
-            "checkpoint_dir": str(folder / name / "checkpoint"),
-            "out": str(folder / name / "out.safetensors"),
-        }
 
-    async def run(name: str, disturb: bool) -> tuple[dict[str, Any], int, int]:
-        done, lost, freezes_left, yields_left = 0, 0, sizes.freezes if disturb else 0, sizes.yields if disturb else 0
-        each = sizes.steps // (sizes.yields + 1)
-        while True:
-            at = {"step": -1, "resumed": -1, "saved": 0}
+PIECES = ("idle", "record", "freeze", "preempt")
 
-            def on_event(event: dict[str, Any], at: dict[str, int] = at) -> None:
-                if event["event"] == "progress":
-                    at["resumed"] = event["step"] if at["resumed"] < 0 else at["resumed"]
-                    at["step"] = event["step"]
-                elif event["event"] == "checkpoint":
-                    at["saved"] = event["step"]
 
-            worker = await Worker.start(sys.executable, "zk0d.train.trainer", prepared(name), folder / name,
-                                        folder / f"{name}.log", on_event)  # fmt: skip
-            began = done
-            ended = asyncio.ensure_future(worker.wait())
-            while not ended.done():
-                await asyncio.sleep(0.01)
-                if at["step"] < 0:
-                    continue
-                if yields_left and at["step"] >= began + each:
-                    worker.send("yield")
-                    break
-                if freezes_left and random.random() < 0.8:
-                    freezes_left -= 1
-                    worker.freeze()
-                    await asyncio.sleep(0.01)
-                    worker.thaw()
-            result = await ended
-            if result["finished"]:
-                return result, sizes.freezes - freezes_left + sizes.yields - yields_left, lost
-            yields_left -= 1
-            lost += max(0, int(at["step"]) - int(result["steps"]))
-            done = int(result["steps"])
+def measure(stage: Stage, sizes: Sizes, pieces: list[str], small: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each piece's figures as soon as they are had."""
+    if "idle" in pieces:
+        yield "idle", idle(stage, sizes)
+    if "record" in pieces:
+        yield "record", record(stage, sizes)
+    elif {"freeze", "preempt"} & set(pieces):
+        ready_to_train(stage)
+    if "freeze" in pieces:
+        yield "freeze", freeze(stage, sizes)
+    if "preempt" in pieces:
+        yield "preempt", preempt(stage, sizes, small)
 
-    undisturbed, _, _ = asyncio.run(run("undisturbed", False))
-    disturbed, preemptions, lost = asyncio.run(run("disturbed", True))
-    same = (undisturbed["digest"], undisturbed["loss_last"]) == (disturbed["digest"], disturbed["loss_last"])
-    return {"preemptions": preemptions, "steps_lost": lost, "bitwise_equal": same}
+
+def keep(options: argparse.Namespace, sizes: Sizes, piece: str, figures: dict[str, Any], told: dict[str, Any]) -> None:
+    """Add one piece to the results' file, which keeps the others of the last run."""
+    path = RESULTS / "interleave.json"
+    last = json.loads(path.read_text()) if path.exists() else {}
+    kept = last.get("figures", {}) | figures
+    ordered = {k: kept.pop(k, None) for k in FIGURES} | kept
+    pieces = last.get("pieces", {}) | {piece: told}
+    write("interleave", options.small, vars(sizes), ordered, ("torch", "lerobot", "pyzmq", "structlog"), pieces=pieces)
 
 
 def main() -> None:
     parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--only", default=",".join(PIECES), help="pieces to measure: " + ", ".join(PIECES))
     parser.add_argument("--starts", type=int, help="how often the trainer is interrupted by `zk0ctl record start`")
     options = parser.parse_args()
+    pieces = options.only.split(",")
+    if wrong := set(pieces) - set(PIECES):
+        parser.error(f"--only {','.join(wrong)}: there are {', '.join(PIECES)}")
     sizes = SMALL if options.small else FULL
     if options.starts:
-        sizes = Sizes(**{**vars(sizes), "starts": options.starts})
+        sizes = replace(sizes, starts=options.starts)
     random.seed(0)
+    load, began = machine()["load_before"], time.monotonic()
+    if len(pieces) == len(PIECES):
+        (RESULTS / "interleave.json").unlink(missing_ok=True)
     name = tempfile.mkdtemp(prefix="zk0-bench-")
     stage = Stage(Path(name))
     try:
         stage.start()
-        figures: dict[str, Any] = {**idle(stage, sizes), **recording(stage, sizes)}
-        stage.node.ctl("train", "pause", "--for", "1d", check=False)
-        figures |= preempted(Path(name) / "again", stage, sizes)
+        for piece, figures in measure(stage, sizes, pieces, options.small):
+            told = {"revision": revision(), "load_before": load, "small": options.small,
+                    "done_at_s": round(time.monotonic() - began, 1)}  # fmt: skip
+            keep(options, sizes, piece, figures, told)
     finally:
-        stage.node.kill()
-        stage.hub.kill()
+        stage.close()
         shutil.rmtree(name, ignore_errors=True)
-    first = ("freeze_p99_ms", "record_start_ratio", "jitter_added_p99_ms", "on_time_share", "preemptions", "steps_lost",
-             "bitwise_equal", "daemon_rss_mb", "daemon_cpu_share", "status_ms", "status_vs_python")  # fmt: skip
-    ordered = {k: figures.pop(k) for k in first} | figures
-    write("interleave", options.small, vars(sizes), ordered, ("torch", "lerobot", "pyzmq", "structlog"))
+    print(f"  {time.monotonic() - began:.1f} s in all")
 
 
 if __name__ == "__main__":

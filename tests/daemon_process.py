@@ -60,7 +60,7 @@ class Daemon:
         self.environ = {**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1", **environ}
         self.process: subprocess.Popen[bytes] | None = None
         state.mkdir(exist_ok=True)
-        settle = "" if "[idle]" in config else "[idle]\nsettle_s = 0\n"
+        settle = "" if "[idle]" in config else "[idle]\nsettle_s = 0\nforeign_cpu = 0\n"
         (state / "zk0d.toml").write_text(config + "\n" + settle)
 
     def __enter__(self) -> Self:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from zk0d.control_server import ControlConnection, ControlServer
 
-__all__ = ["MAX_REQUEST", "ControlConnection", "ControlServer", "call", "remote_error", "socket_address", "tell"]
+__all__ = ["MAX_REQUEST", "ControlConnection", "ControlServer", "call", "remote_error", "socket_address"]
 
 MAX_REQUEST = 1 << 20
 """Bytes of one line."""
@@ -89,15 +89,6 @@ def call(
         except (ValueError, KeyError, TypeError) as error:
             raise ProtocolError(f"{path}: the reply is not understood: {error}") from error
     raise NotRunningError(f"{path} closed the connection without an answer", "it stopped or crashed: see its log")
-
-
-def tell(path: Path | str, request: dict[str, Any]) -> None:
-    """Send `request` and leave. Raises OSError when nobody listens at `path`."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(1.0)
-        with socket_address(path) as address:
-            sock.connect(address)
-        sock.sendall(json.dumps(request).encode() + b"\n")
 
 
 def remote_error(error: dict[str, Any]) -> Zk0Error:

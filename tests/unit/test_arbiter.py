@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zk0d.daemon.arbiter import (
+    CLAIMS,
     Action,
     Activity,
     LinkSignal,
@@ -43,6 +44,7 @@ FULL = Reading(
 )
 CLOSING = Reading("hours", "the hours for training end Mon 07:00", Level.STOP, hard=True, waits="resumes in the next")
 METERED = Reading("network", "metered", Level.STOP, uses=("network",))
+SHORT = Reading("gpu", "used by process 7, 0.1 GB free", Level.STOP, memory=True, waits="resumes when the GPU is free")
 NOW_OVERRIDE = Override("now", "alice", NOW + 60)
 
 TABLE = [
@@ -92,6 +94,12 @@ TABLE = [
     ("the hours end", replace(READY, readings=(BUSY, CLOSING), trainer="running"), "yield", "paused: hours: "),
     ("a metered network trains", replace(READY, readings=(METERED,)), "train", "training: "),
     ("not known holds nothing", replace(READY, readings=(unknown("gpu", "no driver"),)), "train", "training: "),
+    ("what remains is told", replace(READY, task=replace(TASK, left_s=725.0)), "train", "step 40 of 100, about 12 min left;"),
+    ("others need the GPU's memory", replace(READY, readings=(SHORT,), trainer="running"), "yield", "paused: gpu: used by"),
+    ("calibration", replace(READY, activities=(Activity("calibrate", "bob", AT_1402),), trainer="running"), "freeze",
+     "paused: calibration by bob since 14:02"),
+    ("teleoperation", replace(READY, activities=(Activity("teleop", "bob", AT_1402),), trainer="running"), "freeze",
+     "paused: teleoperation by bob since 14:02"),
     ("trainer without a task", Signals(trainer="running"), "yield", "idle: "),
 ]  # fmt: skip
 
@@ -110,9 +118,31 @@ def test_rollout_on_the_processor_only_freezes() -> None:
     assert decide(long, Policy(rollout_yields=False), NOW).action is Action.FREEZE  # not thawed to leave
 
 
+PARKS = Policy(parks=True)
+
+
+@pytest.mark.parametrize("why", [{"activities": (ROLLOUT,)}, {"readings": (SHORT,)}])
+def test_gpu_memory_is_moved_out_where_that_can_be_done(why: dict[str, tuple[Activity | Reading, ...]]) -> None:
+    needed = replace(READY, trainer="running", **why)  # type: ignore[arg-type]
+    assert decide(needed, PARKS, NOW).action is Action.PARK
+    frozen = replace(needed, trainer="frozen", frozen_since=NOW - 5)  # paused already, its memory still in the way
+    assert decide(frozen, PARKS, NOW).action is Action.PARK
+    parked = replace(frozen, parked=True, frozen_since=NOW - 9999)
+    assert decide(parked, PARKS, NOW).action is Action.FREEZE  # however long: to leave it would need the memory back
+    assert decide(replace(parked, readings=(*parked.readings, CLOSING)), PARKS, NOW).action in (
+        Action.YIELD,
+        Action.FREEZE,
+    )
+    assert decide(replace(READY, trainer="frozen", parked=True), PARKS, NOW).action is Action.TRAIN
+
+
 def test_transfers_obey_too() -> None:
     assert transfers_held(READY) == ""
     assert transfers_held(replace(READY, activities=(RECORDING,))) == "recording by alice"
+    assert transfers_held(replace(READY, activities=(Activity("teleop", "bob", NOW),))) == "teleoperation by bob"
+    assert (
+        transfers_held(replace(READY, activities=(Activity("setup", "bob", NOW),))) == ""
+    )  # a dialogue, no control loop
     assert transfers_held(replace(READY, readings=(BUSY, METERED))) == "network: metered"
     assert transfers_held(replace(READY, readings=(FULL,))) == "disk: 0.1 GB free"
 
@@ -125,10 +155,11 @@ def test_another_day_is_named() -> None:
 times = st.floats(NOW - 1e5, NOW + 1e5)
 signals_ = st.builds(
     Signals,
-    activities=st.lists(st.builds(Activity, st.sampled_from(["recording", "rollout"]), st.text(min_size=1), times), max_size=2).map(tuple),
+    activities=st.lists(st.builds(Activity, st.sampled_from([*CLAIMS, "unheard of"]), st.text(min_size=1), times), max_size=2).map(tuple),
     override=st.none() | st.builds(Override, st.sampled_from(["pause", "now"]), st.just("alice"), times),
     trainer=st.sampled_from(["none", "running", "frozen"]),
     frozen_since=st.none() | times,
+    parked=st.booleans(),
     task=st.none() | st.builds(TaskSignal, st.just("pick"), st.integers(0, 9), deaths=st.integers(0, 5), retry_at=times,
                                blocked=st.sampled_from(["", "fetching"])),
     runtime_missing=st.sampled_from(["", "no torch"]),
@@ -143,10 +174,10 @@ signals_ = st.builds(
 )  # fmt: skip
 readings_ = st.lists(
     st.builds(Reading, st.sampled_from(["gpu", "power", "hours", "disk"]), st.just("so it is"), st.sampled_from(Level),
-              uses=st.sampled_from([("train",), ("network",), ("train", "network")]), hard=st.booleans(), firm=st.booleans()),
+              uses=st.sampled_from([("train",), ("network",), ("train", "network")]), hard=st.booleans(), memory=st.booleans(), firm=st.booleans()),
     max_size=4,
 ).map(tuple)  # fmt: skip
-policies = st.builds(Policy, freeze_max_s=st.floats(0, 1e4), rollout_yields=st.booleans())
+policies = st.builds(Policy, freeze_max_s=st.floats(0, 1e4), rollout_yields=st.booleans(), parks=st.booleans())
 
 
 @given(signals_, policies)
@@ -160,21 +191,25 @@ def test_whatever_is_known(signals: Signals, policy: Policy) -> None:
         assert decision.action is (Action.IDLE if signals.trainer == "none" else Action.FREEZE)
     if signals.override and signals.override.kind == "pause" and signals.override.until > NOW:
         assert decision.action is not Action.TRAIN
-    if decision.action in (Action.FREEZE, Action.YIELD):
+    if decision.action in (Action.FREEZE, Action.PARK, Action.YIELD):
         assert signals.trainer != "none"
     if decision.action is Action.TRAIN:
         assert signals.task is not None
+    if decision.action is Action.PARK:
+        assert policy.parks and not signals.parked
     if decision.action is Action.IDLE:
         assert signals.trainer == "none"
 
 
-RANK = {Action.TRAIN: 0, Action.FREEZE: 1, Action.IDLE: 1, Action.YIELD: 2}
+RANK = {Action.TRAIN: 0, Action.FREEZE: 1, Action.IDLE: 1, Action.PARK: 2, Action.YIELD: 3}
 
 
 @given(signals_, policies, st.integers(0, 3), st.sampled_from(Level))
 def test_a_worse_reading_never_means_more_training(signals: Signals, policy: Policy, at: int, level: Level) -> None:
     if at >= len(signals.readings):
         return
+    if signals.parked and signals.readings[at].memory:
+        return  # what is parked cannot leave while its memory is in the way: it stays frozen instead
     worse = list(signals.readings)
     worse[at] = replace(worse[at], level=max(level, worse[at].level))
     after = replace(signals, readings=tuple(worse))
@@ -246,3 +281,25 @@ def test_a_week() -> None:
         elif paused_at is None:
             paused_at = begin
     assert all(reason for _, _, reason in seen)
+
+
+LEVELS = st.lists(st.tuples(st.sampled_from(Level), st.integers(1, 40)), min_size=1, max_size=25)
+
+
+@given(LEVELS)
+def test_it_never_flaps(spells: list[tuple[Level, int]]) -> None:
+    """Whatever a signal does, read every five seconds: between a stop and the next start lie a minute without anything
+    against training, and nothing trains while the signal says stop."""
+    trace = [level for level, count in spells for _ in range(count)]
+    seen = simulate(len(trace) * 5 / 86400, 5.0, lambda now: Signals(
+        task=TASK, readings=(replace(BUSY, level=trace[min(round((now - NOW) / 5), len(trace) - 1)]),)
+    ))  # fmt: skip
+    for (begin, end, action), after in zip(
+        [(a[0], b[0], a[1]) for a, b in itertools.pairwise(seen)], seen[1:], strict=True
+    ):
+        during = trace[round((begin - NOW) / 5) : round((end - NOW) / 5)]
+        if action is Action.TRAIN:
+            assert Level.STOP not in during
+        elif after[1] is Action.TRAIN:
+            quiet = trace[max(0, round((after[0] - NOW) / 5) - 11) : round((after[0] - NOW) / 5)]
+            assert all(level is Level.CLEAR for level in quiet)

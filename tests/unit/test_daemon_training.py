@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from zk0d.daemon import training
-from zk0d.daemon.arbiter import Activity, LinkSignal
+from zk0d.daemon import trainer_job, training
+from zk0d.daemon.arbiter import Action, Activity, LinkSignal, clock
 from zk0d.daemon.config import Config
+from zk0d.daemon.paces import Paces
 from zk0d.daemon.store import Hub, Store, Task
 from zk0d.daemon.training import Training
 from zk0d.daemon.workers import Workers
@@ -37,6 +40,9 @@ class Source:
 
     def given_up(self, task: Task, reason: str) -> None:
         self.reasons.append(reason)
+
+    def put_off(self, task: Task, reason: str, until: float) -> None:
+        self.reasons.append(f"put off: {reason}")
 
     def link_signal(self) -> LinkSignal:
         return LinkSignal()
@@ -121,9 +127,9 @@ def test_a_task_goes_on_with_the_threads_it_was_begun_with(tmp_path: Path) -> No
     folder = tmp_path / "work" / "trainer" / "x"
     (folder / "checkpoint").mkdir(parents=True)
     (folder / "job.json").write_text('{"threads": 3}')
-    assert training._begun_with(folder) == 0  # nothing done yet: the settings count
+    assert trainer_job.begun_with(folder) == 0  # nothing done yet: the settings count
     (folder / "checkpoint" / "checkpoint.pt").touch()
-    assert training._begun_with(folder) == 3
+    assert trainer_job.begun_with(folder) == 3
 
 
 class StubbornWorker:
@@ -142,6 +148,9 @@ class StubbornWorker:
         self.frozen = False
         self.said.append("thaw")
 
+    def send(self, cmd: str) -> None:
+        self.said.append(cmd)
+
     async def stop(self, grace_s: float, cmd: str) -> None:
         self.said.append(cmd)
         self.thaw()
@@ -155,7 +164,8 @@ def test_a_person_does_not_wait_for_a_trainer_that_is_leaving(tmp_path: Path) ->
         store.add_task(TASK)
         store.set_task("t1", state="ready")
         busy = [Activity("rollout", "alice", 1.0)]
-        config = Config.load([])
+        (tmp_path / "zk0d.toml").write_text('[train]\ngpu_memory = "leave"\n')
+        config = Config.load([tmp_path / "zk0d.toml"])
         loop = Training(store, config, Workers(tmp_path, config), Source(), lambda: tuple(busy), lambda decision: None)
         worker = loop._worker = StubbornWorker()  # type: ignore[assignment]
         loop.tick()
@@ -192,3 +202,114 @@ def test_a_full_disk_does_not_end_the_loop(tmp_path: Path, monkeypatch: pytest.M
         store.close()
 
     asyncio.run(scene())
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="a machine whose driver may well do it")
+def test_where_gpu_memory_cannot_be_moved_the_trainer_leaves(tmp_path: Path) -> None:
+    """The real mover, on a machine without an NVIDIA driver: said once, and from then on the trainer is asked to leave."""
+
+    async def scene() -> None:
+        store = Store(tmp_path / "zk0d.db")
+        store.add_task(TASK)
+        store.set_task("t1", state="ready")
+        busy = (Activity("rollout", "alice", time.time()),)
+        config = Config.load([])
+        workers = Workers(tmp_path, config)
+        loop = Training(store, config, workers, Source(), lambda: busy, lambda decision: None)
+        worker = loop._worker = StubbornWorker()  # type: ignore[assignment]
+        worker.pid = os.getpid()
+        running = asyncio.create_task(loop.run(lambda: None))
+        await until(lambda: "yield" in worker.said, "it is asked to leave", 30)
+        running.cancel()
+        assert worker.said[:3] == [
+            "thaw",
+            "freeze",
+            "yield",
+        ]  # awake for the driver, stopped again, then awake to leave
+        assert not loop.policy.parks and "cannot be moved" in loop.parking.reason
+        assert [e["text"] for e in store.events(9) if "leaves when its memory is needed" in e["text"]]
+        await workers.stop_all()
+        store.close()
+
+    asyncio.run(scene())
+
+
+def test_a_parked_trainer_is_fetched_back_before_it_goes_on_or_leaves(tmp_path: Path) -> None:
+    """The mover's process is doubled here: there is no GPU to move anything from."""
+
+    async def scene() -> None:
+        store = Store(tmp_path / "zk0d.db")
+        store.add_task(TASK)
+        store.set_task("t1", state="ready")
+        busy = [Activity("rollout", "alice", time.time())]
+        config = Config.load([])
+        loop = Training(store, config, Workers(tmp_path, config), Source(), lambda: tuple(busy), lambda decision: None)
+        worker = loop._worker = StubbornWorker()  # type: ignore[assignment]
+        moved = asyncio.Event()
+
+        async def move(action: str, pid: int, seconds: float) -> None:
+            await moved.wait()
+            worker.said.append(action)
+
+        loop.parking._move = move  # type: ignore[method-assign]
+        loop.tick()
+        await asyncio.sleep(0)
+        busy[:] = [Activity("recording", "alice", time.time())]
+        loop.tick()  # while its memory is on the way, nobody touches it: not even for a recording
+        assert worker.said == ["thaw"]
+        moved.set()
+        await until(lambda: loop.parking.holds(loop._worker), "it is parked", 5)
+        assert worker.said == ["thaw", "leave", "freeze"] and loop.signals().parked
+        loop.tick()
+        assert worker.frozen and worker.said[3:] == []
+        busy.clear()
+        assert loop.tick().action is Action.TRAIN
+        await until(lambda: not loop.parking.busy(), "it is back", 5)
+        assert worker.said[3:] == ["thaw", "return"] and not worker.frozen and not loop.signals().parked
+        loop.tick()
+        assert loop.signals().frozen_since is None
+        store.close()
+
+    asyncio.run(scene())
+
+
+def test_a_task_that_cannot_end_in_time_is_not_begun_and_a_late_one_is_declared_partial(tmp_path: Path) -> None:
+    async def scene() -> None:
+        store, source, now = Store(tmp_path / "zk0d.db"), Source(), time.time()
+        store.put("paces", {"pick": {"step_s": 60.0, "load_s": 5.0}})
+        store.add_task({**TASK, "local_steps": 100, "due_at": now + 30})
+        store.set_task("t1", state="ready")
+        config = Config.load([])
+        loop = Training(store, config, Workers(tmp_path, config), source, tuple, lambda decision: None)
+        decision = loop.tick()
+        assert "1.7 h left" in decision.sentence and loop.trainer_state == "none"
+        assert source.reasons == [f"put off: it takes about 1.7 h, and the hub's deadline is {clock(now + 30, now)}"]
+
+        store.add_task({**TASK, "local_steps": 100, "due_at": now + 65})
+        store.set_task("t1", state="ready", step=50)  # begun some day: it goes on, and ends where it is when time is up
+        worker = loop._worker = StubbornWorker()  # type: ignore[assignment]
+        loop.tick()
+        loop.tick()
+        assert worker.said == ["conclude"]
+        store.close()
+
+    asyncio.run(scene())
+
+
+def test_training_time_is_kept_by_federation(tmp_path: Path) -> None:
+    store = Store(tmp_path / "zk0d.db")
+    store.add_task({**TASK, "local_steps": 100})
+    task = store.task("t1")
+    assert task is not None
+    paces = Paces(store)
+    assert paces.left_s(task) is None
+    paces.begin(task)
+    for step in (1, 2, 3):
+        time.sleep(0.01)
+        paces.event({"event": "progress", "step": step})
+    paces.event({"event": "checkpoint", "step": 3, "seconds": 2.5})
+    left = paces.left_s(task)
+    assert left is not None and 0.9 < left < 10 and paces.save_s() > 2.5
+    paces.end()
+    assert Paces(store).of("pick") == paces.of("pick") and store.get("trained_s")["pick"] > 0.01
+    store.close()

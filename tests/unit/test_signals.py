@@ -126,6 +126,20 @@ def test_foreign_cpu(tmp_path: Path) -> None:
     assert signal.read(0).level is Level.STOP
 
 
+def test_a_burst_of_foreign_cpu_is_no_use_of_the_machine(tmp_path: Path) -> None:
+    """Two processors, read every five seconds: ten seconds of a compiler do not count, a minute of it does."""
+    stat, total, busy = tmp_path / "stat", 0, 0
+    signal = ForeignCpu(50, list, tmp_path)
+    levels = []
+    for k in range(40):
+        total, busy = total + 1000, busy + (950 if 10 <= k < 12 or 20 <= k < 32 else 50)
+        stat.write_text(f"cpu  {busy} 0 0 {total - busy} 0 0 0 0 0 0\n")
+        levels.append(signal.read(5.0 * k).level)
+    assert Level.STOP not in levels[:20] and levels[25:33] == [Level.STOP] * 8
+    assert levels[39] is Level.CLEAR  # and it is over half a minute after its end
+    signal.read(-3600.0)  # the clock was put back: nothing breaks
+
+
 class Says:
     every_s = 0.0
 
@@ -210,14 +224,14 @@ def test_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = str(tmp_path / "libnvidia-ml.so.1")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, tmp_path / "nvml.c"], check=True)
     signal = Gpu(own.copy, foreign_stops=True, least_mb=1000, library=library)
-    for pid, free, level, hard in (
+    for pid, free, level, short in (
         (0, 4_000_000_000, Level.CLEAR, False), (os.getpid(), 10_000_000, Level.CLEAR, False),
         (1, 4_000_000_000, Level.STOP, False), (1, 10_000_000, Level.STOP, True),
     ):  # fmt: skip
         monkeypatch.setenv("FAKE_PID", str(pid))
         monkeypatch.setenv("FAKE_FREE", str(free))
         reading = signal.read(0)
-        assert (reading.level, reading.hard, reading.known) == (level, hard, True), reading
+        assert (reading.level, reading.memory, reading.known) == (level, short, True), reading
 
 
 def test_every_source_reads_or_says_why_not(tmp_path: Path) -> None:

@@ -69,3 +69,34 @@ def test_freeze_thaw_and_yield(tmp_path: Path) -> None:
         assert not worker.frozen and not worker.running
 
     asyncio.run(run())
+
+
+DEAF = """
+import signal, time
+from zk0d.worker import WorkerChannel
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+channel = WorkerChannel()
+channel.emit("progress", step=1)
+while True:
+    time.sleep(60)
+"""
+
+
+def test_one_that_ignores_the_yield_is_killed_in_time(tmp_path: Path) -> None:
+    """Frozen before it is asked, as a trainer is that somebody's rollout found."""
+
+    async def run() -> None:
+        (tmp_path / "deaf_worker.py").write_text(DEAF)
+        env = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parents[2])])}
+        events = Events()
+        worker = await Worker.start(sys.executable, "deaf_worker", {}, tmp_path / "work", tmp_path / "log", events, env)
+        await events.first("progress")
+        worker.freeze()
+        async with asyncio.timeout(10):
+            await worker.stop(grace_s=0.2, cmd="yield")
+        assert worker.returncode == -9 and not worker.frozen
+        with pytest.raises(WorkerError, match="SIGKILL"):
+            await worker.wait()
+
+    asyncio.run(run())

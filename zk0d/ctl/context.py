@@ -5,10 +5,9 @@ Not for how commands are declared (command.py).
 
 from __future__ import annotations
 
-import contextlib
 import os
 
-from zk0d.control import call, tell
+from zk0d.control import call
 from zk0d.errors import NotRunningError
 
 TYPE_CHECKING = False
@@ -57,11 +56,6 @@ class Context:
         if given_state:
             return cls(os.path.join(given_state, "control.sock"), given_state)
         return cls(DEFAULT_SOCKET, DEFAULT_STATE)
-
-    def tell(self, op: str) -> None:
-        """Say something to the daemon without waiting for its answer; nothing happens when it is not there."""
-        with contextlib.suppress(OSError):
-            tell(self._socket, {"op": op})
 
     def call(
         self,

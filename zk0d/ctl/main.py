@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from zk0d.ctl.context import Context
-from zk0d.errors import Zk0Error
+from zk0d.ctl.make_way import announce
 
 INTERRUPTED = 130
 
@@ -38,23 +37,9 @@ def _plain_status(argv: list[str]) -> tuple[dict[str, str], bool] | None:
     return (options, as_json) if seen else None
 
 
-def _make_way(argv: list[str]) -> None:
-    """Tell the daemon that a recording is about to start: the trainer stops while argparse is still being imported."""
-    rest = argv[argv.index("record") + 1 :]
-    if any(word in rest for word in ("next", "discard", "finish", "stop", "-h", "--help")):
-        return
-    given = {"--socket": "", "--state": ""}
-    for at, word in enumerate(argv[:-1]):
-        if word in given:
-            given[word] = argv[at + 1]
-        elif word.startswith(("--socket=", "--state=")):
-            given[word.partition("=")[0]] = word.partition("=")[2]
-    Context.make(given["--socket"], given["--state"]).tell("make_way")
-
-
 def _run(argv: list[str]) -> int:
-    if "record" in argv[:5]:
-        _make_way(argv)
+    from zk0d.ctl.context import Context
+
     plain = _plain_status(argv)
     if plain is not None:
         from zk0d.ctl.status_text import show
@@ -72,8 +57,12 @@ def _run(argv: list[str]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    announce(argv)
+    from zk0d.errors import Zk0Error  # only now: the trainer stops meanwhile
+
     try:
-        return _run(sys.argv[1:] if argv is None else argv)
+        return _run(argv)
     except Zk0Error as error:
         print(f"zk0ctl: {error.message}", file=sys.stderr)
         if error.hint:

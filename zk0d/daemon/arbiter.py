@@ -14,21 +14,48 @@ from zk0d.daemon.signals.reading import Level, Reading
 
 
 class Action(StrEnum):
-    """What the trainer process is to do: run; stop in place (SIGSTOP); checkpoint and exit; not be there."""
+    """What the trainer process is to do: run; stop in place (SIGSTOP); stop, its GPU memory moved to the host;
+    checkpoint and exit; not be there."""
 
     TRAIN = "train"
     FREEZE = "freeze"
+    PARK = "park"
     YIELD = "yield"
     IDLE = "idle"
 
 
 @dataclass(frozen=True)
 class Activity:
-    """Something a person does with the machine: `kind` is "recording" or "rollout"."""
+    """Something a person does with the machine; `kind` is one of CLAIMS."""
 
     kind: str
     by: str
     since: float
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What an activity takes of the machine. `rhythm`: a control loop that no transfer may disturb either; `gpu`: it
+    computes there, so the trainer's memory may be in its way. `words` name it to a person."""
+
+    words: str
+    rhythm: bool = True
+    gpu: bool = False
+
+
+CLAIMS = {
+    "recording": Claim("recording"),
+    "rollout": Claim("rollout", gpu=True),
+    "teleop": Claim("teleoperation"),
+    "doctor": Claim("check-up of the arms"),
+    "calibrate": Claim("calibration", rhythm=False),
+    "setup": Claim("servo set-up", rhythm=False),
+}
+
+
+def claim(activity: Activity) -> Claim:
+    """One that is not known takes all there is."""
+    return CLAIMS.get(activity.kind) or Claim(activity.kind, gpu=True)
 
 
 @dataclass(frozen=True)
@@ -52,6 +79,10 @@ class TaskSignal:
     retry_at: float = 0.0
     blocked: str = ""
     waits_for: str = ""
+    left_s: float | None = None
+    """Seconds of training left, from measured steps; None before any was measured."""
+    due_at: float | None = None
+    """The hub's deadline for its update, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +102,8 @@ class Signals:
     override: Override | None = None
     trainer: str = "none"
     frozen_since: float | None = None
+    parked: bool = False
+    """It is frozen, and its GPU memory is on the host."""
     task: TaskSignal | None = None
     runtime_missing: str = ""
     runtime_hint: str = ""
@@ -90,12 +123,14 @@ class Signals:
 @dataclass(frozen=True)
 class Policy:
     """What the operator chose. `rollout_yields`: a rollout needs the trainer's GPU memory; freezing is not enough.
+    `parks`: that memory can be moved to the host instead of having the trainer leave.
 
     `settle_s`: seconds without a reading against training before it goes on, so that it does not flap.
     """
 
     freeze_max_s: float = 600.0
     rollout_yields: bool = True
+    parks: bool = False
     tries: int = 5
     settle_s: float = 60.0
 
@@ -128,6 +163,8 @@ def decide(signals: Signals, policy: Policy, now: float) -> Decision:
     assert signals.task is not None
     task = signals.task
     done = f", step {task.step} of {task.steps}" if task.steps else ""
+    if task.left_s is not None:
+        done += f", {duration(task.left_s)} left"
     forced = signals.override
     told = f" (told by {forced.by} until {clock(forced.until, now)})" if _active(forced, "now", now) and forced else ""
     return Decision(
@@ -145,14 +182,25 @@ def clock(at: float, now: float) -> str:
     return time.strftime("%H:%M" if there[:3] == here[:3] else "%-d %b %H:%M", there)
 
 
+def duration(seconds: float) -> str:
+    """Roughly, as a person says it."""
+    if seconds < 90:
+        return f"about {max(1, round(seconds / 10)) * 10} s"
+    return f"about {round(seconds / 60)} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
 def _active(override: Override | None, kind: str, now: float) -> bool:
     return override is not None and override.kind == kind and override.until > now
 
 
-def _halt(signals: Signals, policy: Policy, now: float, *, hard: bool, lasts_s: float) -> Action:
-    """Freeze what runs; yield where memory is needed (`hard`) or the pause is long; nothing when nothing runs."""
+def _halt(signals: Signals, policy: Policy, now: float, *, hard: bool, lasts_s: float, memory: bool = False) -> Action:
+    """Freeze what runs; park it where its GPU `memory` is needed; yield where it must go (`hard`), where it cannot be
+    parked or the pause is long; nothing when nothing runs. What is parked is not fetched back while memory is needed.
+    """
     if signals.trainer == "none":
         return Action.IDLE
+    if memory and not hard:
+        return Action.FREEZE if signals.parked else Action.PARK if policy.parks else Action.YIELD
     frozen_s = now - signals.frozen_since if signals.frozen_since is not None else 0.0
     return Action.YIELD if hard or max(frozen_s, lasts_s) > policy.freeze_max_s else Action.FREEZE
 
@@ -163,11 +211,11 @@ def _activity(signals: Signals, policy: Policy, now: float) -> Decision | None:
     # What a person does never yields the trainer unless it needs the memory: thawing it for a checkpoint disturbs.
     recording = [a for a in signals.activities if a.kind == "recording"]
     first = min(recording or signals.activities, key=lambda a: a.since)
-    if recording or not policy.rollout_yields:
+    if recording or not policy.rollout_yields or not any(claim(a).gpu for a in signals.activities):
         action = Action.IDLE if signals.trainer == "none" else Action.FREEZE
     else:
-        action = _halt(signals, policy, now, hard=True, lasts_s=0.0)
-    reason = f"{first.kind} by {first.by} since {clock(first.since, now)}"
+        action = _halt(signals, policy, now, hard=False, lasts_s=0.0, memory=True)
+    reason = f"{claim(first).words} by {first.by} since {clock(first.since, now)}"
     return Decision(action, "paused", reason, "resumes when it ends", first.kind)
 
 
@@ -240,8 +288,9 @@ def _machine(signals: Signals, policy: Policy, now: float) -> Decision | None:
     ]
     if against:
         worst = max(against, key=lambda r: (r.hard and r.level is Level.STOP, r.level))
-        hard = any(r.hard and r.level is Level.STOP for r in against)
-        action = _halt(signals, policy, now, hard=hard, lasts_s=0.0)
+        stops = [r for r in against if r.level is Level.STOP]
+        hard, memory = any(r.hard for r in stops), any(r.memory for r in stops)
+        action = _halt(signals, policy, now, hard=hard, lasts_s=0.0, memory=memory)
         return Decision(action, "paused", f"{worst.name}: {worst.says}", worst.waits, worst.name)
     held = signals.held_at
     if not staying and not told and held is not None and 0 <= now - held < policy.settle_s:
@@ -260,8 +309,8 @@ def held_back(signals: Signals) -> bool:
 def transfers_held(signals: Signals) -> str:
     """Why models and updates are not to be moved now; empty when they may be."""
     for activity in signals.activities:
-        if activity.kind == "recording":
-            return f"recording by {activity.by}"
+        if claim(activity).rhythm:
+            return f"{claim(activity).words} by {activity.by}"
     for reading in signals.readings:
         if "network" in reading.uses and reading.level is Level.STOP:
             return f"{reading.name}: {reading.says}"

@@ -66,11 +66,20 @@ class Live:
 class Arm:
     """Holds the arm for one session at a time, and runs its workers."""
 
-    def __init__(self, store: Store, config: Config, workers: Workers, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        config: Config,
+        workers: Workers,
+        halt: Callable[[], None],
+        on_change: Callable[[], None],
+    ) -> None:
+        """`halt` stops the trainer at once, before `on_change` has it decided what becomes of it."""
         self.live: Live | None = None
         self.leaving = False
         """The daemon ends, and the recording that runs does not: the next daemon takes it over."""
-        self._store, self._config, self._workers, self._on_change = store, config, workers, on_change
+        self._store, self._config, self._workers = store, config, workers
+        self._halt, self._on_change = halt, on_change
         self._tasks: set[asyncio.Task[Any]] = set()
         self._expected: Activity | None = None
 
@@ -82,15 +91,21 @@ class Arm:
 
     def expect(self, by: str) -> None:
         """Somebody typed `zk0ctl record`: its request follows when its arguments are read. Make way already."""
+        self._halt()
         expected = self._expected = Activity("recording", by, time.time())
         self._on_change()
 
         def over() -> None:
             if self._expected is expected:
-                self._expected = None
-                self._on_change()
+                self.refused()
 
         asyncio.get_running_loop().call_later(_EXPECT_S, over)
+
+    def refused(self) -> None:
+        """What was announced does not come."""
+        if self._expected is not None:
+            self._expected = None
+            self._on_change()
 
     def hold(self, live: Live) -> None:
         if self.live is not None:
@@ -100,8 +115,9 @@ class Arm:
                 + (f" (dataset {other.dataset})" if other.dataset else ""),
                 "wait for it, or end it with `zk0ctl record finish`",
             )
+        self._halt()  # before the first motor is touched
         self.live, self._expected = live, None
-        self._on_change()  # freezes the trainer before the first motor is touched
+        self._on_change()
 
     def release(self) -> None:
         self.live = None

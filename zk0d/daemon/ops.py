@@ -103,6 +103,9 @@ async def op_federation_leave(service: Service, request: Request, connection: Co
 async def op_record(service: Service, request: Request, connection: ControlConnection) -> Any:
     try:
         return await service.sessions.record(request, connection.user, connection.emit)
+    except Zk0Error:
+        service.arm.refused()
+        raise
     finally:
         service.datasets_changed()
 

@@ -22,6 +22,7 @@ from zk0d.daemon.arm import Arm
 from zk0d.daemon.config import Config
 from zk0d.daemon.models import Models
 from zk0d.daemon.ops import OPS
+from zk0d.daemon.paces import Paces
 from zk0d.daemon.report import LiveParts, status
 from zk0d.daemon.sessions import Sessions
 from zk0d.daemon.signals.all import sources
@@ -48,14 +49,15 @@ class Service:
         self.state, self.config = state, config
         self.store = Store(state / "zk0d.db")
         self.workers = Workers(state, config)
-        self.arm = Arm(self.store, config, self.workers, self.changed)
+        self.arm = Arm(self.store, config, self.workers, self._halt, self.changed)
         self.sessions = Sessions(self.store, state, config, self.workers, self.arm, self.changed)
         self.uplink = Uplink(self.store, state, config, self.changed, self._may_ask)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.board = Board(sources(config, state, lambda: [os.getpid(), *self.workers.pids()]), self._sensed)
+        paces = Paces(self.store)
+        self.board = Board(sources(config, state, self._own_pids, paces.save_s), self._sensed)
         self.training = Training(
             self.store, config, self.workers, self.uplink, self.arm.activities, self._on_decision,
-            self.board.readings,
+            self.board.readings, paces,
         )  # fmt: skip
         self.models = Models(self.store, state, self.workers, self.uplink)
         self.started_at = time.time()
@@ -140,6 +142,13 @@ class Service:
         if self._ready:
             self.training.tick()
             self.uplink.hold(self.training.transfers_held())
+
+    def _halt(self) -> None:
+        if self._ready:
+            self.training.halt()
+
+    def _own_pids(self) -> list[int]:
+        return [os.getpid(), *self.workers.pids()]
 
     def _sensed(self) -> None:
         """A signal changed (in the board's thread)."""
@@ -226,7 +235,7 @@ class Service:
         return {
             "decision": {**asdict(self.training.decision), "sentence": self.training.decision.sentence},
             "signals": asdict(self.training.signals()),
-            "policy": asdict(self.training.policy),
+            "policy": {**asdict(self.training.policy), "parks_not": self.training.parking.reason},
             "events": self.store.events(10),
         }
 

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import random
 import shutil
 import sqlite3
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 
+from zk0d.daemon import trainer_job
 from zk0d.daemon.arbiter import (
+    CLAIMS,
     Action,
     Activity,
     Decision,
@@ -29,14 +30,19 @@ from zk0d.daemon.arbiter import (
     Policy,
     Signals,
     TaskSignal,
+    clock,
     decide,
+    duration,
     held_back,
     transfers_held,
 )
 from zk0d.daemon.config import Config
+from zk0d.daemon.pace import Plan
+from zk0d.daemon.paces import Paces, due_at
+from zk0d.daemon.parking import Parking
 from zk0d.daemon.signals.reading import Reading
 from zk0d.daemon.store import Store, Task
-from zk0d.daemon.workers import GRACE_S, Workers
+from zk0d.daemon.workers import GRACE_S, SAVE_GRACE_S, Workers
 from zk0d.errors import WorkerError, Zk0Error
 from zk0d.supervise import Worker
 
@@ -56,6 +62,7 @@ class TaskSource(Protocol):
     def blocked(self, task: Task) -> tuple[str, str]: ...
     async def trained(self, task: Task, result: dict[str, Any]) -> None: ...
     def given_up(self, task: Task, reason: str) -> None: ...
+    def put_off(self, task: Task, reason: str, until: float) -> None: ...
     def link_signal(self) -> LinkSignal: ...
     def no_task(self) -> tuple[str, float | None]: ...
 
@@ -72,14 +79,18 @@ class Training:
         activities: Callable[[], tuple[Activity, ...]],
         on_decision: Callable[[Decision], None],
         readings: Callable[[], tuple[Reading, ...]] = tuple,
+        paces: Paces | None = None,
     ) -> None:
         self.policy = Policy(
             freeze_max_s=config["train", "freeze_max_s"],
             rollout_yields=config["train", "device"] != "cpu",
+            parks=config["train", "device"] != "cpu" and config["train", "gpu_memory"] == "auto",
             tries=config["train", "tries"],
             settle_s=config["idle", "settle_s"],
         )
         self.progress: dict[str, Any] = {}
+        self.paces = paces or Paces(store)
+        self.parking = Parking(workers, store, config["train", "gpu_memory"])
         self._store, self._config, self._workers, self._source = store, config, workers, source
         self._activities, self._on_decision, self._readings = activities, on_decision, readings
         self._held_at: float | None = None
@@ -91,6 +102,7 @@ class Training:
         self._frozen_since: float | None = None
         self._closing = False
         self._told = ("", "")
+        self._concluded = ""
         self._wake = asyncio.Event()
         self._runtime: tuple[float, str] = (-_RUNTIME_CHECK_S, "")
         self.decision = decide(self.signals(), self.policy, time.time())
@@ -106,6 +118,7 @@ class Training:
             override=self.override(),
             trainer=self.trainer_state,
             frozen_since=self._frozen_since,
+            parked=self.parking.holds(self._worker),
             task=self._task_signal(task) if task else None,
             runtime_missing=self._runtime_missing(),
             runtime_hint=self._workers.hint,
@@ -155,6 +168,8 @@ class Training:
             task.retry_at,
             blocked,
             waits,
+            self.paces.left_s(task),
+            due_at(task),
         )
 
     def _runtime_missing(self) -> str:
@@ -181,6 +196,14 @@ class Training:
                 await asyncio.wait_for(self._wake.wait(), TICK_S)
             self._wake.clear()
 
+    def halt(self) -> None:
+        """A person begins something: the trainer stops before anything is looked up, decided or written.
+
+        The `tick` that follows decides what is to become of it.
+        """
+        if self._worker is not None and not self._worker.frozen and self._yielding is None and not self.parking.busy():
+            self._freeze(self._worker)
+
     def tick(self) -> Decision:
         """Decide and act at once: when it returns, a trainer that must not run has got its SIGSTOP."""
         signals, now = self.signals(), time.time()
@@ -204,37 +227,79 @@ class Training:
 
     def _carry_out(self, decision: Decision) -> None:
         worker = self._worker
-        if decision.action is Action.TRAIN:
-            if worker is not None and worker.frozen and self._yielding is None:
-                worker.thaw()
-                self._frozen_since = None
-            elif worker is None and not self._starting:
+        if self.parking.busy():
+            return  # it decides again when the memory has moved
+        if worker is None:
+            if decision.action is Action.TRAIN and not self._starting:
                 self._start()
-        elif worker is None:
-            return
+        elif decision.action is Action.TRAIN:
+            if self.parking.holds(worker):
+                self.parking.fetch(worker, self.wake)
+            elif worker.frozen and self._yielding is None:
+                worker.thaw()
+            self._frozen_since = None
+            self._conclude(worker)
         elif decision.action is Action.FREEZE:
             if self._yielding is not None:  # it goes on leaving when it is thawed: the person does not wait for that
                 self._yielding.cancel()
                 self._yielding = None
                 worker.frozen = False
             if not worker.frozen:
-                worker.freeze()
-                self._frozen_since = time.time()
-        elif decision.action is Action.YIELD and self._yielding is None:
-            self._yielding = asyncio.create_task(worker.stop(GRACE_S, cmd="yield"))
+                self._freeze(worker)
+        elif self._yielding is not None:
+            return
+        elif self.parking.holds(worker):
+            self.parking.fetch(worker, self.wake)  # to leave it must be able to save
+        elif decision.action is Action.PARK:
+            self._frozen_since = self._frozen_since or time.time()
+            self.paces.disturbed()
+            self.parking.park(worker, self._parked)
+        else:
+            grace_s = GRACE_S if decision.rule in CLAIMS else SAVE_GRACE_S
+            self._yielding = asyncio.create_task(worker.stop(grace_s, cmd="yield"))
+
+    def _freeze(self, worker: Worker) -> None:
+        worker.freeze()
+        self._frozen_since = time.time()
+        self.paces.disturbed()
+
+    def _parked(self) -> None:
+        """Its memory is on the host, or cannot be moved on this machine, and never will be."""
+        self.policy = replace(self.policy, parks=self.policy.parks and self.parking.possible)
+        self.wake()
+
+    def _conclude(self, worker: Worker) -> None:
+        """Have the trainer end with the steps it has, where going on would make its update late."""
+        task = self._store.task_at_hand()
+        if task is not None and task.id != self._concluded and self.paces.conclude_now(task, time.time()):
+            self._concluded = task.id
+            self._store.event("training", f"task {task.id} ends here to be in time for the hub")
+            worker.send("conclude")
 
     # -- the trainer -------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         task = self._store.task_at_hand()
         assert task is not None  # "train" is decided only with a task at hand
+        due = due_at(task)
+        if due is not None and self.paces.plan(task, time.time()) is Plan.NOT:
+            left = duration(self.paces.left_s(task) or 0.0)
+            reason = f"it takes {left}, and the hub's deadline is {clock(due, time.time())}"
+            self._source.put_off(task, reason, due)
+            return
         self._starting = True
         self._run_task = asyncio.create_task(self._train(task), name="trainer")
 
     async def _train(self, task: Task) -> None:
         self.progress = {"step": task.step, "steps": task.body.get("local_steps", 0)}
+        self.paces.begin(task)
         try:
-            worker = await self._workers.start("trainer", _folder(task), self._job(task), self._on_event(task))
+            worker = await self._workers.start(
+                "trainer",
+                trainer_job.folder(task),
+                trainer_job.job(self._source.job(task), self._config, self._workers.work, task),
+                self._on_event(task),
+            )
         except (Zk0Error, OSError) as error:
             self._starting = False
             made = error if isinstance(error, Zk0Error) else WorkerError(f"the trainer cannot be started: {error}")
@@ -260,6 +325,10 @@ class Training:
 
     def _ended(self) -> None:
         self._worker, self._frozen_since = None, None
+        if not self.parking.busy():
+            self.parking.parked = None
+        with contextlib.suppress(sqlite3.Error):
+            self.paces.end()
 
     def _yielded(self) -> bool:
         was, self._yielding = self._yielding is not None, None
@@ -276,22 +345,13 @@ class Training:
         finally:
             self._finishing = False
         self.progress = {}
-        shutil.rmtree(self._workers.work / "trainer" / _folder(task), ignore_errors=True)
-
-    def _job(self, task: Task) -> dict[str, Any]:
-        folder = self._workers.work / "trainer" / _folder(task)
-        return {
-            **self._source.job(task),
-            "device": self._config["train", "device"],
-            "threads": _begun_with(folder) or self._config["train", "threads"] or max(1, (os.cpu_count() or 2) // 2),
-            "checkpoint_dir": str(folder / "checkpoint"),
-            "checkpoint_every_s": self._config["train", "checkpoint_every_s"],
-            "out": str(folder / "update.safetensors"),
-            "cache": str(self._workers.work / "cache"),
-        }
+        shutil.rmtree(self._workers.work / "trainer" / trainer_job.folder(task), ignore_errors=True)
 
     def _on_event(self, task: Task) -> Callable[[dict[str, Any]], None]:
         def on_event(event: dict[str, Any]) -> None:
+            self.paces.event(event)
+            if event["event"] == "ready" and event.get("device") == "cpu":  # whose memory is in nobody's way
+                self.policy = replace(self.policy, rollout_yields=False, parks=False)
             if event["event"] == "progress":
                 self.progress = {k: v for k, v in event.items() if k != "event"}
             elif event["event"] == "checkpoint":
@@ -324,23 +384,6 @@ class Training:
         if self._run_task is not None:
             with contextlib.suppress(TimeoutError, asyncio.CancelledError):
                 await asyncio.wait_for(asyncio.shield(self._run_task), _FINISH_S if self._finishing else 1.0)
-
-
-def _folder(task: Task) -> str:
-    """A folder name for a task; its id comes from the hub, so it is not trusted as a name."""
-    import hashlib
-
-    return hashlib.sha256(task.id.encode()).hexdigest()[:16]
-
-
-def _begun_with(folder: Path) -> int:
-    """Threads a task that has a checkpoint was begun with; another number would add up in another order. 0: none."""
-    if not (folder / "checkpoint" / "checkpoint.pt").exists():
-        return 0
-    try:
-        return int(json.loads((folder / "job.json").read_text())["threads"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
 
 
 def log_paths(folder: Path) -> dict[str, Path]:

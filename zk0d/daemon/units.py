@@ -31,6 +31,7 @@ VARIABLE = "ZK0_WORKERS"
 TEMPLATES = {
     "trainer": "zk0d-train",
     "publisher": "zk0d-train",
+    "gpu_memory": "zk0d-train",
     "recorder": "zk0d-record",
     "tending": "zk0d-record",
     "curation": "zk0d-record",

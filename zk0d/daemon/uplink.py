@@ -21,8 +21,10 @@ from zk0d.daemon.config import Config
 from zk0d.daemon.dataset_ops import trained
 from zk0d.daemon.exchange import Exchange
 from zk0d.daemon.membership import Membership
+from zk0d.daemon.pace import in_turn
 from zk0d.daemon.renewal import Renewal
-from zk0d.daemon.store import Dataset, Federation, Store, Task
+from zk0d.daemon.store import Dataset, Store, Task
+from zk0d.daemon.task_body import checked, due_at
 from zk0d.errors import (
     ConfigError,
     LinkClosedError,
@@ -41,11 +43,6 @@ from zk0d.model.spec import ModelSpec
 log = structlog.get_logger("uplink")
 
 _TURN_S = 15.0
-_TASK_FIELDS: dict[str, tuple[type, ...]] = {
-    "id": (str,), "federation": (str,), "version": (int,), "version_digest": (str,), "spec_digest": (str,),
-    "base_digest": (str,), "local_steps": (int,), "batch_size": (int,), "lr": (int, float), "mu": (int, float),
-    "seed": (int,),
-}  # fmt: skip
 
 
 class Uplink:
@@ -233,8 +230,9 @@ class Uplink:
 
     async def _ask(self) -> Task | None:
         assert self.link is not None
-        # Fair among several: whose task was taken longest ago comes first.
-        for federation in sorted(self._store.federations(), key=self._last_taken):
+        # Fair among several: who has had the least training time comes first.
+        turns = in_turn((f.name for f in self._store.federations()), self._store.get("trained_s", {}))
+        for federation in sorted(self._store.federations(), key=lambda f: turns.index(f.name)):
             until = self._no_task.get(federation.name, ("", 0.0))[1]
             if federation.state != "open" or until > time.time():
                 continue
@@ -256,19 +254,15 @@ class Uplink:
                 wait = float(wait) if isinstance(wait, int | float) else 30.0
                 self._no_task[federation.name] = (str(reply.get("reason", ""))[:500], time.time() + min(wait, 600.0))
                 continue
-            known = self._store.task(_checked(body, federation.name)["id"])
+            known = self._store.task(checked(body, federation.name)["id"])
             if known is not None and known.state == "trained":
                 self._no_task[federation.name] = ("this node's update is on its way", time.time() + 10)
                 continue
             self._no_task.pop(federation.name, None)
-            self._store.add_task(body)
+            self._store.add_task({**body, "due_at": due_at(body, time.time())})
             self._store.event("task", f"took a task of federation {federation.name}, version {body['version']}")
             return self._store.task(body["id"])
         return None
-
-    def _last_taken(self, federation: Federation) -> float:
-        last = self._store.last_task(federation.name)
-        return last.created_at if last else 0.0
 
     async def _prepare(self, task: Task) -> None:
         """Fetch what the task needs and check the datasets against its spec; then it is ready."""
@@ -344,6 +338,13 @@ class Uplink:
     def given_up(self, task: Task, reason: str) -> None:
         self._no_task.pop(task.federation, None)
 
+    def put_off(self, task: Task, reason: str, until: float) -> None:
+        """A task that is not begun: the other federations have their turn, this one is asked again at `until`."""
+        self._store.set_task(task.id, state="dropped", reason=reason)
+        self._store.event("task", f"version {task.version} of {task.federation} is not begun: {reason}")
+        self._no_task[task.federation] = (reason, until)
+        self._work.set()
+
     def forgive(self) -> None:
         """A person wants training now: ask again, also for what was given up."""
         for federation in self._store.federations():
@@ -371,15 +372,3 @@ class Uplink:
             if federation.state == "finished":
                 return f"federation {federation.name} is finished", None
         return "", None
-
-
-def _checked(body: Any, federation: str) -> dict[str, Any]:
-    """A task as the protocol has it. Raises ProtocolError naming the field that is wrong."""
-    if not isinstance(body, dict):
-        raise ProtocolError("the hub's task is not a map")
-    for key, types in _TASK_FIELDS.items():
-        if isinstance(body.get(key), bool) or not isinstance(body.get(key), types):
-            raise ProtocolError(f"the hub's task has no usable {key}: {body.get(key)!r}")
-    if body["federation"] != federation:
-        raise ProtocolError(f"asked for a task of {federation}, got one of {body['federation']}")
-    return body

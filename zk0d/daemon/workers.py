@@ -30,6 +30,8 @@ log = structlog.get_logger("workers")
 
 GRACE_S = 4.5
 """Seconds a worker gets to end."""
+SAVE_GRACE_S = 25.0
+"""The same for a trainer whose checkpoint nobody waits for: gigabytes on a slow disk are not to be thrown away."""
 RECORDER_GRACE_S = 20.0
 """The same for a recorder that a killed daemon left: it saves and verifies the take it has."""
 CLOSE_GRACE_S = 3.5
@@ -49,6 +51,7 @@ KINDS = {
     k.name: k
     for k in (
         Kind("trainer", "zk0d.train.trainer", background=True),
+        Kind("gpu_memory", "zk0d.train.gpu_memory", background=False),
         Kind("publisher", "zk0d.train.evaluator", background=False),
         Kind("recorder", "robot.recorder", background=False),
         Kind("rollout", "robot.rollout", background=False),
@@ -120,9 +123,8 @@ class Workers:
             self._keep(worker, kind, name, None)
             return worker
         worker = await Worker.start(self.python, k.module, job, folder, output, on_event)
-        if nice:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.setpriority(os.PRIO_PGRP, worker.pid, nice)
+        if k.background:
+            _step_back(worker.pid, nice)
         mark = self._marks / str(worker.pid)
         try:
             mark.parent.mkdir(parents=True, exist_ok=True)
@@ -244,6 +246,16 @@ class Workers:
             worker.leave()
         stops = [w.stop(CLOSE_GRACE_S, "yield" if k == "trainer" else "stop") for w, k in self._running.items()]
         await asyncio.gather(*stops, return_exceptions=True)
+
+
+def _step_back(pid: int, nice: int) -> None:
+    """Behind everything else, as far as that needs no rights: what zk0d-train@.service and its slice do, without them.
+
+    SCHED_BATCH: a trainer that wakes up never takes a processor from who has it. Its threads inherit all of this.
+    """
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PGRP, pid, nice)
+        os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _started(pid: int) -> str:

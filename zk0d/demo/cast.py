@@ -151,7 +151,8 @@ class Node(Server):
         lines = ["[robot]", 'type = "so101"', f'follower = "{robot}"', f'leader = "{leader}"', f'id = "{self.name}"']
         for camera, (height, width) in cameras.items():
             lines += [f"[robot.cameras.{camera}]", f"height = {height}", f"width = {width}"]
-        lines += ["[idle]", "settle_s = 0"]  # nobody watches for a minute that nothing happens
+        # Nobody watches for a minute that nothing happens, and the other nodes here are not the machine's owner.
+        lines += ["[idle]", "settle_s = 0", "foreign_cpu = 0"]
         durable.write_text(self.folder / "zk0d.toml", "\n".join(lines) + "\n")
 
     def ctl(self, *arguments: str, timeout_s: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -101,6 +101,9 @@ class FederationRunner(FederationState):
         log.info(
             "task", federation=self.name, node=node, version=version["number"], task=task["id"], again=answer.again
         )
+        due = rounds.due_in(self.rules, self.ledger.snapshot(self.name), self.hub.now())
+        if due is not None:
+            task = {**task, "due_s": round(due, 1)}
         return {"task": task, "reason": "", "retry_s": 0}
 
     def latest(self) -> dict[str, Any]:

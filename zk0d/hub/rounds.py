@@ -186,6 +186,11 @@ def deadline(rules: Rules, snapshot: Snapshot) -> float | None:
     return min(g.admitted_at for g in snapshot.buffer) + rules.deadline_s if snapshot.buffer else None
 
 
+def due_in(rules: Rules, snapshot: Snapshot, now: float) -> float | None:
+    """Seconds in which an update of a task given now is still in time for this merge; None where none is late."""
+    return max(0.0, snapshot.opened_at + rules.deadline_s - now) if rules.mode == "sync" else None
+
+
 def unacceptable(rules: Rules, snapshot: Snapshot, node: str, base_version: int) -> str:
     """Why an update of `node` from `base_version` cannot be taken; "" if it can."""
     if node not in snapshot.members:

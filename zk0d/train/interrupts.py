@@ -1,4 +1,4 @@
-"""Commands that end a training worker early: `stop`, `yield`, `orphaned`. Freezing needs no co-operation.
+"""Commands that end a training worker early: `stop`, `yield`, `conclude`, `orphaned`. Freezing needs no co-operation.
 
 Importing torch and decoding video take seconds in which nothing polls; a thread keeps the promise to end within five.
 """
@@ -46,10 +46,10 @@ class Interrupts:
         while True:
             message = self._channel.poll(0.2)
             command = str(message["cmd"]) if message and "cmd" in message else ""
-            if command not in ("stop", "yield", "orphaned"):
+            if command not in ("stop", "yield", "conclude", "orphaned"):
                 continue
             with self._lock:
-                self.wanted = self.wanted or command
+                self.wanted = command if self.wanted in ("", "conclude") else self.wanted
                 guarded = self._guarded
             if not guarded:
                 self._leave(command)

@@ -155,13 +155,18 @@ class Run:
         )  # fmt: skip
 
     def train(self, channel: WorkerChannel, interrupts: Interrupts, folder: Path, every_s: float) -> str:
-        """Do the steps that are left → "" when all are done, or the command that ended the run early, saved."""
+        """Do the steps that are left → "" when all are done, or the command that ended the run early, saved.
+
+        `conclude` ends it early too, but with what it has as its result.
+        """
         self._resume(folder)
         interrupts.guard()
         self.policy.train()
         began, saved, told = time.monotonic(), time.monotonic(), 0.0
         started_at, spent = self.step, self.seconds
         while self.step < self.settings.local_steps:
+            if interrupts.wanted == "conclude" and self.step:
+                break
             if interrupts.wanted:
                 interrupts.handled()
                 self._save(folder, channel)
@@ -213,13 +218,14 @@ class Run:
     def _save(self, folder: Path, channel: WorkerChannel) -> None:
         from zk0d.train import checkpoint
 
+        began = time.monotonic()
         state = {n: p.detach().cpu() for n, p in zip(self.version, self.parameters, strict=True)}
         checkpoint.save(
             folder,
             self.identity,
             checkpoint.Checkpoint(self.step, state, self.optimizer.state_dict(), self.losses, self.seconds),
         )
-        channel.emit("checkpoint", step=self.step)
+        channel.emit("checkpoint", step=self.step, seconds=round(time.monotonic() - began, 3))
 
     def _resume(self, folder: Path) -> None:
         import torch

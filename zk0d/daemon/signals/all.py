@@ -13,11 +13,14 @@ from zk0d.daemon.signals.session import Desktop, Metered
 from zk0d.daemon.signals.windows import Windows
 
 
-def sources(config: Config, state: Path, own: Callable[[], list[int]]) -> list[Source]:
-    """Every source, as the `[idle]` settings have it. `own`: process ids of the daemon and its workers."""
+def sources(
+    config: Config, state: Path, own: Callable[[], list[int]], save_s: Callable[[], float] = float
+) -> list[Source]:
+    """Every source, as the `[idle]` settings have it. `own`: process ids of the daemon and its workers; `save_s`:
+    seconds that a checkpoint takes."""
     return [
         HoldFile(state / "hold"),
-        Windows(config["idle", "hours"], config["idle", "timezone"]),
+        Windows(config["idle", "hours"], config["idle", "timezone"], save_s),
         Desktop(config["idle", "desktop"]),
         Gpu(own, foreign_stops=config["idle", "gpu_foreign"], least_mb=config["idle", "gpu_free_mb"]),
         ForeignCpu(config["idle", "foreign_cpu"], own),

@@ -9,8 +9,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-import psutil
-
+from zk0d.daemon.signals.processes import is_ours
 from zk0d.daemon.signals.reading import Level, Reading, unknown
 
 LIBRARY = "libnvidia-ml.so.1"
@@ -46,7 +45,7 @@ class Gpu:
                 return unknown(self.name, f"there is no {self._library}")
             self._check(nvml.nvmlInit_v2(), "nvmlInit")
             self._nvml, self.every_s = nvml, 3.0
-        ours = self._ours()
+        ours = self._own()
         foreign: list[int] = []
         free_mb: float | None = None
         for index in range(self._count()):
@@ -55,7 +54,7 @@ class Gpu:
             memory = _Memory()
             self._check(self._nvml.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory)), "the memory")
             free_mb = min(memory.free / 1e6, free_mb if free_mb is not None else float("inf"))
-            foreign += [pid for pid in self._processes(device) if pid not in ours]
+            foreign += [pid for pid in self._processes(device) if not is_ours(pid, ours)]
         return self._reading(sorted(set(foreign)), free_mb)
 
     def _reading(self, foreign: list[int], free_mb: float | None) -> Reading:
@@ -66,7 +65,7 @@ class Gpu:
             says = f"used by process {', '.join(map(str, foreign[:4]))}, {says}"
         short = bool(foreign) and free_mb < self._least
         level = Level.STOP if (foreign and self._foreign_stops) or short else Level.CLEAR
-        return Reading(self.name, says, level, hard=short, waits="resumes when the GPU is free")
+        return Reading(self.name, says, level, memory=short, waits="resumes when the GPU is free")
 
     def _count(self) -> int:
         count = ctypes.c_uint()
@@ -85,13 +84,3 @@ class Gpu:
     def _check(self, status: int, what: str) -> None:
         if status:
             raise RuntimeError(f"NVML does not give {what} (error {status})")
-
-    def _ours(self) -> set[int]:
-        found: set[int] = set()
-        for pid in self._own():
-            try:
-                process = psutil.Process(pid)
-                found |= {pid, *(p.pid for p in process.children(recursive=True))}
-            except psutil.Error:
-                continue
-        return found

@@ -5,14 +5,13 @@ Each class takes its root folder, so that tests lay out a /proc or /sys of their
 
 from __future__ import annotations
 
-import contextlib
+import collections
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from zk0d.daemon.signals.board import finite
+from zk0d.daemon.signals.processes import cpu_ticks
 from zk0d.daemon.signals.reading import Level, Reading, above, unknown
 
 
@@ -36,40 +35,34 @@ class Pressure:
 
 
 class ForeignCpu:
-    """Share of all processors that others than zk0d and its workers use, since the last reading."""
+    """Share of all processors that others than zk0d and its workers use, over the last half minute.
 
-    name, every_s = "foreign cpu", 5.0
+    Over less, every page that is opened and every start of an editor would pause the training.
+    """
+
+    name, every_s, over_s = "foreign cpu", 5.0, 30.0
 
     def __init__(self, stop: float, own: Callable[[], list[int]], root: Path = Path("/proc")) -> None:
-        """`own`: process ids whose time, with their children's, is ours."""
+        """`own`: process ids whose time, with that of their ended children, is ours."""
         self._stop, self._own, self._root = stop, own, root
         self._before: tuple[float, float, dict[int, float]] | None = None
+        self._spans: collections.deque[tuple[float, float, float]] = collections.deque()
+        """When each reading was, the ticks of all processors up to it, and what others used of them."""
 
     def read(self, now: float) -> Reading:
         fields = [float(n) for n in (self._root / "stat").read_text().split("\n", 1)[0].split()[1:9]]
         total, busy = sum(fields), sum(fields) - fields[3] - fields[4]
-        ticks = os.sysconf("SC_CLK_TCK")
-        ours = {pid: seconds * ticks for pid, seconds in self._own_seconds().items()}
+        ours = {pid: cpu_ticks(pid) for pid in self._own()}
         before, self._before = self._before, (total, busy, ours)
         if before is None or total <= before[0]:
+            self._spans.clear()
             return unknown(self.name, "the first reading comes in a few seconds")
         mine = sum(max(0.0, t - before[2].get(pid, t)) for pid, t in ours.items())
-        share = 100 * min(1.0, max(0.0, (busy - before[1] - mine) / (total - before[0])))
+        self._spans.append((now, total - before[0], max(0.0, busy - before[1] - mine)))
+        while now - self._spans[0][0] >= self.over_s or now < self._spans[0][0]:  # or the clock was put back
+            self._spans.popleft()
+        share = 100 * min(1.0, sum(s[2] for s in self._spans) / sum(s[1] for s in self._spans))
         return Reading(self.name, f"{share:.0f}% used by others", above(share, self._stop, self._stop / 2))
-
-    def _own_seconds(self) -> dict[int, float]:
-        found: dict[int, float] = {}
-        for pid in self._own():
-            try:
-                process = psutil.Process(pid)
-                family = (process, *process.children(recursive=True))
-            except psutil.Error:
-                continue
-            for p in family:
-                with contextlib.suppress(psutil.Error):  # one that has just ended
-                    times = p.cpu_times()
-                    found[p.pid] = times.user + times.system
-        return found
 
 
 class Power:

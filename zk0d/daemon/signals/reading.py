@@ -23,7 +23,8 @@ class Reading:
     """One signal now: what it `says` for a person, and how much it is against training (`uses` "train") or transfers.
 
     `known` False: the source cannot tell, `says` why; it then holds nothing back. `hard`: pausing in place is not
-    enough, the trainer must leave. `firm`: holds against `train now` too. `waits`: what ends it.
+    enough, the trainer must leave. `memory`: it must give its GPU memory back. `firm`: holds against `train now` too.
+    `waits`: what ends it.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Reading:
     known: bool = True
     uses: tuple[str, ...] = ("train",)
     hard: bool = False
+    memory: bool = False
     firm: bool = False
     waits: str = "resumes when that is over"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _WINDOW = re.compile(r"([a-z,\- ]+?)(?:\s+(\d{1,2}):(\d\d)\s*-\s*(\d{1,2}):(\d\d))?", re.IGNORECASE)
 LEAVE_S = 30.0
-"""Seconds before a window closes at which the trainer writes its checkpoint and leaves."""
+"""Least seconds before a window closes at which the trainer writes its checkpoint and leaves."""
 LAST_START_S = 300.0
 """Seconds before a window closes from which no trainer starts any more: its imports would be most of what it does."""
 
@@ -93,8 +93,9 @@ class Windows:
 
     name, every_s = "hours", 5.0
 
-    def __init__(self, texts: Sequence[str], timezone: str = "") -> None:
-        self._windows = tuple(map(parse, texts))
+    def __init__(self, texts: Sequence[str], timezone: str = "", save_s: Callable[[], float] = float) -> None:
+        """`save_s`: seconds that the trainer was measured to need for its checkpoint."""
+        self._windows, self._save_s = tuple(map(parse, texts)), save_s
         self._zone: ZoneInfo | None = None
         if timezone:
             from zoneinfo import ZoneInfo
@@ -110,7 +111,7 @@ class Windows:
             return Reading(self.name, "outside the hours for training", Level.STOP, hard=True, waits=f"resumes {at}")
         if change is None or change - now > LAST_START_S:
             return Reading(self.name, f"open until {at}" if at else "open")
-        level = Level.STOP if change - now <= LEAVE_S else Level.WARY
+        level = Level.STOP if change - now <= max(LEAVE_S, 3 * self._save_s()) else Level.WARY
         return Reading(
             self.name, f"the hours for training end {at}", level, hard=True, waits="resumes in the next hours"
         )

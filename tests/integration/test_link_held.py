@@ -1,0 +1,44 @@
+"""Transfers that step aside: while somebody records nothing large moves, and afterwards it goes on where it was."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from linked import FAST, hello, until, world
+
+from zk0d.link.rates import Rate
+from zk0d.model.blobs import BlobStore
+
+BLOB = os.urandom(1 << 20)
+SLOW = replace(FAST, max_upload=Rate.parse("2 MB/s"), max_download=Rate.parse("2 MB/s"))
+
+
+@pytest.mark.parametrize("way", ["upload", "download"])
+def test_a_transfer_under_way_stops_and_goes_on_while_messages_still_pass(tmp_path: Path, way: str) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as w, w.node("alice", limits=SLOW) as alice:
+            if way == "upload":
+                digest = BlobStore(tmp_path / "blobs-alice", reserve=0).add_bytes(BLOB)
+                alice.share(digest)
+                moving = asyncio.ensure_future(w.hub.fetch("alice", digest, len(BLOB)))
+            else:
+                digest = w.blobs.add_bytes(BLOB)
+                moving = asyncio.ensure_future(alice.fetch(digest))
+            moved = lambda: alice.state.bytes_up if way == "upload" else alice.state.bytes_down  # noqa: E731
+            await until(lambda: moved() > 64 * 1024, "some of it has moved")
+            alice.hold(True)
+            at, still = moved(), 0
+            for _ in range(40):  # what was on its way comes to rest: ten looks at the same figure
+                await hello(alice)  # a recording node still hears of its receipts, and says that it lives
+                await asyncio.sleep(0.02)
+                still = still + 1 if moved() - at < 8192 else 0
+                at = moved()
+            assert still >= 10 and not moving.done()
+            alice.hold(False)
+            assert (await asyncio.wait_for(moving, 20)).read_bytes() == BLOB
+
+    asyncio.run(run())
