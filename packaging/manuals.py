@@ -22,6 +22,7 @@ from zk0d.ctl.parser import COMMANDS, build  # noqa: E402
 from zk0d.daemon import main as daemon  # noqa: E402
 from zk0d.daemon.config import SETTINGS  # noqa: E402
 from zk0d.hub import main as hub  # noqa: E402
+from zk0d.hub.config import FEDERATION, HUB, reference  # noqa: E402
 
 EXIT = (("0", "healthy"), ("1", "error"), ("2", "degraded: it works in part"), ("3", "zk0d or the hub is not running"),
         ("4", "unknown: the answer cannot be told"), ("64", "the command line is not understood"),
@@ -264,6 +265,11 @@ def written() -> dict[str, str]:
     }
     made = {f"docs/man/{n}.{PAGES[n]}": page(n, what[n], p) for n, p in parsers.items()}
     made["docs/man/zk0d.toml.5"] = settings_page()
+    made["docs/hub-settings.md"] = (
+        "# Settings of a hub and of a federation\n\nWritten by packaging/manuals.py from the declarations in "
+        "zk0d/hub/config.py: change those.\n\n## hub.toml\n\n"
+        f"{reference(HUB)}\n## A federation's TOML\n\n{reference(FEDERATION)}"
+    )
     for name, parser in parsers.items():
         made[f"packaging/completions/{name}.bash"] = bash(name, parser)
         made[f"packaging/completions/_{name}"] = zsh(name, parser)

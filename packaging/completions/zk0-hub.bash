@@ -4,10 +4,10 @@ _zk0_hub() {
     case $prev in --config|--dir|--from) COMPREPLY=($(compgen -f -- "$cur")); return ;; esac
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=""; continue; fi
-        case $word in --address|--as|--config|--count|--dir|--from|--hours|--label|--listen|--name|--reason) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
+        case $word in --address|--as|--config|--count|--dir|--from|--hours|--label|--listen|--name|--reason|--version) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
     done
     case $path in
-        "") words="init serve status invite nodes federation audit quarantine backup restore versions --dir --help --version" ;;
+        "") words="init serve status invite nodes federation audit quarantine backup restore versions push --dir --help --version" ;;
         "init") words="--help --listen --name" ;;
         "serve") words="--help" ;;
         "status") words="--help --json --watch" ;;
@@ -37,6 +37,7 @@ _zk0_hub() {
         "backup") words="--help --json" ;;
         "restore") words="--help --json" ;;
         "versions") words="--help --json" ;;
+        "push") words="--dry-run --help --json --version" ;;
     esac
     COMPREPLY=($(compgen -W "$words" -- "$cur"))
 }

@@ -68,3 +68,7 @@ complete -c zk0-hub -f -n '__fish_use_subcommand' -a restore -d 'make the hub\'s
 complete -c zk0-hub -n '__fish_seen_subcommand_from restore' -l json -d 'as JSON'
 complete -c zk0-hub -f -n '__fish_use_subcommand' -a versions -d 'a federation\'s versions'
 complete -c zk0-hub -n '__fish_seen_subcommand_from versions' -l json -d 'as JSON'
+complete -c zk0-hub -f -n '__fish_use_subcommand' -a push -d 'push a version to the Hugging Face Hub'
+complete -c zk0-hub -n '__fish_seen_subcommand_from push' -l json -d 'as JSON'
+complete -c zk0-hub -n '__fish_seen_subcommand_from push' -l version -r -d 'which (default: the best, else the newest)'
+complete -c zk0-hub -n '__fish_seen_subcommand_from push' -l dry-run -d 'only list exactly what would be pushed'

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_cast import REPOSITORY, HubProcess, TestNode, make_parts
+from hub_cast import REPOSITORY, TOML, HubProcess, TestNode, make_parts
 
 STAND_IN = f"""#!{sys.executable}
 import json, os, signal, sys, time
@@ -47,7 +47,7 @@ def main(job, channel):
         return {{"loss": float("inf"), "datasets": {{}}, "publish": job["publish"], "seconds": 0.1}}
     Path(job["publish"]).mkdir(parents=True)
     (Path(job["publish"]) / "README.md").write_text(json.dumps(job["card"]))
-    loss = 1.0 / (1 + job["number"])
+    loss = mode if isinstance(mode, float) else 1.0 / (1 + job["number"])
     held = {{"held": {{"loss": loss, "samples": 9}}}}
     return {{"loss": loss, "datasets": held, "publish": job["publish"], "seconds": 0.1}}
 
@@ -58,7 +58,7 @@ sys.exit(run_worker(main))
 class Bench:
     """A hub with the stand-in, one node, and a federation in which every update makes a version."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: str = "") -> None:
         self.folder = folder
         folder.mkdir()
         script = folder / "python"
@@ -68,9 +68,11 @@ class Bench:
         self.hub = HubProcess(folder / "hub", f"python = {json.dumps(str(script))}\nattempts = 2\nretry_s = 0.1\n")
         self.hub.start()
         self.spec = make_parts(folder / "parts")
-        self.hub.create("fed", folder / "parts", nodes=1)
+        toml = TOML.format(nodes=1, versions=0, dtype="bfloat16", deadline_s=600) + settings
+        self.hub.ask("federation_create", name="fed", toml=toml, parts=str(folder / "parts"))
 
-    def mode(self, modes: dict[str, str]) -> None:
+    def mode(self, modes: dict[str, str | float]) -> None:
+        """Version → what its evaluation does, or the loss it finds."""
         (self.folder / "mode").write_text(json.dumps(modes))
 
     @property
@@ -160,3 +162,24 @@ def test_evaluation_cut_off_by_a_kill_or_a_stop_is_run_again(bench: Bench) -> No
     versions = bench.hub.folder / "federations" / "fed" / "versions"
     assert sorted(p.name for p in versions.iterdir()) == ["0000", "0001"]
     assert bench.hub.stop() < 5
+
+
+def test_best_version_early_stop_and_retention(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "bench", "[evaluation]\npatience = 2\n[publish]\nkeep_last = 1\n")
+    try:
+        bench.mode({"0": 2.0, "1": 1.0, "2": "fails", "3": 1.5, "4": 1.25})
+        bench.play(4)
+        bench.wait_for(5)
+        deadline = time.monotonic() + 20
+        while (shown := bench.hub.ask("federation_show", name="fed"))["phase"] != "finished":
+            assert time.monotonic() < deadline, shown
+            time.sleep(0.05)
+        assert shown["best_version"] == 1  # two evaluated versions after it were no better; a failed one says nothing
+        folders = bench.hub.folder / "federations" / "fed" / "versions"
+        assert sorted(p.name for p in folders.iterdir()) == ["0001", "0004"]
+        acts = [(a["actor"], a["action"]) for a in bench.hub.ask("audit", all=True)]
+        assert ("hub", "federation.finish") in acts
+        assert bench.hub.stop() < 5
+    finally:
+        if bench.hub.process is not None and bench.hub.process.poll() is None:
+            bench.hub.kill()

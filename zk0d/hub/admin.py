@@ -52,6 +52,7 @@ class Admin:
             "federation_rollback": self.federation_rollback,
             "federation_set": self.federation_set,
             "versions": self.versions,
+            "push": self.push,
             "audit": self.audit,
             "quarantine_list": self.quarantine_list,
             "quarantine_show": self.quarantine_show,
@@ -103,6 +104,7 @@ class Admin:
             failed = [v["number"] for v in hub.ledger.versions(f["name"]) if v["evaluation"] == "failed"]
             if failed:
                 health.append(f"federation {f['name']}: version {failed[-1]} could not be evaluated: see `versions`")
+        health += [f"federation {name}: {text}" for name, text in sorted(hub.outlets.problems.items())]
         return {
             "schema_version": SCHEMA_VERSION,
             "hub": hub.config["hub.name"],
@@ -222,6 +224,14 @@ class Admin:
         where = str(request.get("where", f"federation {runner.name}"))
         changed = stewardship.change_settings(runner, str(request["toml"]), where, _actor(connection))
         return {**self._federation(runner), "changed": changed}
+
+    async def push(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+        """A version to the Hugging Face Hub; with `dry_run` exactly what that would be, and nothing is sent."""
+        name, version = self._runner(request).name, request.get("version")
+        number = None if version is None else int(version)
+        if request.get("dry_run"):
+            return await self._hub.outlets.plan(name, number)
+        return await self._hub.outlets.push(name, number, _actor(connection))
 
     async def versions(self, request: dict[str, Any], connection: ControlConnection) -> list[dict[str, Any]]:
         """All versions, those not evaluated yet as well; `folder` is where the LeRobot folder is, or empty."""

@@ -155,3 +155,11 @@ def _read(path: Path) -> str:
 def versions(options: argparse.Namespace) -> int:
     value = ask(options, "versions", name=options.name)
     return show(options, value, tables.versions(value))
+
+
+def push(options: argparse.Namespace) -> int:
+    request = {"op": "push", "name": options.name, "version": options.version, "dry_run": options.dry_run}
+    value = call(options.dir / "admin.sock", request, timeout=None)
+    if options.dry_run:
+        return show(options, value, tables.push_plan(value))
+    return show(options, value, f"version {value['version']} is at {value['url']} ({value['files']} files)")

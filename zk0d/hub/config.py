@@ -18,6 +18,7 @@ from zk0d.errors import ConfigError
 from zk0d.hub.schedules import KINDS
 from zk0d.link.rates import ACCEPTS, Rate
 
+_REPO = re.compile(r"|[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")
 FEDERATION_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}\Z")
 
 
@@ -87,6 +88,9 @@ HUB: tuple[Setting, ...] = (
     Setting("enrolment.pending_days", float, 14.0, above(0), "an application older than this is forgotten"),
     Setting("quota.updates_per_day", int, 10000, at_least(0), "updates that one node may send in 24 hours; 0: any"),
     Setting("quota.bytes_per_day", int, 10**12, at_least(0), "payload bytes of one node in 24 hours; 0: any"),
+    Setting("outlets.hf_endpoint", str, "",
+            Allowed('"https://…" or empty', lambda v: re.match(r"https?://|\Z", v) is not None),
+            "another server than the Hugging Face Hub's own"),
     Setting("runtime.python", str, sys.executable, ANY, "the interpreter that has the training packages, for workers"),
     Setting("runtime.device", str, "auto", ANY, "where versions are evaluated: auto, cpu, cuda, cuda:1 …"),
     Setting("runtime.attempts", int, 3, at_least(1), "how often an evaluation that fails is tried"),
@@ -143,6 +147,14 @@ FEDERATION: tuple[Setting, ...] = (
             "held-out LeRobot datasets that versions are judged on"),
     Setting("evaluation.patience", int, 0, at_least(0),
             "the federation is finished after this many evaluated versions without a better loss; 0: never"),
+    Setting("publish.repo", str, "", Allowed('"owner/name" or empty', lambda v: _REPO.fullmatch(v) is not None),
+            "model repository of the Hugging Face Hub that versions are pushed to; empty: none"),
+    Setting("publish.private", bool, True, ANY, "whether that repository is made a private one"),
+    Setting("publish.push", str, "best", one_of("best", "every", "never"),
+            "which evaluated versions are pushed by themselves; never: by `zk0-hub push` only"),
+    Setting("publish.wandb_project", str, "", ANY, "Weights & Biases project for the metrics; empty: none"),
+    Setting("publish.wandb_entity", str, "", ANY, "its owner there; empty: the key's"),
+    Setting("publish.wandb_mode", str, "online", one_of("online", "offline"), "offline: kept here for `wandb sync`"),
     Setting("publish.keep_last", int, 0, at_least(0), "newest LeRobot folders that stay, beside the best; 0: all"),
     Setting("publish.keep_every", int, 0, at_least(0), "folders of every so manyth version stay; 0: none for that"),
     Setting("evaluation.max_samples", int, 512, at_least(1), "samples per dataset and evaluation"),

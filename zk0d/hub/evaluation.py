@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,14 @@ class Evaluations:
         ledger: Ledger,
         blobs: BlobStore,
         configs: dict[str, Config],
+        reported: Callable[[], None] = lambda: None,
     ) -> None:
+        """`reported` is called when a federation's folders and metrics are new."""
         self.progress = ""
         """What is being evaluated, for status; "" when nothing is."""
         self._directory, self._settings = directory, settings
         self._ledger, self._blobs, self._configs = ledger, blobs, configs
+        self._reported = reported
         self._wake = asyncio.Event()
         self._worker: Worker | None = None
         self._loop: asyncio.Task[None] | None = None
@@ -190,6 +194,7 @@ class Evaluations:
             return
         await asyncio.to_thread(write_text, path, text)
         self._undrawn.add(name)
+        self._reported()
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """What metrics.jsonl says. Bytes are payload bytes that came with a version's updates, and that nodes took

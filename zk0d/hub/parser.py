@@ -38,6 +38,10 @@ def parser() -> argparse.ArgumentParser:
     _evidence(found)
     versions = _json(_add(found, "versions", commands.versions, "a federation's versions"))
     versions.add_argument("name")
+    push = _json(_add(found, "push", commands.push, "push a version to the Hugging Face Hub"))
+    push.add_argument("name", help="the federation")
+    push.add_argument("--version", type=int, metavar="N", help="which (default: the best, else the newest)")
+    push.add_argument("--dry-run", action="store_true", help="only list exactly what would be pushed")
     return top
 
 

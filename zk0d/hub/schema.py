@@ -108,5 +108,13 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE invitations ADD COLUMN replaces TEXT NOT NULL DEFAULT '';
     CREATE INDEX updates_by_day ON updates (node, offered_at);
     """,
+    """
+    CREATE TABLE pushes (
+        federation TEXT NOT NULL, version INTEGER NOT NULL, repo TEXT NOT NULL,
+        state TEXT NOT NULL CHECK (state IN ('done','failed')), attempts INTEGER NOT NULL, at REAL NOT NULL,
+        detail TEXT NOT NULL, PRIMARY KEY (federation, version, repo),
+        FOREIGN KEY (federation, version) REFERENCES versions
+    ) STRICT;
+    """,
 )
 """Each entry takes the schema one version forward. Never edit one that was released: append."""

@@ -23,6 +23,7 @@ from zk0d.hub.discards import Discards
 from zk0d.hub.evaluation import Evaluations, dataset_names
 from zk0d.hub.federation import FederationRunner
 from zk0d.hub.ledger import Ledger
+from zk0d.hub.outlets import Outlets
 from zk0d.hub.quotas import Quotas
 from zk0d.hub.receipts import UPDATE_PREFIX, ReceiptKey, Statement, read_statement
 from zk0d.hub.registry import Bounds, Registry
@@ -67,7 +68,10 @@ class Hub:
         for row in self.ledger.federations():
             configs[row["name"]] = parse_federation(row["config"], f"federation {row['name']}")
             self.federations[row["name"]] = FederationRunner(row["name"], configs[row["name"]], self)
-        self.evaluations = Evaluations(directory, self.config, self.ledger, self.blobs, configs)
+        self.outlets = Outlets(directory, self.config, self.store, configs)
+        self.evaluations = Evaluations(
+            directory, self.config, self.ledger, self.blobs, configs, self.outlets.wake
+        )  # fmt: skip
         self._configs = configs
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -101,6 +105,7 @@ class Hub:
         for federation in self.federations.values():
             federation.resume()
         self.evaluations.start()
+        self.outlets.start()
         self.spawn(self._upkeep.run(), "upkeep")
         log.info("hub serves", listen=self.config["hub.listen"], port=self.link.port, ca=self.authority.fingerprint,
                  federations=len(self.federations))  # fmt: skip
@@ -110,7 +115,7 @@ class Hub:
         self._stopping = True
         for federation in self.federations.values():
             federation.close()
-        await asyncio.gather(self.link.close(), self.evaluations.close())
+        await asyncio.gather(self.link.close(), self.evaluations.close(), self.outlets.close())
         for task in list(self._tasks):
             task.cancel()
         if self._tasks:

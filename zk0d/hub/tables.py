@@ -112,3 +112,12 @@ def quarantined(v: dict[str, Any]) -> str:
     lines.append(f"header: {v['header_problem']}" if v["header_problem"] else f"header: {len(v['tensors'])} tensors")
     lines += [f"  {t['name']!a} {t['dtype']} {t['shape']}" for t in v["tensors"][:50]]
     return "\n".join(lines)
+
+
+def push_plan(v: dict[str, Any]) -> str:
+    lines = [
+        f"{v['message']!r} to {v['repo']} ({'private' if v['private'] else 'public'}), branch {v['revision']},"
+        f" tag {v['tag']}: {len(v['files'])} files, {size(v['bytes'])}"
+    ]
+    rows = [(f["path"], str(f["size"]), f["sha256"]) for f in v["files"]]
+    return "\n".join([*lines, table(("FILE", "BYTES", "SHA-256"), rows, ""), "nothing was sent"])
