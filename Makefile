@@ -44,10 +44,14 @@ bench-%: setup
 
 # pyproject.toml is the only place where dependencies are named; the locks hold exact versions and hashes, and no index address.
 COMPILE = .venv/bin/uv pip compile --quiet --universal --python-version 3.12 --generate-hashes --no-emit-index-url --no-header --no-annotate
+# What the runtime of a machine without a GPU leaves out: torch loads these only for one (zk0d/ctl/runtime_lists.py).
+GPU_ONLY = triton nvidia-cusolver nvidia-cuda-nvrtc nvidia-nvtx cuda-bindings cuda-pathfinder cuda-toolkit
 lock: setup
 	@$(COMPILE) pyproject.toml --extra ml --extra virtual --extra flower --extra privacy --extra bench --extra dev -o packaging/lock/full.txt
 	@printf 'uv>=0.9\nsetuptools\n' | $(COMPILE) - -c packaging/lock/full.txt -o packaging/lock/bootstrap.txt
 	@$(COMPILE) pyproject.toml -c packaging/lock/full.txt -o packaging/lock/core.txt
+	@$(COMPILE) pyproject.toml --extra ml --extra virtual -c packaging/lock/full.txt -o packaging/lock/runtime.txt
+	@$(COMPILE) pyproject.toml --extra ml --extra virtual -c packaging/lock/full.txt $(GPU_ONLY:%=--no-emit-package %) -o packaging/lock/runtime-cpu.txt
 	@echo "systemd-python>=235" | $(COMPILE) - -o packaging/lock/systemd.txt
 
 # Packages, and a booted Debian 13 to try them in; neither needs the Python environment's training packages.

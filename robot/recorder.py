@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from robot.config import RobotTable
+from robot.realtime import before_others
 from zk0d.errors import ConfigError, DatasetError, RobotError
 from zk0d.worker import Message, WorkerChannel, run_worker
 
@@ -142,7 +143,8 @@ class Recorder:
         bench.begin_take(seed)
         take = self._dataset.new_take()
         try:
-            outcome = self._loop(take)
+            with before_others(not self._fast):
+                outcome = self._loop(take)
         except RobotError as error:
             self._keep_what_there_is(take, seed, error)
             raise
@@ -323,7 +325,10 @@ def main(job: Message, channel: WorkerChannel) -> Message:
         with RecordedDataset(wanted.dataset, spec) as dataset:
             if not bench.virtual:
                 bench.move_to(bench.leader_pose(), seconds=1.5)
-            channel.emit("ready", ports=bench.ports, cameras=list(bench.cameras), recovered=dataset.recovery.to_json())
+            with before_others() as scheduling:  # a trial, for whoever wonders about late frames
+                pass
+            channel.emit("ready", ports=bench.ports, cameras=list(bench.cameras), scheduling=scheduling,
+                         recovered=dataset.recovery.to_json())  # fmt: skip
             return Recorder(wanted, channel, bench, dataset).run()
 
 

@@ -50,6 +50,8 @@ def fields_of(event: dict[str, Any], level: int, program: str) -> dict[str, str]
     own = {k: v for k, v in event.items() if k not in _PLAIN and v is not None}
     text = str(event.get("event", ""))
     message = text + "".join(f" {k}={v}" for k, v in own.items())
+    if own.get("text"):  # a sentence: the fields say the same
+        message = str(own["text"])
     if "exception" in event:
         message += f"\n{event['exception']}"
     return {

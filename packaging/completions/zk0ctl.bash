@@ -4,7 +4,7 @@ _zk0ctl() {
     case $prev in --out|--socket|--state|--wheels) COMPREPLY=($(compgen -f -- "$cur")); return ;; esac
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=""; continue; fi
-        case $word in --ca-fingerprint|--dataset|--episode-s|--episodes|--follower|--for|--fps|--into|--keep|--leader|--max-s|--model|--name|--out|--reads|--rename|--rest|--seconds|--seed|--socket|--state|--task|--timeout|--units|--until|--wait|--wait-s|--wheels|--worker|-n) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
+        case $word in --ca-fingerprint|--dataset|--episode-s|--episodes|--event|--federation|--field|--follower|--for|--fps|--index-url|--into|--keep|--leader|--level|--max-s|--model|--name|--out|--reads|--rename|--rest|--seconds|--seed|--since|--socket|--state|--task|--timeout|--units|--until|--version|--wait|--wait-s|--wheels|--worker|-n) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
     done
     case $path in
         "") words="status why signals enroll federation robot record dataset train receipts model rollout logs runtime doctor debug --help --socket --state --version" ;;
@@ -59,9 +59,9 @@ _zk0ctl() {
         "model pull") words="--help" ;;
         "model export") words="--help" ;;
         "rollout") words="--episodes --follower --help --json --max-s --model --out --rename --seed --task" ;;
-        "logs") words="--follow --help --worker" ;;
+        "logs") words="--event --federation --field --follow --help --journal --json --level --since --version --worker" ;;
         "runtime") words="install show check rollback remove --help" ;;
-        "runtime install") words="--again --help --wheels" ;;
+        "runtime install") words="--again --cpu --cuda --help --index-url --wheels" ;;
         "runtime show") words="--help --json" ;;
         "runtime check") words="--help --json" ;;
         "runtime rollback") words="--help" ;;

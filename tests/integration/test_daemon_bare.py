@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from daemon_process import CONFIG, Daemon, wait_until
+from daemon_process import CONFIG, Daemon, loads, wait_until
 from hub_cast import JOINTS, HubProcess, make_parts
 
 
@@ -47,6 +47,14 @@ def test_without_a_runtime_everything_else_works(tmp_path: Path) -> None:
                           ("model", "export", "0", str(tmp_path / "out"))):  # fmt: skip
                 refused = node.ctl(*words)
                 assert refused.code == 1 and "no torch and no lerobot: no " in refused.err + refused.out, refused
+            found = {f["check"]: f for f in loads(node.ctl("doctor", "--json"))["findings"]}
+            assert found["hub"]["level"] == found["certificate"]["level"] == "ok", found
+            assert "is good for" in found["certificate"]["message"] and found["daemon"]["level"] == "warning"
+            hub.stop()
+            wait_until(lambda: node.status()["link"]["phase"] != "connected", "the link is lost")
+            away = node.ctl("doctor", "--json")
+            found = {f["check"]: f for f in loads(away)["findings"]}
+            assert away.code == 1 and found["hub"]["level"] == "error" and "firewall" in found["hub"]["mend"]
             assert node.status()["training"]["task"] is None  # none is taken from the nodes that can train
     finally:
         hub.stop()

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -239,3 +240,40 @@ def test_installed_without_bus_and_runtime_it_runs_and_says_what_it_cannot_do(tm
         refused = node.ctl("record", "--task", "lift", "--dataset", "cubes", "--episodes", "1")
         assert refused.code == 1 and "no recorder can run" in refused.err + refused.out, refused
         assert node.status()["running"] and node.terminate() < 5
+
+
+def test_the_log_by_its_fields(lasting: Daemon) -> None:
+    lasting.ctl("train", "pause", "--for", "2h")
+    lasting.ctl("train", "resume")
+    told = lasting.ctl("logs", "--event", "decision", "--json", "-n", "1")
+    entry = loads(told)
+    assert entry["event"] == "decision" and entry["text"].startswith("idle: ") and entry["rule"] == "enrol"
+    follower = lasting.begin("logs", "--event", "train", "--follow", "-n", "1", "--json")
+    assert follower.stdout is not None
+    assert "train resume" in follower.stdout.readline()
+    lasting.ctl("train", "pause", "--for", "1h")
+    assert "train pause for 3600 s" in follower.stdout.readline()
+    lasting.ctl("train", "resume")
+    follower.terminate()
+    follower.communicate(timeout=10)
+    assert lasting.ctl("logs", "--level", "error").out == ""
+    assert "zk0d started" in lasting.ctl("logs", "--since", "1h", "--json").out
+
+
+def test_the_bundle_of_a_living_daemon_says_nothing_of_a_home(lasting: Daemon, tmp_path: Path) -> None:
+    canary = "canary-of-this-home"
+    root = tmp_path / canary
+    (root / "meta").mkdir(parents=True)
+    info = {"codebase_version": "v3.0", "total_episodes": 1, "total_frames": 30, "fps": 30, "features": {}}
+    (root / "meta/info.json").write_text(json.dumps(info))
+    assert lasting.ctl("dataset", "add", str(root), "--name", canary, "--task", f"lift the {canary}").code == 0
+    assert canary in lasting.ctl("logs").out  # on this machine it is said
+    out = tmp_path / "bundle.tar.gz"
+    assert lasting.ctl("debug", "bundle", "--out", str(out)).code == 0
+    with tarfile.open(out) as archive:
+        texts = {m.name: archive.extractfile(m).read().decode() for m in archive.getmembers()}  # type: ignore[union-attr]
+    assert "<private>" in texts["zk0d-debug/log/zk0d.log"] and "zk0d started" in texts["zk0d-debug/log/zk0d.log"]
+    assert json.loads(texts["zk0d-debug/status.json"])["datasets"][0]["frames"] == 30
+    for name, text in texts.items():
+        assert canary not in text, name
+        assert socket.gethostname() not in text, name

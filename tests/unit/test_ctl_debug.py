@@ -49,6 +49,12 @@ def test_patterns_of_private_things_are_replaced(text: str) -> None:
         assert part not in said
 
 
+def test_names_in_the_history_go_also_when_nobody_knows_them_any_more() -> None:
+    row = {"event": "record", "text": "recording of 'grandmas-pills' by root done: 3 episodes saved", "frames": 7}
+    said = Redactor(set()).value(row)
+    assert said == {**row, "text": "recording of '<private>' by root done: 3 episodes saved"}
+
+
 def test_numbers_and_reasons_stay() -> None:
     value = {"step": 12, "loss": 0.5, "state": "paused", "reason": "the battery is low"}
     assert Redactor({"alice"}).value(value) == value

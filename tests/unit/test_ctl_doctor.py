@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from zk0d.ctl.checkup import CHECKS, Case, Finding, examine
+from zk0d.ctl import runtime_lists
+from zk0d.ctl.checkup import CHECKS
 from zk0d.ctl.command import Context
+from zk0d.ctl.findings import Case, Finding, examine
 from zk0d.ctl.main import main
+from zk0d.runtime import COMPLETE
 
 
 def context(folder: Path) -> Context:
@@ -21,7 +24,7 @@ def test_without_a_daemon_it_says_so_and_checks_the_rest(tmp_path: Path, capsys:
     told = json.loads(capsys.readouterr().out)
     assert told["schema_version"] == 1 and told["exit_code"] == 1
     checks = {f["check"] for f in told["findings"]}
-    assert {"daemon", "group", "settings", "runtime", "gpu", "disk", "clock"} <= checks
+    assert {"units", "daemon", "group", "settings", "runtime", "gpu", "arms", "cameras", "disk", "clock"} <= checks
     for finding in told["findings"]:
         assert finding["level"] in ("ok", "note", "warning", "error")
         assert finding["mend"] or finding["level"] in ("ok", "note"), finding
@@ -42,3 +45,35 @@ def test_a_check_that_fails_itself_is_a_note(tmp_path: Path) -> None:
 
     found = examine(context(tmp_path), (broken, fine))
     assert [(f.check, f.level) for f in found] == [("broken", "note"), ("fine", "ok")]
+
+
+def levels(folder: Path, check: str) -> list[tuple[str, str]]:
+    return [(f.level, f.mend) for f in examine(context(folder), CHECKS) if f.check == check]
+
+
+def test_the_runtime_is_held_against_the_list_and_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZK0_RUNTIME", str(tmp_path))
+    monkeypatch.setattr(runtime_lists, "DRIVER", tmp_path / "driver")
+    assert levels(tmp_path, "runtime") == [("warning", "sudo zk0ctl runtime install")]
+    env = tmp_path / "envs" / "one"
+    (env / "bin").mkdir(parents=True)
+    (env / "bin" / "python").symlink_to("/bin/true")
+    (tmp_path / "current").symlink_to(env)
+
+    def made(key: str) -> None:
+        (env / COMPLETE).write_text(json.dumps({"key": key, "torch": "2.0", "lerobot": "0.6"}))
+
+    made("of an earlier version")
+    assert levels(tmp_path, "runtime") == [("warning", "sudo zk0ctl runtime install")]
+    for build in ("cpu", "cuda"):
+        made(runtime_lists.Lists.find(build).key)
+        assert levels(tmp_path, "runtime") == [("ok", "")]
+    (tmp_path / "driver").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.1.2\n")
+    assert levels(tmp_path, "runtime")[0][0] == "error" and levels(tmp_path, "gpu")[0][0] in ("ok", "warning")
+    made(runtime_lists.Lists.find("cpu").key)
+    assert levels(tmp_path, "runtime") == [("warning", "sudo zk0ctl runtime install --cuda")]
+
+
+def test_the_clock_is_asked_of_the_kernel(tmp_path: Path) -> None:
+    ((level, mend),) = levels(tmp_path, "clock")
+    assert (level, mend) in (("ok", ""), ("warning", "sudo timedatectl set-ntp true"), ("note", ""))

@@ -1,4 +1,7 @@
-"""The managed environment: refusals before anything is made, the switch, the way back. The full installation is `bench/packages.py`'s."""
+"""The managed environment: the lists and the driver, refusals before anything is made, the switch, the way back.
+
+Installations are made in tests/integration/test_runtime_install.py.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from zk0d.ctl import environment
-from zk0d.ctl.environment import Lists
+from zk0d.ctl import environment, runtime_lists
+from zk0d.ctl.environment import Source
+from zk0d.ctl.runtime_fetch import Rate
+from zk0d.ctl.runtime_lists import Lists
 from zk0d.errors import Zk0Error
 from zk0d.runtime import COMPLETE, managed_python
 
@@ -29,14 +34,44 @@ def made(base: Path, key: str) -> Path:
 def test_the_lists_are_found_and_name_the_environment(tmp_path: Path) -> None:
     lists = Lists.find()
     assert lists.count > 50 and lists.key == Lists.find().key
+    hashes = lists.hashes()
+    assert len(hashes) == lists.count and all(hashes.values())
+    cpu = Lists.find("cpu").hashes()
+    left_out = set(hashes) - set(cpu)
+    assert {"triton", "nvidia-cusolver"} <= left_out and len(left_out) < 10 and "torch" in cpu
+    assert all(cpu[name] == hashes[name] for name in cpu) and not set(cpu) - set(hashes)
     other = tmp_path / "full.txt"
     other.write_text(lists.packages.read_text() + "\n")
     assert Lists(lists.tool, other).key != lists.key
 
 
+def test_the_build_follows_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime_lists, "DRIVER", tmp_path / "version")
+    assert runtime_lists.choose()[0] == "cpu" and runtime_lists.choose("cuda")[0] == "cuda"
+    cuda = Lists.find("cuda").cuda
+    oldest = runtime_lists.DRIVERS[cuda]
+    text = "NVRM version: NVIDIA UNIX {}x86_64 Kernel Module  {}.65.06  Release Build\nGCC version: gcc 12.3.0\n"
+    for variant in ("", "Open "):
+        (tmp_path / "version").write_text(text.format(variant, oldest))
+        assert runtime_lists.driver() == f"{oldest}.65.06"
+        assert runtime_lists.choose()[0] == "cuda" and runtime_lists.choose("cpu")[0] == "cpu"
+    (tmp_path / "version").write_text(text.format("", oldest - 30))
+    with pytest.raises(Zk0Error, match=f"too old for CUDA {cuda}, which needs {oldest}") as told:
+        runtime_lists.choose()
+    assert "--cpu" in told.value.hint and runtime_lists.choose("cpu")[0] == "cpu"
+
+
+def test_the_rate_looks_at_the_last_seconds() -> None:
+    rate = Rate()
+    assert rate.left(0, 1000, 0.0) == (0.0, None)
+    assert rate.left(100, 1000, 2.0) == (50.0, 18.0)
+    rate.left(100, 1000, 11.5)
+    assert rate.left(100, 1000, 20.0) == (0.0, None)  # it stands: nobody knows how long
+
+
 def test_too_little_room_is_said_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(Zk0Error, match="GB free") as told:
-        environment.install(tmp_path, Lists.find(), None, nothing, needs=10**18)
+        environment.install(tmp_path, Lists.find(), Source(), nothing, needs=10**18)
     assert "ZK0_RUNTIME" in told.value.hint
     assert not (tmp_path / "envs").exists() and not (tmp_path / "current").exists()
 
@@ -79,5 +114,5 @@ def test_what_does_not_work_is_not_switched_to(tmp_path: Path) -> None:
     with pytest.raises(Zk0Error, match="does not work"):
         made(tmp_path, Lists.find().key)
         (tmp_path / "envs" / Lists.find().key / COMPLETE).write_text("{}")
-        environment.install(tmp_path, Lists.find(), None, nothing, needs=0)
+        environment.install(tmp_path, Lists.find(), Source(), nothing, needs=0)
     assert (tmp_path / "current").resolve() == good

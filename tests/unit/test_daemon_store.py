@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from zk0d.daemon.store import Dataset, Hub, Store, Update, Version
-from zk0d.errors import DatasetError, UnknownStateError
+from zk0d.errors import DatasetError, NotRunningError, UnknownStateError
 
 TASK = {"id": "t1", "federation": "pick", "version": 3, "local_steps": 10}
 
@@ -127,3 +127,82 @@ def test_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "zk0d.db").write_bytes(b"no database at all, but long enough to be taken for one" * 40)
     with pytest.raises(UnknownStateError, match="cannot be read"):
         Store.read(tmp_path / "zk0d.db")
+
+
+VECTORS = Path(__file__).resolve().parents[1] / "vectors"
+
+
+def old(path: Path) -> Path:
+    """A state file of the first schema, with something in every table."""
+    with sqlite3.connect(path) as db:
+        db.executescript((VECTORS / "zk0d_schema_1.sql").read_text())
+    db.close()
+    return path
+
+
+def tables(path: Path) -> list[tuple[str, str]]:
+    with sqlite3.connect(path) as db:
+        found = db.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name").fetchall()
+    db.close()
+    return found
+
+
+def check_migrated(store: Store) -> None:
+    hub, task = store.hub(), store.task_at_hand()
+    assert hub == Hub("hub", "hub.example.org", 7730, "node-1", b"key", 1.5)
+    assert task is not None and (task.id, task.deaths, task.step) == ("t2", 1, 5)
+    assert [(u.digest, u.state) for u in store.updates()] == [("sha256:u1", "receipted")]
+    assert [e.update for e in store.entries()] == ["sha256:u1"]  # the old receipt counts in the log's table too
+    assert [r["new_version"] for r in store.receipts()] == [3]
+    assert store.wire_id("lift", "cubes") == "00000000-0000-4000-8000-000000000001"
+    assert store.dataset("lift").tasks == ("lift it",) and store.versions("cubes")[0].metrics == {"loss": 0.5}
+    assert store.sessions()[0].by == "alice" and store.get("bytes") == [100, 200] and len(store.events()) == 1
+
+
+def test_an_old_state_is_migrated_forwards(tmp_path: Path) -> None:
+    Store(tmp_path / "fresh.db").close()
+    path = old(tmp_path / "zk0d.db")
+    for _ in range(2):  # the second time there is nothing to do
+        store = Store(path)
+        check_migrated(store)
+        store.close()
+        assert tables(path) == tables(tmp_path / "fresh.db")
+
+
+def test_a_migration_that_breaks_off_leaves_the_old_state_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = old(tmp_path / "zk0d.db")
+    before = tables(path)
+    monkeypatch.setattr(Store, "enter_old_receipts", lambda self: (_ for _ in ()).throw(OSError("the disk is full")))
+    with pytest.raises(OSError, match="full"):
+        Store(path)
+    monkeypatch.undo()
+    assert tables(path) == before
+    store = Store(path)
+    check_migrated(store)
+    store.close()
+
+
+def test_an_old_state_is_read_without_being_changed(tmp_path: Path) -> None:
+    path = old(tmp_path / "zk0d.db")
+    data = path.read_bytes()
+    store = Store.read(path)
+    check_migrated(store)
+    store.close()
+    assert path.read_bytes() == data
+
+
+def test_a_newer_state_is_refused_by_daemon_and_zk0ctl(tmp_path: Path) -> None:
+    with sqlite3.connect(old(tmp_path / "zk0d.db")) as db:
+        db.execute("PRAGMA user_version=99")
+    db.close()
+    for module, words, code in (
+        ("zk0d.daemon.main", [], UnknownStateError),
+        ("zk0d.ctl.main", ["status"], NotRunningError),
+    ):
+        ran = subprocess.run([sys.executable, "-m", module, "--state", str(tmp_path), *words],
+                             capture_output=True, text=True, check=False, timeout=30)  # fmt: skip
+        assert ran.returncode == code.exit_code, ran
+        assert "has schema 99" in ran.stderr and "start the newer zk0d that wrote it" in ran.stderr, ran
+        assert "Traceback" not in ran.stderr

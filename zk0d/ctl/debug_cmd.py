@@ -6,6 +6,7 @@ Names, task texts, addresses and identifiers in them are replaced.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -24,7 +25,6 @@ from zk0d import __version__
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.errors import Zk0Error
 
-LOGS = ("zk0d", "trainer", "recorder", "rollout", "publisher")
 LINES = 400
 # Keys of status and logs whose values say something about a person or a home.
 PRIVATE = frozenset(
@@ -65,6 +65,9 @@ _PATTERNS = (
 )
 
 
+_QUOTED = re.compile(r"'[^']*'")
+
+
 class Redactor:
     """Replaces what is private: known words (data set names, tasks, users, the host) and patterns."""
 
@@ -84,6 +87,8 @@ class Redactor:
         if isinstance(value, list):
             return [self.value(v, key) for v in value]
         if isinstance(value, str):
+            if key == "text":  # a sentence of the history: names in it are quoted, also of what is no longer there
+                value = _QUOTED.sub("'<private>'", value)
             return "<private>" if key in PRIVATE and value else self.text(value)
         return value
 
@@ -99,7 +104,11 @@ def private_words(value: Any, key: str = "") -> set[str]:
 
 def collect(context: Context) -> dict[str, str]:
     """The files of the bundle: name → text, redacted."""
-    from zk0d.ctl.checkup import CHECKS, _ask, examine
+    from zk0d.ctl import journal_reader
+    from zk0d.ctl.checkup import CHECKS
+    from zk0d.ctl.findings import ask, examine
+    from zk0d.ctl.logs_cmd import WHICH
+    from zk0d.logbook import Filter
 
     try:
         status: Any = context.call("status", timeout=10.0)
@@ -121,19 +130,20 @@ def collect(context: Context) -> dict[str, str]:
             redact.value([asdict(f) for f in examine(context, CHECKS)]), indent=2, ensure_ascii=False
         ),
     }
-    units = _ask(
+    units = ask(
         "systemctl", "show", "zk0d.service", "-p", "ActiveState,SubState,Result,NRestarts,ExecMainStatus,MemoryCurrent"
     )
     if units:
         files["unit.txt"] = units
-    for name in LOGS:
+    for name in WHICH:
         path = context.state / "log" / f"{name}.log"
         if os.access(path, os.R_OK):
             lines = path.read_text(errors="replace").splitlines()[-LINES:]
             files[f"log/{name}.log"] = "\n".join(_line(redact, line) for line in lines) + "\n"
-    journal = _ask("journalctl", "-q", "-u", "zk0d.service", "-n", str(LINES), "-o", "cat")
-    if journal:
-        files["journal.txt"] = "\n".join(_line(redact, line) for line in journal.splitlines()) + "\n"
+    if not journal_reader.why_not():
+        with contextlib.suppress(Zk0Error):
+            rows = [redact.value(e.row()) for e in journal_reader.entries(Filter(), LINES, follow=False)]
+            files["journal.jsonl"] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     return files
 
 

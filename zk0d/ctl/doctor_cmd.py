@@ -14,7 +14,8 @@ _MARKS = {"ok": ("ok", "green"), "note": ("note", "dim"), "warning": ("problem",
 
 
 def run(context: Context, args: Args) -> int:
-    from zk0d.ctl.checkup import CHECKS, examine
+    from zk0d.ctl.checkup import CHECKS
+    from zk0d.ctl.findings import examine
 
     findings = examine(context, CHECKS)
     levels = {f.level for f in findings}

@@ -6,10 +6,8 @@ Not for what is said about it (runtime_cmd.py) nor for finding it (zk0d/runtime.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -20,50 +18,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zk0d.ctl import runtime_fetch
+from zk0d.ctl.runtime_lists import Lists
 from zk0d.errors import Zk0Error
 from zk0d.runtime import COMPLETE
 
-NEEDS_BYTES = 9_000_000_000
-"""Free space that an installation wants: 6.2 GB unpacked (measured, CUDA build), and its largest wheels beside them."""
+TOOL_BYTES = 300_000_000
+"""Free space before anything is fetched: the empty environment and the installer."""
+FOLDER_BYTES = 7_000_000_000
+"""Free space that an installation from a folder of wheels wants: 6.2 GB unpacked (measured, CUDA build)."""
+UNPACKED = 2.1
+"""What a wheel becomes when it is unpacked, in its own size (measured: 6.2 GB of 3.1)."""
 PROBE = """
 import json, sys
 found = {"python": sys.version.split()[0]}
-import torch, lerobot
+import torch, lerobot, importlib
+for name in sys.argv[1:]:
+    importlib.import_module(name)
 found |= {"torch": torch.__version__, "lerobot": lerobot.__version__, "cuda": torch.cuda.is_available()}
 found |= {"cuda_build": torch.version.cuda}
 found["device"] = torch.cuda.get_device_name(0) if found["cuda"] else "cpu"
 (torch.ones(64, 64) @ torch.ones(64, 64)).sum().item()
 print(json.dumps(found))
 """
+IMPORTS = ("lerobot.policies.factory", "lerobot.datasets.lerobot_dataset", "lerobot.robots.so_follower")
+"""What trainer and recorder import besides: more than the names must be there."""
 OnProgress = Callable[[str, int, int], None]
-"""Called with the stage, and how many packages of how many are there."""
-
-
-@dataclass(frozen=True)
-class Lists:
-    """The shipped locks: `tool` installs the installer, `packages` is the environment."""
-
-    tool: Path
-    packages: Path
-
-    @classmethod
-    def find(cls, name: str = "full") -> Lists:
-        """From /usr/share/zk0d/lock, else the source tree's packaging/lock. Raises Zk0Error when there are none."""
-        for folder in (Path("/usr/share/zk0d/lock"), Path(__file__).resolve().parents[2] / "packaging" / "lock"):
-            if (folder / f"{name}.txt").exists():
-                return cls(folder / "bootstrap.txt", folder / f"{name}.txt")
-        raise Zk0Error(f"the list of packages ({name}.txt) is not there", "install the package zk0-common again")
-
-    @property
-    def key(self) -> str:
-        """Names the environment: the same lists and the same Python give the same one."""
-        digest = hashlib.sha256(f"{sys.version_info[:2]} {os.uname().machine}".encode())
-        digest.update(self.tool.read_bytes() + self.packages.read_bytes())
-        return digest.hexdigest()[:12]
-
-    @property
-    def count(self) -> int:
-        return len(re.findall(r"^[A-Za-z0-9._-]+==", self.packages.read_text(), re.MULTILINE))
+"""Called with the stage and how much of how much is done: bytes while fetching (by several threads), else packages."""
 
 
 @contextmanager
@@ -84,32 +65,40 @@ def locked(base: Path) -> Iterator[None]:
         os.close(fd)
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where packages come from: a folder of wheels, an index, or (neither) what uv's and pip's own settings name."""
+
+    wheels: Path | None = None
+    index: str = ""
+
+    def flags(self) -> list[str]:
+        """For pip and for uv."""
+        if self.wheels is not None:
+            return ["--no-index", "--find-links", str(self.wheels.resolve())]
+        return ["--index-url", self.index] if self.index else []
+
+
 def install(
     base: Path,
     lists: Lists,
-    wheels: Path | None,
+    source: Source,
     progress: OnProgress,
     *,
     again: bool = False,
-    needs: int = NEEDS_BYTES,
+    needs: int | None = None,
 ) -> Path:
     """Make the environment of `lists` in `base` and switch to it → its folder. Called again it goes on.
 
-    `again` makes it anew beside one that is there. Packages come from `wheels`, else from the index that pip's and uv's
-    own settings name; each is held against its hash.
-    Raises Zk0Error when there is no room, a package is refused or missing, or what was made does not work.
+    `again` makes it anew beside one that is there; `needs` is the free space that it wants in bytes (None: reckoned
+    from the sizes that the index tells). Every package is held against its hash.
+    Raises Zk0Error when there is no room, a package is refused or missing, or what was made does not work; what was
+    current stays so then.
     """
     with locked(base):
         env = _place(base, lists.key, again)
         if not (env / COMPLETE).exists():
-            free = shutil.disk_usage(base).free
-            present = _size(env) + _size(base / "cache") if env.exists() or (base / "cache").exists() else 0
-            if free + present < needs:
-                raise Zk0Error(
-                    f"{base} has {free / 1e9:.1f} GB free and this needs about {needs / 1e9:.0f} GB",
-                    "make room, or put it on another disk: ZK0_RUNTIME=DIR, and [runtime] python in the settings",
-                )
-            _make(base, env, lists, wheels, progress)
+            _make(base, env, lists, source, progress, needs)
         found = check(env)
         (env / COMPLETE).write_text(json.dumps({"key": lists.key, "at": time.time(), **found}) + "\n")
         shutil.rmtree(base / "cache", ignore_errors=True)
@@ -129,29 +118,61 @@ def _place(base: Path, key: str, again: bool) -> Path:
     return place
 
 
-def _make(base: Path, env: Path, lists: Lists, wheels: Path | None, progress: OnProgress) -> None:
-    source = ["--no-index", "--find-links", str(wheels.resolve())] if wheels else []
-    python = env / "bin" / "python"
-    log = base / "install.log"
+def _room(base: Path, needs: int) -> None:
+    free = shutil.disk_usage(base).free
+    if free < needs:
+        raise Zk0Error(
+            f"{base} has {free / 1e9:.1f} GB free and this needs {needs / 1e9:.1f} GB more",
+            "make room, or put it on another disk: ZK0_RUNTIME=DIR, and [runtime] python in the settings",
+        )
+
+
+def _make(base: Path, env: Path, lists: Lists, source: Source, progress: OnProgress, needs: int | None) -> None:
+    python, uv, log = env / "bin" / "python", env / "bin" / "uv", base / "install.log"
+    _room(base, needs if needs is not None else TOOL_BYTES)
     progress("environment", 0, lists.count)
     if not python.exists():
         _run([sys.executable, "-m", "venv", "--clear", str(env)], log, None, "install the package python3-venv")
-    if not (env / "bin" / "uv").exists():
+    if not uv.exists():
         tool = ["-m", "pip", "install", "--quiet", "--require-hashes", "--only-binary=:all:"]
-        hint = "see pip's settings for an index or a proxy, or use --wheels DIR"
-        _run([str(python), *tool, *source, "-r", str(lists.tool)], log, None, hint)
+        hint = "see pip's settings for an index or a proxy, or use --index-url or --wheels"
+        _run([str(python), *tool, *source.flags(), "-r", str(lists.tool)], log, None, hint)
+    cache = base / "cache"
+    cache.mkdir(exist_ok=True)
+    settings = {"UV_HTTP_TIMEOUT": "120", **os.environ, "UV_CACHE_DIR": str(cache), "UV_CONCURRENT_DOWNLOADS": "3"}
+    flags = source.flags()
+    if source.wheels is not None:
+        _room(base, needs if needs is not None else FOLDER_BYTES)
+    elif _fetch(base, uv, python, lists, source, progress, settings, needs):
+        flags = ["--no-index", "--find-links", str(cache / "files")]
+    # The list is whole: nothing that it does not name is wanted, also where a package asks for it (the CPU's list).
     # What has no wheel is built with the locked setuptools that came with uv, never with one fetched for the occasion.
-    command = [str(env / "bin" / "uv"), "pip", "install", "--require-hashes", "--no-progress", "--no-build-isolation"]
-    command += ["--python", str(python), *source, "-r", str(lists.packages)]
+    command = [str(uv), "pip", "install", "--require-hashes", "--no-progress", "--no-build-isolation", "--no-deps"]
+    command += ["--python", str(python), *flags, "-r", str(lists.packages)]
     before = len(list(env.glob("lib/python3*/site-packages/*.dist-info")))
 
     def look() -> None:
-        fetched = len(list((base / "cache").glob("archive-v*/*")))
+        unpacked = len(list(cache.glob("archive-v*/*")))
         placed = len(list(env.glob("lib/python3*/site-packages/*.dist-info"))) - before
-        progress("fetching" if placed <= 0 else "installing", min(max(fetched, placed), lists.count), lists.count)
+        progress("unpacking" if placed <= 0 else "installing", min(max(unpacked, placed), lists.count), lists.count)
 
-    _run(command, log, look, "run it again to go on; uv's settings name the index, or give --wheels",
-         {"UV_HTTP_TIMEOUT": "120", **os.environ, "UV_CACHE_DIR": str(base / "cache")})  # fmt: skip
+    _run(command, log, look, "run it again to go on; --index-url names an index, --wheels a folder", settings)
+    look()
+
+
+def _fetch(
+    base: Path, uv: Path, python: Path, lists: Lists, source: Source, progress: OnProgress, settings: dict[str, str],
+    needs: int | None,
+) -> bool:  # fmt: skip
+    """Fetch the list's files into `base`/cache/files → whether all of them are there."""
+    cache = base / "cache"
+    items, elsewhere = runtime_fetch.plan(uv, python, lists, source.flags(), settings, cache / "pylock.toml")
+    fetcher = runtime_fetch.Fetcher(cache / "files", lambda done, total: progress("fetching", done, total))
+    if needs is None:
+        unpacked = sum(_size(folder) for folder in cache.glob("archive-v*"))
+        needs = fetcher.missing(items) + max(0, int(UNPACKED * sum(i.size for i in items)) - unpacked)
+    _room(base, needs)
+    return not fetcher.fetch(items) and not elsewhere
 
 
 def _run(
@@ -186,7 +207,8 @@ def check(env: Path) -> dict[str, Any]:
     if not os.access(python, os.X_OK):
         raise Zk0Error(f"there is no environment in {env}", "zk0ctl runtime install makes it")
     tried = subprocess.run(
-        [str(python), "-P", "-c", PROBE], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+        [str(python), "-P", "-c", PROBE, *IMPORTS],
+        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONNOUSERSITE": "1"},
     )  # fmt: skip
     if tried.returncode:

@@ -12,31 +12,47 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
-from zk0d.ctl.render import Progress, clock, show_json, size
-from zk0d.errors import Zk0Error
+from zk0d.ctl.render import Progress, clock, duration, show_json, size
+from zk0d.errors import UsageError, Zk0Error
 from zk0d.runtime import COMPLETE, base
 
 
 def _install(context: Context, args: Args) -> int:
-    from zk0d.ctl import environment
+    from zk0d.ctl import environment, runtime_lists
+    from zk0d.ctl.runtime_fetch import Rate
 
-    folder, lists = base(), environment.Lists.find()
+    folder = base()
     wheels = Path(args.wheels) if args.wheels else None
     if wheels and not wheels.is_dir():
         raise Zk0Error(f"{wheels} is not a folder", "name a folder with the wheels of the list")
-    progress, began = Progress(), time.monotonic()
+    if (wheels and args.index_url) or (args.cpu and args.cuda):
+        raise UsageError("these contradict each other", "--wheels or --index-url; --cpu or --cuda")
+    build, why = runtime_lists.choose("cpu" if args.cpu else "cuda" if args.cuda else "")
+    lists = runtime_lists.Lists.find(build)
+    progress, began, rate = Progress(), time.monotonic(), Rate()
+    progress.say(f"{lists.packages.name}: {why}")
     stage = ""
 
     def on_progress(now: str, done: int, count: int) -> None:
         nonlocal stage
         if now != stage:
-            said = {"environment": f"making the environment in {folder}", "fetching": f"fetching {count} packages"}
-            progress.say(said.get(now, "installing them"))
+            told = {"environment": f"making the environment in {folder}", "fetching": f"fetching {size(count)}",
+                    "unpacking": f"unpacking {count} packages", "installing": "installing them"}  # fmt: skip
+            progress.say(told[now])
             stage = now
-        progress.update(f"{now}: {done} of {count} packages, {time.monotonic() - began:.0f} s")
+        if now == "fetching":
+            speed, left = rate.left(done, count)
+            rest = "" if left is None else f", {duration(left)} left"
+            progress.update(f"fetching: {size(done)} of {size(count)}, {size(speed)}/s{rest}")
+        else:
+            progress.update(f"{now}: {done} of {count} packages, {time.monotonic() - began:.0f} s")
 
     try:
-        env = environment.install(folder, lists, wheels, on_progress, again=args.again)
+        source = environment.Source(wheels, args.index_url or "")
+        env = environment.install(folder, lists, source, on_progress, again=args.again)
+    except KeyboardInterrupt:
+        progress.say("interrupted; what was fetched is kept, and the same command goes on")
+        raise
     finally:
         progress.clear()
     progress.say(_line("current", json.loads((env / COMPLETE).read_text())))
@@ -104,6 +120,9 @@ COMMAND = Command(
     "the packages that recording and training need (torch, lerobot)",
     subs=(
         Command("install", "make or update them from the list that came with this version; run it again to go on", (
+            arg("--cpu", help="the CPU's list, also where there is a GPU", action="store_true"),
+            arg("--cuda", help="the GPU's list, also where no driver is loaded yet", action="store_true"),
+            arg("--index-url", help="take them from this index, such as a mirror", metavar="URL"),
             arg("--wheels", help="take them from this folder instead of an index", metavar="DIR"),
             arg("--again", help="make them anew even if they are there", action="store_true"),
         ), _install),

@@ -5,6 +5,7 @@ Not for the command's options (status_cmd.py). From the state file when the daem
 
 from __future__ import annotations
 
+import os
 import time
 
 from zk0d.ctl.render import clock, duration, paint, plural, safe, show_json, size, transfer
@@ -33,8 +34,10 @@ def document(context: Context) -> Document:
 
         try:
             store = Store.read(context.state / "zk0d.db")
-        except UnknownStateError:
-            raise error from None
+        except UnknownStateError as unreadable:
+            if not os.access(context.state / "zk0d.db", os.R_OK):
+                raise error from None
+            raise NotRunningError(f"{error.message}; {unreadable.message}", unreadable.hint) from None
         try:
             return status(store, None)
         finally:

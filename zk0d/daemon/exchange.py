@@ -93,7 +93,8 @@ class Exchange:
         self._store.add_update(update)
         self._store.event(
             "update", f"trained version {task.version} of {task.federation}: loss {result['loss_first']:.4g} →"
-            f" {result['loss_last']:.4g}, update waits for the hub"
+            f" {result['loss_last']:.4g}, update waits for the hub", federation=task.federation, version=task.version,
+            task=task.id, update=update.digest,
         )  # fmt: skip
         return update
 
@@ -168,7 +169,8 @@ class Exchange:
         self._store.add_receipt(update.digest, update.federation, receipt, signature)
         if first:
             self._store.event("receipt", f"the hub confirms the update to version {value.get('base_version')}"
-                              f" of {update.federation} ({update.size} bytes)")  # fmt: skip
+                              f" of {update.federation} ({update.size} bytes)", federation=update.federation,
+                              version=value.get("base_version"), update=update.digest)  # fmt: skip
         self._release(update)
         self._on_change()
 
@@ -179,7 +181,8 @@ class Exchange:
             check_refusal(self._hub.receipt_key, bytes(signed[0]), bytes(signed[1]), update.digest)
             self._store.add_refusal(update.digest, bytes(signed[0]), bytes(signed[1]))
         self._store.set_update(update.digest, state="refused", reason=reason)
-        self._store.event("update", f"the hub refused the update to {update.federation}: {reason}")
+        self._store.event("update", f"the hub refused the update to {update.federation}: {reason}",
+                          federation=update.federation, update=update.digest)  # fmt: skip
         self._release(update)
         self._on_change()
 
@@ -206,7 +209,8 @@ class Exchange:
                 "ask the maintainer: a published version never changes",
             )
         if number not in known:
-            self._store.event("version", f"version {number} of {federation} is published")
+            text = f"version {number} of {federation} is published"
+            self._store.event("version", text, federation=federation, version=number)
         metrics = reply.get("metrics")
         version = Version(
             federation, number, reply["digest"], str(reply.get("spec_digest", "")), str(reply.get("base_digest", "")),

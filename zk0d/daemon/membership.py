@@ -57,7 +57,7 @@ class Membership:
             fields["version"] = found["version"]
         if fields:
             if fields.get("state", known.state) != known.state:
-                self._store.event("federation", f"federation {known.name} is {fields['state']}")
+                self._store.event("federation", f"federation {known.name} is {fields['state']}", federation=known.name)
             self._store.set_federation(known.name, **fields)
             self._on_change()
 
@@ -94,6 +94,6 @@ class Membership:
             return
         self._joined_as[federation.name] = body
         if federation.state == "joining":
-            self._store.event("federation", f"joined federation {federation.name}")
+            self._store.event("federation", f"joined federation {federation.name}", federation=federation.name)
         self._store.set_federation(federation.name, reason="")
         self._set_federation(federation, reply)

@@ -12,11 +12,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zk0d.daemon import dataset_ops, datasets, robot_ops
+from zk0d.daemon import dataset_ops, datasets, log_ops, robot_ops
 from zk0d.daemon.enrolment import enrol, required
 from zk0d.daemon.rollouts import rollout
 from zk0d.daemon.store import Dataset, Store
-from zk0d.daemon.training import log_paths
 from zk0d.errors import UsageError, Zk0Error
 from zk0d.model.spec import ModelSpec
 
@@ -29,7 +28,6 @@ Op = Callable[["Service", Request, "ControlConnection"], Awaitable[Any]]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _OVERRIDE_S = {"pause": 8 * 3600.0, "now": 2 * 3600.0}
 _MAX_OVERRIDE_S = 30 * 86400.0
-_LOG_TAIL = 1 << 20
 
 
 def _text(request: Request, key: str) -> str:
@@ -63,6 +61,16 @@ async def op_enroll(service: Service, request: Request, connection: ControlConne
     await service.uplink.start()
     service.changed()
     return result
+
+
+async def op_certificate(service: Service, request: Request, connection: ControlConnection) -> Any:
+    """Until when this node's certificate is good: the keys' folder is open to the daemon alone."""
+    from zk0d.link.lifetime import Lifetime
+
+    path = service.state / "keys" / "node.pem"
+    if not path.exists():
+        raise Zk0Error("this node has no certificate", "zk0ctl enroll")
+    return {"until": Lifetime.of(path.read_bytes()).end}
 
 
 async def op_federation_list(service: Service, request: Request, connection: ControlConnection) -> Any:
@@ -213,40 +221,6 @@ async def op_rollout(service: Service, request: Request, connection: ControlConn
     return {"federation": version.federation, "version": version.number, **result}
 
 
-async def op_logs(service: Service, request: Request, connection: ControlConnection) -> Any:
-    """The last `count` lines of a log (`which`: zk0d or a worker kind) or of the events; with `follow` new ones too."""
-    which, count = str(request.get("which") or "events"), int(request.get("count") or 30)
-    if which == "events":
-        return await _events(service, count, bool(request.get("follow")), connection)
-    paths = log_paths(service.state / "log")
-    if which not in paths:
-        raise UsageError(f"there is no log of {which!r}", f"there are events, {', '.join(paths)}")
-    path = paths[which]
-    with path.open("rb") as f:
-        size = f.seek(0, 2)
-        f.seek(max(0, size - _LOG_TAIL))
-        for line in f.read().decode(errors="replace").splitlines()[-count:]:
-            await connection.emit("line", text=line)
-        while request.get("follow") and not connection.closed.is_set() and not service.ending.is_set():
-            for raw in f.readlines():
-                await connection.emit("line", text=raw.decode(errors="replace").rstrip("\n"))
-            await asyncio.sleep(0.25)
-    return {"log": str(path)}
-
-
-async def _events(service: Service, count: int, follow: bool, connection: ControlConnection) -> Any:
-    last = 0
-    for entry in service.store.events(count):
-        last = entry["id"]
-        await connection.emit("entry", **{k: v for k, v in entry.items() if k != "id"})
-    while follow and not connection.closed.is_set() and not service.ending.is_set():
-        for entry in service.store.events(1000, after=last):
-            last = entry["id"]
-            await connection.emit("entry", **{k: v for k, v in entry.items() if k != "id"})
-        await asyncio.sleep(0.25)
-    return {"log": "events"}
-
-
 def receipts_document(store: Store) -> dict[str, Any]:
     """All evidence the node holds, bytes in hex: what `zk0ctl receipts` verifies, with or without the daemon."""
     hub = store.hub()
@@ -288,6 +262,6 @@ async def op_modules(service: Service, request: Request, connection: ControlConn
 
 OPS: dict[str, Op] = {
     name.removeprefix("op_"): f
-    for name, f in {**vars(robot_ops), **vars(dataset_ops), **globals()}.items()
+    for name, f in {**vars(robot_ops), **vars(dataset_ops), **vars(log_ops), **globals()}.items()
     if name.startswith("op_")
 }

@@ -48,6 +48,7 @@ class Service:
     def __init__(self, state: Path, config: Config, socket: Path) -> None:
         self.state, self.config = state, config
         self.store = Store(state / "zk0d.db")
+        self.store.tell = lambda kind, text, fields: log.info(kind, text=text, **fields)
         self.workers = Workers(state, config)
         self.arm = Arm(self.store, config, self.workers, self._halt, self.changed)
         self.sessions = Sessions(self.store, state, config, self.workers, self.arm, self.changed)

@@ -10,6 +10,7 @@ import json
 import sqlite3
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,19 +133,30 @@ class Store(ReceiptTables):
 
     def __init__(self, path: Path, *, readonly: bool = False) -> None:
         super().__init__(path, readonly=readonly)
+        self.tell: Callable[[str, str, dict[str, Any]], None] = lambda kind, text, fields: None
         found = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         if found > VERSION:
             self._db.close()
             raise UnknownStateError(
                 f"{path} has schema {found}, this zk0d knows up to {VERSION}", "start the newer zk0d that wrote it"
             )
-        if found < VERSION and not readonly:
+        if found < VERSION and readonly:
+            self._copy()
+        if found < VERSION:
             with self.transaction():
                 for statements in MIGRATIONS[found:]:
                     for statement in statements:
                         self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version={VERSION}")
                 self.enter_old_receipts()
+
+    def _copy(self) -> None:
+        """Go on with a copy in memory: a file that an older zk0d left is read as the daemon will see it, and stays."""
+        memory = sqlite3.connect(":memory:", isolation_level=None)
+        self._db.backup(memory)
+        self._db.close()
+        self._db = memory
+        self._db.row_factory = sqlite3.Row
 
     @classmethod
     def read(cls, path: Path) -> Store:
@@ -167,8 +179,12 @@ class Store(ReceiptTables):
     def put(self, key: str, value: Any) -> None:
         self._do("INSERT OR REPLACE INTO meta VALUES (?,?)", key, json.dumps(value))
 
-    def event(self, kind: str, text: str) -> None:
-        """Add to the history that `zk0ctl logs` and `why` show. `text` is a sentence for a person."""
+    def event(self, kind: str, text: str, **fields: Any) -> None:
+        """Add to the history that `zk0ctl logs` and `why` show. `text` is a sentence for a person.
+
+        `fields` (federation, version …) go, with it, only to `tell`: the journal, or the daemon's log.
+        """
+        self.tell(kind, text, fields)
         with self.transaction():
             number = self._do("INSERT INTO events (at, kind, text) VALUES (?,?,?)", time.time(), kind, text)
             self._do("DELETE FROM events WHERE id<=?", number - EVENTS_KEPT)

@@ -14,7 +14,6 @@ import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
@@ -218,9 +217,8 @@ class Training:
             self._carry_out(decision)
         if (decision.state, decision.rule) != self._told:
             self._told = (decision.state, decision.rule)
-            log.info("decision", action=decision.action.value, sentence=decision.sentence)
             with contextlib.suppress(sqlite3.Error):  # a full disk: whoever records goes on
-                self._store.event("decision", decision.sentence)
+                self._store.event("decision", decision.sentence, action=decision.action.value, rule=decision.rule)
         if changed:
             self._on_decision(decision)
         return decision
@@ -362,16 +360,18 @@ class Training:
     def _died(self, task: Task, error: Zk0Error) -> None:
         """Count the death; start again later, or give the task up."""
         deaths = (self._store.task(task.id) or task).deaths + 1
+        about = {"federation": task.federation, "version": task.version, "task": task.id}
         log.warning("trainer died", task=task.id, deaths=deaths, tries=self.policy.tries, error=str(error))
         if deaths >= self.policy.tries:
             reason = f"the trainer died {deaths} times, last: {error.message}"
             self._store.set_task(task.id, state="given_up", deaths=deaths, reason=reason)
-            self._store.event("training", f"task {task.id} given up: {reason}")
+            self._store.event("training", f"task {task.id} given up: {reason}", **about)
             self._source.given_up(task, reason)
         else:
             pause = min(_BACKOFF_S[1], _BACKOFF_S[0] * 2 ** (deaths - 1)) * random.uniform(0.5, 1.0)
             self._store.set_task(task.id, deaths=deaths, retry_at=time.time() + pause, reason=error.message)
-            self._store.event("training", f"the trainer died ({deaths} of {self.policy.tries}): {error.message}")
+            text = f"the trainer died ({deaths} of {self.policy.tries}): {error.message}"
+            self._store.event("training", text, **about)
         self.progress = {}
         self.wake()
 
@@ -384,8 +384,3 @@ class Training:
         if self._run_task is not None:
             with contextlib.suppress(TimeoutError, asyncio.CancelledError):
                 await asyncio.wait_for(asyncio.shield(self._run_task), _FINISH_S if self._finishing else 1.0)
-
-
-def log_paths(folder: Path) -> dict[str, Path]:
-    """Log files by what they are of: the daemon's own and each worker kind's."""
-    return {p.stem: p for p in sorted(folder.glob("*.log"))}

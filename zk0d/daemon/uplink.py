@@ -260,7 +260,8 @@ class Uplink:
                 continue
             self._no_task.pop(federation.name, None)
             self._store.add_task({**body, "due_at": due_at(body, time.time())})
-            self._store.event("task", f"took a task of federation {federation.name}, version {body['version']}")
+            self._store.event("task", f"took a task of federation {federation.name}, version {body['version']}",
+                              federation=federation.name, version=body["version"], task=body["id"])  # fmt: skip
             return self._store.task(body["id"])
         return None
 
@@ -274,7 +275,8 @@ class Uplink:
                 await self.link.fetch(task.body[key])
         except (RefusedError, PayloadError) as error:
             self._store.set_task(task.id, state="given_up", reason=error.message)
-            self._store.event("task", f"task {task.id} given up: {error.message}")
+            self._store.event("task", f"task {task.id} given up: {error.message}", federation=task.federation,
+                              version=task.version, task=task.id)  # fmt: skip
             return
         fits, reasons = self.fitting(task.body["spec_digest"])
         for text in reasons:

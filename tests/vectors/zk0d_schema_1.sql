@@ -1,0 +1,27 @@
+-- A node's state file as the first released schema kept it: what a migration starts from. Never edit it.
+BEGIN TRANSACTION;
+CREATE TABLE datasets (name TEXT PRIMARY KEY, root TEXT NOT NULL, episodes INTEGER NOT NULL, frames INTEGER NOT NULL, fps INTEGER NOT NULL, features TEXT NOT NULL, tasks TEXT NOT NULL, units TEXT NOT NULL, rename TEXT NOT NULL, train INTEGER NOT NULL, added_at REAL NOT NULL);
+INSERT INTO "datasets" VALUES('lift','/data/lift',2,60,30,'{"action": {"shape": [6]}}','["lift it"]','degrees','{}',1,3.0);
+CREATE TABLE events (id INTEGER PRIMARY KEY, at REAL NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL);
+INSERT INTO "events" VALUES(1,11.0,'daemon','zk0d started');
+CREATE TABLE federations (name TEXT PRIMARY KEY, state TEXT NOT NULL, spec_digest TEXT NOT NULL, version INTEGER, reason TEXT NOT NULL, joined_at REAL NOT NULL);
+INSERT INTO "federations" VALUES('cubes','open','sha256:spec',3,'',2.0);
+CREATE TABLE hubs (name TEXT PRIMARY KEY, host TEXT NOT NULL, port INTEGER NOT NULL, node_id TEXT NOT NULL, receipt_key BLOB NOT NULL, enrolled_at REAL NOT NULL);
+INSERT INTO "hubs" VALUES('hub','hub.example.org',7730,'node-1',X'6B6579',1.5);
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+INSERT INTO "meta" VALUES('bytes','[100, 200]');
+CREATE TABLE receipts (update_digest TEXT PRIMARY KEY, federation TEXT NOT NULL, receipt BLOB NOT NULL, signature BLOB NOT NULL, stored_at REAL NOT NULL);
+INSERT INTO "receipts" VALUES('sha256:u1','cubes',X'7B22626173655F76657273696F6E223A322C2266656465726174696F6E223A226375626573222C226E65775F76657273696F6E223A332C22757064617465223A227368613235363A7531227D',X'7369676E6564',7.0);
+CREATE TABLE sessions (id INTEGER PRIMARY KEY, dataset TEXT NOT NULL, task TEXT NOT NULL, by TEXT NOT NULL, goal INTEGER NOT NULL, saved INTEGER NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL, started_at REAL NOT NULL, ended_at REAL);
+INSERT INTO "sessions" VALUES(1,'lift','lift it','alice',2,2,'done','',9.0,10.0);
+CREATE TABLE tasks (id TEXT PRIMARY KEY, federation TEXT NOT NULL, body TEXT NOT NULL, state TEXT NOT NULL, deaths INTEGER NOT NULL, retry_at REAL NOT NULL, step INTEGER NOT NULL, reason TEXT NOT NULL, created_at REAL NOT NULL);
+INSERT INTO "tasks" VALUES('t1','cubes','{"id": "t1", "federation": "cubes", "version": 2}','trained',0,0.0,10,'',4.0);
+INSERT INTO "tasks" VALUES('t2','cubes','{"id": "t2", "federation": "cubes", "version": 3, "local_steps": 10}','ready',1,0.0,5,'',5.0);
+CREATE TABLE updates (digest TEXT PRIMARY KEY, task TEXT NOT NULL UNIQUE, federation TEXT NOT NULL, statement BLOB NOT NULL, signature BLOB NOT NULL, payload TEXT NOT NULL, size INTEGER NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL, created_at REAL NOT NULL);
+INSERT INTO "updates" VALUES('sha256:u1','t1','cubes',X'7B7D',X'73','sha256:p1',5,'receipted','',6.0);
+CREATE TABLE versions (federation TEXT NOT NULL, number INTEGER NOT NULL, digest TEXT NOT NULL, spec_digest TEXT NOT NULL, base_digest TEXT NOT NULL, metrics TEXT NOT NULL, at REAL NOT NULL, fetched INTEGER NOT NULL, PRIMARY KEY (federation, number));
+INSERT INTO "versions" VALUES('cubes',3,'sha256:v3','sha256:spec','sha256:base','{"loss": 0.5}',8.0,1);
+CREATE TABLE wire_ids (dataset TEXT NOT NULL, federation TEXT NOT NULL, uuid TEXT NOT NULL UNIQUE, PRIMARY KEY (dataset, federation));
+INSERT INTO "wire_ids" VALUES('lift','cubes','00000000-0000-4000-8000-000000000001');
+COMMIT;
+PRAGMA user_version=1;
