@@ -10,6 +10,8 @@ from cryptography import x509
 _SKEW = dt.timedelta(hours=1)
 """A node's clock may be behind the hub's; of a short life a tenth, or it would be due from its first day."""
 
+_DATES = ("not_valid_before", "not_valid_after")
+
 
 @dataclass(frozen=True)
 class Lifetime:
@@ -22,7 +24,9 @@ class Lifetime:
     def of(cls, certificate: bytes) -> Lifetime:
         """Of a PEM certificate; ValueError if it is none."""
         found = x509.load_pem_x509_certificate(certificate)
-        return cls(found.not_valid_before_utc.timestamp(), found.not_valid_after_utc.timestamp())
+        # Ubuntu 24.04 has cryptography 41, where the dates are naive and in UTC; they have a time zone since 42.
+        dates = (getattr(found, f"{name}_utc", None) or getattr(found, name) for name in _DATES)
+        return cls(*(date.replace(tzinfo=dt.UTC).timestamp() for date in dates))
 
     @property
     def due_at(self) -> float:
