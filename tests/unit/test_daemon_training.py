@@ -190,7 +190,7 @@ def test_a_full_disk_does_not_end_the_loop(tmp_path: Path, monkeypatch: pytest.M
         config = Config.load([])
         loop = Training(store, config, Workers(tmp_path, config), Source(), tuple, lambda decision: None)
 
-        def full(*_: object) -> None:
+        def full(*_: object, **fields: object) -> None:
             turns.append(1)
             raise sqlite3.OperationalError("database or disk is full")
 
