@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from robot import quality
 from robot.staged import StagedTake
 from robot.stats import FeatureStats, column_stats
 from robot.video import CameraEncoder, Frame, verify
@@ -215,27 +216,9 @@ def _write(take: StagedTake, spec: RecordingSpec, position: Position) -> Episode
         for name, path in staged.items()
     }
     facts["committed_at"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    record = EpisodeRecord(position, count, stats, files, _quality(take, times, fps), facts)
+    record = EpisodeRecord(position, count, stats, files, quality.report(times, fps, take.encoders, take.facts), facts)
     (take.folder / RECORD).write_text(json.dumps(record.to_json(), ensure_ascii=False))
     return record
-
-
-def _quality(take: StagedTake, times: NDArray[np.float64], fps: int) -> dict[str, Any]:
-    """How well the take kept its rate: true periods in ms, how many were late by half a period, encoder waits."""
-    steps, period = np.diff(times), 1.0 / fps
-    return {
-        "seconds": round(float(times[-1]) + period, 4),
-        "hz": round(float(1.0 / steps.mean()), 3),
-        "period_ms": {
-            "p50": round(float(np.quantile(steps, 0.5)) * 1e3, 3),
-            "p99": round(float(np.quantile(steps, 0.99)) * 1e3, 3),
-            "max": round(float(steps.max()) * 1e3, 3),
-        },
-        "jitter_ms": round(float(steps.std()) * 1e3, 3),
-        "late": int((steps > 1.5 * period).sum()),
-        "encoder_wait_ms": {n: e["wait_ms"] for n, e in take.encoders.items()},
-        "frames": {n: int(e["frames"]) for n, e in take.encoders.items()},
-    }
 
 
 def _data_path(position: Position) -> str:

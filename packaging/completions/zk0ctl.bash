@@ -34,7 +34,7 @@ _zk0ctl() {
         "dataset") words="list add show verify sheet exclude include delete split merge import export repair --help" ;;
         "dataset list") words="--help --json" ;;
         "dataset add") words="--help --name --no-train --rename --task --train --units" ;;
-        "dataset show") words="--help --json" ;;
+        "dataset show") words="--episodes --help --json" ;;
         "dataset verify") words="--help --json" ;;
         "dataset sheet") words="--episodes --help --out" ;;
         "dataset exclude") words="--help" ;;

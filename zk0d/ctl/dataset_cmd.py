@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.dataset_edit import SUBS
@@ -50,9 +51,32 @@ def _show(context: Context, args: Args) -> int:
     for name, feature in d["features"].items():
         renamed = f" (as {safe(d['rename'][name])})" if name in d["rename"] else ""
         print(f"  {paint('feature', 'dim')}  {safe(name)} {feature['dtype']} {feature['shape']}{renamed}")
+    _episodes(d["quality"], args.episodes)
     for federation, reasons in d["misfits"].items():
         print(f"  {safe(federation)}: {'fits' if not reasons else 'does not fit: ' + '; '.join(map(safe, reasons))}")
     return 2 if any(d["misfits"].values()) else 0
+
+
+def _episodes(quality: list[dict[str, Any]], all_of_them: bool) -> None:
+    """How the episodes are: in one line, and a table of all or of those that are not trained on."""
+    out = [e for e in quality if not e["trained"]]
+    told = f", {len(out)} not trained on" if out else ", all trained on"
+    if not all_of_them and quality:
+        told += " (--episodes shows the quality of each)"
+    print(f"  {len(quality)} episodes{told}")
+    rows = []
+    for e in quality if all_of_them else out:
+        measured = "rows" in e
+        stale = max((e.get("stale") or {"": 0}).values(), default=0)
+        rows.append([
+            str(e["episode"]), f"{e['seconds']:.1f}" if "seconds" in e else "", f"{e['hz']:.1f}" if "hz" in e else "",
+            str(e.get("late", "")), f"{e['gaps']['longest_s']:.2f}" if measured else "", str(stale) if measured else "",
+            str(e.get("clipped", "")), str(sum(e["bus_errors"].values())) if measured else "", e.get("care", ""),
+            "yes" if e["trained"] and not e["taken_in"] else "yes, by your word" if e["trained"]
+            else f"no: {safe(e['why_not'])}",
+        ])  # fmt: skip
+    if rows:
+        print(table(["EPISODE", "S", "HZ", "LATE", "GAP S", "STALE", "CLIPPED", "BUS", "CARE", "TRAINED"], rows))
 
 
 def renames(pairs: list[str] | None) -> dict[str, str]:
@@ -105,7 +129,14 @@ COMMAND = Command(
             _add,
         ),
         Command(
-            "show", "one dataset, and whether it fits the federations", (arg("name", help="its name"), _JSON), _show
+            "show",
+            "one dataset, and whether it fits the federations",
+            (
+                arg("name", help="its name"),
+                arg("--episodes", help="the quality of every episode", action="store_true"),
+                _JSON,
+            ),
+            _show,
         ),
         *SUBS,
     ),

@@ -106,6 +106,8 @@ def _zone(value: Any) -> str:
 
 _PERCENT = "percent, 0 … 100; 0: only shown"
 
+_SHARE = "percent of its rows, 0 … 100; 0: no such rule"
+
 SETTINGS: tuple[Setting, ...] = (
     Setting("runtime", "python", "", _text, "a path, or empty for the managed runtime, else the daemon's own Python",
             "the Python that has torch and lerobot and runs the workers"),
@@ -150,6 +152,18 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("record", "fps", 30, _integer(5, 120), "5 … 120", "frames per second of a recording"),
     Setting("record", "episode_s", 20.0, _number(0.2, 3600), "seconds, 0.2 … 3600", "length of a take"),
     Setting("record", "reset_s", 0.0, _number(0, 3600), "seconds, 0 … 3600", "pause between takes"),
+    Setting("quality", "late", 25.0, _number(0, 100), _SHARE, "an episode with more late rows is not trained on"),
+    Setting("quality", "gap_s", 1.0, _number(0, 3600), "seconds, 0 … 3600; 0: no such rule",
+            "an episode with a longer gap between two rows is not trained on"),
+    Setting("quality", "stale", 25.0, _number(0, 100), _SHARE,
+            "an episode with more rows that show a camera's earlier image again is not trained on"),
+    Setting("quality", "clipped", 50.0, _number(0, 100), _SHARE,
+            "an episode in which more goals were changed by a limit is not trained on"),
+    Setting("quality", "bus_errors", 10.0, _number(0, 100), _SHARE,
+            "an episode with more lost or damaged servo packets, to its rows, is not trained on"),
+    Setting("quality", "min_s", 0.5, _number(0, 3600), "seconds, 0 … 3600", "a shorter episode is not trained on"),
+    Setting("quality", "care", "release", _choice("never", "warn", "slow", "release"),
+            '"never", "warn", "slow" or "release"', "an episode in which care had to do this is not trained on"),
     Setting("models", "keep", 3, _integer(1, 1000), "1 … 1000", "newest versions of a federation kept on disk"),
     Setting("log", "level", "info", _choice("debug", "info", "warning", "error"),
             '"debug", "info", "warning" or "error"', "how much is logged"),

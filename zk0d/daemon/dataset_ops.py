@@ -12,31 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zk0d.daemon import datasets
-from zk0d.daemon.store import Dataset, Store
+from zk0d.daemon.store import Dataset
 from zk0d.errors import DatasetError, UsageError
 
 if TYPE_CHECKING:
     from zk0d.control_server import ControlConnection
     from zk0d.daemon.service import Service
 
-EXCLUDED = "excluded_episodes"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-def excluded(store: Store, name: str) -> set[int]:
-    """Episodes of a dataset that its owner keeps out of training."""
-    return set(store.get(EXCLUDED, {}).get(name, ()))
-
-
-def trained(store: Store, dataset: Dataset) -> list[int] | None:
-    """Which episodes a job trains on; None for all."""
-    out = excluded(store, dataset.name)
-    return [n for n in range(datasets.refreshed(dataset).episodes) if n not in out] if out else None
-
-
-def _set_excluded(store: Store, name: str, episodes: set[int]) -> None:
-    kept = {k: v for k, v in store.get(EXCLUDED, {}).items() if k != name}
-    store.put(EXCLUDED, {**kept, **({name: sorted(episodes)} if episodes else {})})
 
 
 def _episodes(request: dict[str, Any], total: int) -> list[int]:
@@ -50,15 +33,19 @@ def _episodes(request: dict[str, Any], total: int) -> list[int]:
 
 
 async def op_dataset_exclude(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
-    """Keep episodes out of training, or with `include` take them in again; → those that are out now."""
+    """Keep episodes out of training, or with `include` train on them whatever the rules say; → those out now."""
     dataset = service.store.dataset(str(request.get("name")))
     total = datasets.refreshed(dataset).episodes
-    named = set(_episodes(request, total))
-    before = excluded(service.store, dataset.name)
-    after = before - named if request.get("include") else before | named
+    named, choose = set(_episodes(request, total)), service.selection
+    out, taken_in = choose.kept_out(dataset.name), choose.taken_in(dataset.name)
+    if request.get("include"):
+        choose.set(dataset.name, out - named, taken_in | named)
+    else:
+        choose.set(dataset.name, out | named, taken_in - named)
+    after = choose.out(dataset)
     if len(after) >= total:
+        choose.set(dataset.name, out, taken_in)
         raise UsageError("no episode would be left to train on", f"zk0ctl dataset add {dataset.root} --no-train")
-    _set_excluded(service.store, dataset.name, after)
     service.store.event("dataset", f"dataset {dataset.name!r}: {len(after)} of {total} episodes kept out of training")
     service.datasets_changed()
     return {"name": dataset.name, "excluded": sorted(after), "episodes": total}
@@ -126,8 +113,8 @@ async def op_dataset_delete(service: Service, request: dict[str, Any], connectio
     before = dataset.root.with_name(f"{dataset.root.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
     dataset.root.rename(before)
     fresh.rename(dataset.root)
-    out = excluded(service.store, dataset.name) - set(episodes)
-    _set_excluded(service.store, dataset.name, {n - sum(e < n for e in episodes) for n in out})
+    said = (service.selection.kept_out(dataset.name), service.selection.taken_in(dataset.name))
+    service.selection.set(dataset.name, *[{n - sum(e < n for e in episodes) for n in s - set(episodes)} for s in said])
     now = datasets.describe(dataset.name, dataset.root, dataset, units=dataset.units)
     service.store.put_dataset(now)
     service.store.event("dataset", f"{len(episodes)} episodes deleted from {dataset.name!r}; before: {before}")

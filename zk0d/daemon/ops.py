@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from zk0d.daemon import dataset_ops, datasets, log_ops, robot_ops
 from zk0d.daemon.enrolment import enrol, required
+from zk0d.daemon.quality import reports
 from zk0d.daemon.rollouts import rollout
 from zk0d.daemon.store import Dataset, Store
 from zk0d.errors import UsageError, Zk0Error
@@ -146,7 +147,18 @@ async def op_dataset_show(service: Service, request: Request, connection: Contro
         if federation.spec_digest and service.uplink.blobs.has(federation.spec_digest):
             spec = ModelSpec.load(service.uplink.blobs.path(federation.spec_digest))
             fit[federation.name] = datasets.misfits(dataset, spec)
-    return {**_described(dataset), "misfits": fit}
+    return {**_described(dataset), "misfits": fit, "quality": _quality(service, dataset)}
+
+
+def _quality(service: Service, dataset: Dataset) -> list[dict[str, Any]]:
+    """Of each episode: its report as far as it has one, and whether it is trained on or why not."""
+    out, found = service.selection.out(dataset), reports(dataset.root)
+    taken_in = service.selection.taken_in(dataset.name)
+    return [
+        {"episode": n, **found.get(n, {}), "trained": n not in out, "why_not": out.get(n, ""),
+         "taken_in": n in taken_in}
+        for n in range(datasets.refreshed(dataset).episodes)
+    ]  # fmt: skip
 
 
 async def op_dataset_add(service: Service, request: Request, connection: ControlConnection) -> Any:

@@ -53,6 +53,7 @@ class Service:
         self.arm = Arm(self.store, config, self.workers, self._halt, self.changed)
         self.sessions = Sessions(self.store, state, config, self.workers, self.arm, self.changed)
         self.uplink = Uplink(self.store, state, config, self.changed, self._may_ask)
+        self.selection = self.uplink.selection
         self._loop: asyncio.AbstractEventLoop | None = None
         paces = Paces(self.store)
         self.board = Board(sources(config, state, self._own_pids, paces.save_s), self._sensed)

@@ -18,10 +18,10 @@ import structlog
 from zk0d.daemon import datasets
 from zk0d.daemon.arbiter import LinkSignal
 from zk0d.daemon.config import Config
-from zk0d.daemon.dataset_ops import trained
 from zk0d.daemon.exchange import Exchange
 from zk0d.daemon.membership import Membership
 from zk0d.daemon.pace import in_turn
+from zk0d.daemon.quality import Rules, Selection
 from zk0d.daemon.renewal import Renewal
 from zk0d.daemon.store import Dataset, Store, Task
 from zk0d.daemon.task_body import checked, due_at
@@ -63,6 +63,7 @@ class Uplink:
         """Why nothing large is moved now."""
         self._store, self._state, self._config = store, state, config
         self._on_change, self._may_ask = on_change, may_ask
+        self.selection = Selection(store, Rules.of(config))
         self._loops: list[asyncio.Task[None]] = []
         self._wake = asyncio.Event()
         self._work = asyncio.Event()
@@ -301,6 +302,9 @@ class Uplink:
         reasons: list[str] = []
         for dataset in (d for d in self._store.datasets() if d.train):
             wrong = datasets.misfits(dataset, spec)
+            total, out = datasets.refreshed(dataset).episodes, self.selection.out(dataset)
+            if total and len(out) >= total:
+                wrong.append(f"none of its {total} episodes is trained on (`zk0ctl dataset show {dataset.name}`)")
             if wrong:
                 reasons.append(f"dataset {dataset.name}: {', and '.join(wrong)}")
             else:
@@ -319,7 +323,14 @@ class Uplink:
             "spec": str(self.blobs.path(body["spec_digest"])),
             "base": str(self.blobs.path(body["base_digest"])),
             "version": str(self.blobs.path(body["version_digest"])),
-            "datasets": [{"root": str(d.root), "episodes": trained(self._store, d), "rename": d.rename} for d in fits],
+            "datasets": [
+                {
+                    "root": str(d.root),
+                    "episodes": self.selection.trained(d, datasets.refreshed(d).episodes),
+                    "rename": d.rename,
+                }
+                for d in fits
+            ],
             **{k: body[k] for k in ("local_steps", "batch_size", "lr", "mu", "seed")},
         }
 
