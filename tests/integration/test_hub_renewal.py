@@ -16,6 +16,7 @@ from zk0d.daemon.evidence import check_refusal
 from zk0d.daemon.renewal import Renewal
 from zk0d.daemon.store import Hub, Store
 from zk0d.errors import LinkLostError, RefusedError
+from zk0d.hub import tables
 from zk0d.hub.store import Store as HubStore
 from zk0d.invitation import Invitation
 from zk0d.link.enroll import enroll
@@ -182,7 +183,13 @@ def test_a_node_revoked_while_its_update_arrives(hub: HubProcess, tmp_path: Path
         offer = node.prepare(spec, task, node.delta(spec, task))
         assert (await node.request("update.offer", offer))["state"] == "receiving"
         assert node.link is not None
-        await until(lambda: any(t.done for t in node.link.state.transfers), "bytes of it have come")  # type: ignore[union-attr]
+        await until(lambda: any(t["done"] for t in hub.ask("status")["transfers"]), "bytes of it have come")
+        seen = (await asyncio.to_thread(hub.ask, "status"))["transfers"]
+        assert [(t["node"], t["direction"], t["size"]) for t in seen] == [
+            (node.identity.node_id, "down", offer["size"])
+        ]
+        told = tables.status(await asyncio.to_thread(hub.ask, "status"))
+        assert f"transfer from {node.identity.node_id}, " in told and " left" in told and "/s" in told
         await asyncio.to_thread(hub.ask, "revoke", node="a", reason="sold")
         await until(lambda: node.link.state.phase == "refused", "the link is closed")  # type: ignore[union-attr]
         await until(lambda: not hub.ask("status")["links"], "nobody is linked")

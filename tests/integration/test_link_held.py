@@ -42,3 +42,16 @@ def test_a_transfer_under_way_stops_and_goes_on_while_messages_still_pass(tmp_pa
             assert (await asyncio.wait_for(moving, 20)).read_bytes() == BLOB
 
     asyncio.run(run())
+
+
+def test_its_own_bandwidth_limit_is_no_stall(tmp_path: Path) -> None:
+    """A node that may ask for a chunk only now and then does not blame the hub for the silence between."""
+
+    async def run() -> None:
+        async with world(tmp_path) as w:
+            digest = w.blobs.add_bytes(BLOB[: 2 * FAST.chunk_size])
+            own = replace(FAST, max_download=0.6 * FAST.chunk_size, stall_s=0.4)  # 1.7 s of silence after a chunk
+            async with w.node("alice", limits=own) as alice:
+                assert (await alice.fetch(digest)).stat().st_size == 2 * FAST.chunk_size
+
+    asyncio.run(run())

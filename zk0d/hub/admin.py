@@ -123,6 +123,11 @@ class Admin:
                 {"node": n, "since": timestamp(i.since), "bytes_up": i.bytes_up, "bytes_down": i.bytes_down}
                 for n, i in sorted(links.items())
             ],
+            "transfers": [
+                {"node": node, **progress.row()}
+                for node, moving in sorted(hub.link.transfers().items())
+                for progress in moving
+            ],
             "evaluating": hub.evaluations.progress,
             "federations": federations,
             "health": health,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from zk0d.hub.rounds import duration
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], nothing: str) -> str:
     """Columns aligned to the left, two spaces between; `nothing` where there are no rows."""
@@ -34,10 +36,19 @@ def status(v: dict[str, Any]) -> str:
         f"listens on {v['listen']} (port {v['port']}), authority {v['ca_fingerprint']}",
     ]
     lines += [f"federation {f['name']}: {f['headline']}{_loss(f)}" for f in v["federations"]]
+    lines += [_transfer(t) for t in v["transfers"]]
     if v["evaluating"]:
         lines.append(f"evaluating {v['evaluating']}")
     lines += [f"problem: {text}" for text in v["health"]]
     return "\n".join(lines)
+
+
+def _transfer(t: dict[str, Any]) -> str:
+    way = "from" if t["direction"] == "down" else "to"
+    share = f" ({100 * t['done'] // t['size']}%)" if t["size"] else ""
+    left = "" if t["remaining_s"] is None else f", {duration(t['remaining_s'])} left"
+    done = f"{size(t['done'])} of {size(t['size'])}{share}, {size(t['rate'])}/s{left}"
+    return f"transfer {way} {t['node']}, {t['digest'][7:15]}: {done}"
 
 
 def _loss(f: dict[str, Any]) -> str:

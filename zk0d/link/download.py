@@ -92,16 +92,17 @@ async def _chunks(peer: Peer, manifest: Manifest, partial: Partial) -> None:
     peer.arrivals[digest] = arrival
     peer.interruptions.append(interrupted)
     peer.progress["down", digest] = progress
+    held = 0.0
     try:
         while not receiver.done:
             now = time.monotonic()
-            if peer.held:
+            if peer.held or (held and not receiver.outstanding):  # it is we who hold it, not the peer
                 receiver.progressed = now
             if now - receiver.progressed > peer.limits.stall_s:
                 raise LinkLostError(
                     f"no chunk of {digest} came from {peer.name} for {peer.limits.stall_s:g} s", "what came is kept"
                 )
-            patience = 1.0
+            patience, held = 1.0, 0.0
             if peer.linked.is_set() and not peer.held:  # else `up` interrupts
                 held = _ask(peer, receiver, now)
                 patience = min(1.0, held or receiver.next_look(now))

@@ -38,6 +38,11 @@ class Receiver:
         return len(self._done) == len(self.manifest.chunks)
 
     @property
+    def outstanding(self) -> int:
+        """Chunks that were asked for and have not come."""
+        return len(self._asked)
+
+    @property
     def window(self) -> int:
         return self._window
 
