@@ -1,57 +1,141 @@
-"""Flower doing the work of bench/round.py: the installed release's gRPC server and clients, with TLS, in processes.
+"""Flower doing the work of bench/round.py: the installed release's SuperLink and SuperNodes over TLS, in processes.
 
-Nothing here is part of the product. The server is a process and so is each client, as with ours.
+Nothing here is part of the product. The server is a process and so is each node, as with ours; what they run is
+bench/_flower_app. Flower keeps all models in memory: when the machine would run out of it, Flower ends, nothing else.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 from _harness import versions
-from _round_world import TENSOR, free_port
+from _round_world import free_port, peak_mb
 
-_ENVIRON = {**os.environ, "FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+_SPARE = 1 << 30
+"""Bytes of memory that stay free for the rest of the machine."""
+_BIN = Path(sys.executable).parent
+_APP = Path(__file__).with_name("_flower_app")
 
 
-def flower_rounds(nodes: int, mb: float, count: int) -> tuple[dict[str, Any] | None, str]:
-    """Seconds per round after the first, or None and why there are none."""
+def flower_rounds(nodes: int, mb: float, count: int, patience_s: float) -> tuple[dict[str, Any] | None, str]:
+    """Seconds of each of `count` rounds, or None and why there are none."""
     if versions("flwr")["flwr"] == "absent":
         return None, "flwr is not installed (extra `flower`)"
-    with tempfile.TemporaryDirectory(prefix="zk0-flower-") as name:
+    # Its state on tmpfs too: what it keeps on disk is little, and its nodes stand for other machines.
+    with tempfile.TemporaryDirectory(prefix="zk0-flower-", dir="/dev/shm") as name:
         folder = Path(name)
         _certificates(folder)
-        port = str(free_port())
-        me = [sys.executable, __file__]
-        with (folder / "log").open("wb") as log:
-            server = subprocess.Popen(
-                [*me, "server", name, port, str(nodes), str(mb), str(count + 1)], stdout=log, stderr=log, env=_ENVIRON
-            )
-            clients = [
-                subprocess.Popen([*me, "client", name, port, str(i)], stdout=log, stderr=log, env=_ENVIRON)
-                for i in range(nodes)
-            ]
-            try:
-                server.wait(150 + 60 * (count + 1))
-            except subprocess.TimeoutExpired:
-                return None, "it did not end in time"
-            finally:
-                for process in (server, *clients):
-                    if process.poll() is None:
-                        process.kill()
-                    process.wait()
-        if not (folder / "times.json").exists():
-            return None, (folder / "log").read_text(errors="replace")[-300:]
-        found = json.loads((folder / "times.json").read_text())
-        walls = [b - a for a, b in zip(found["at"][:-1], found["at"][1:], strict=True)]
-        return {"wall_s": sorted(walls)[len(walls) // 2], "walls_s": walls, "server_rss_mb": found["rss_mb"],
-                "path": "start_server/start_client (gRPC, TLS)"}, ""  # fmt: skip
+        with _running(folder, nodes, mb, count) as processes:
+            peaks: dict[str, float] = {}
+            end, at = time.monotonic() + patience_s, []
+            while len(at) < count + 1:
+                time.sleep(0.1)
+                with contextlib.suppress(OSError, ValueError):
+                    at = json.loads((folder / "times.json").read_text())
+                _look(processes, peaks)
+                if psutil.virtual_memory().available < _SPARE:
+                    return None, f"it needs more memory than this machine has ({_told(peaks)})"
+                if time.monotonic() > end:
+                    return None, f"{len(at)} of {count + 1} marks after {patience_s:g} s ({_told(peaks)})" + _tail(
+                        folder
+                    )
+        walls = [b - a for a, b in itertools.pairwise(at)]
+        return {"wall_s": sorted(walls)[len(walls) // 2], "walls_s": walls, "server_rss_mb": peaks["server"],
+                "node_rss_mb": max(v for k, v in peaks.items() if k != "server"),
+                "path": "flower-superlink, flower-supernode (TLS)"}, ""  # fmt: skip
+
+
+@contextlib.contextmanager
+def _running(folder: Path, nodes: int, mb: float, count: int) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    port, processes = free_port(), {}
+    tls = [
+        f"--ssl-{k}={folder / n}"
+        for k, n in (("ca-certfile", "ca.pem"), ("certfile", "server.pem"), ("keyfile", "server.key"))
+    ]
+    environ = {**os.environ, "HOME": str(folder), "FLWR_HOME": str(folder / "home"), "FLWR_TELEMETRY_ENABLED": "0",
+               "FLWR_DISABLE_UPDATE_CHECK": "1", "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+               "OMP_NUM_THREADS": "1", "PATH": f"{_BIN}:{os.environ['PATH']}"}  # fmt: skip
+
+    def start(name: str, *command: str) -> None:
+        with (folder / f"{name}.log").open("wb") as log:
+            processes[name] = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environ,
+                                               cwd=folder, preexec_fn=_first_to_go)  # fmt: skip
+
+    (folder / "home").mkdir()
+    (folder / "home" / "config.toml").write_text(
+        f'[superlink]\ndefault = "bench"\n[superlink.bench]\naddress = "localhost:{port}"\n'
+        f'root-certificates = "{folder / "ca.pem"}"\n'
+    )
+    app = shutil.copytree(_APP, folder / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    try:
+        start("server", str(_BIN / "flower-superlink"), "--host=localhost", f"--port={port}", *tls)
+        _until_listening(port)
+        for index in range(nodes):
+            start(str(index), str(_BIN / "flower-supernode"), f"--root-certificates={folder / 'ca.pem'}",
+                  f"--superlink=localhost:{port}", "--host=localhost", f"--port={free_port()}", *tls,
+                  "--node-config", f"index={index}")  # fmt: skip
+        settings = f'mb={float(mb)} rounds={count} nodes={nodes} out="{folder / "times.json"}"'
+        done = subprocess.run([str(_BIN / "flwr"), "run", str(app), "bench", "-c", settings], env=environ, cwd=folder,
+                              capture_output=True, text=True, timeout=60)  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(done.stdout + done.stderr)
+        yield processes
+    finally:
+        _end(processes)
+
+
+def _first_to_go() -> None:
+    Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _until_listening(port: int) -> None:
+    end = time.monotonic() + 60
+    while not any(c.laddr.port == port and c.status == psutil.CONN_LISTEN for c in psutil.net_connections("tcp")):
+        if time.monotonic() > end:
+            raise TimeoutError(f"nothing listens on {port}")
+        time.sleep(0.1)
+
+
+def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.Error):
+        one = psutil.Process(process.pid)
+        return [one, *one.children(recursive=True)]
+    return []
+
+
+def _look(processes: dict[str, subprocess.Popen[bytes]], peaks: dict[str, float]) -> None:
+    """Each part's peak: its processes' own peaks together."""
+    for name, process in processes.items():
+        peaks[name] = max(peaks.get(name, 0.0), sum(peak_mb(p.pid) for p in _family(process)))
+
+
+def _end(processes: dict[str, subprocess.Popen[bytes]]) -> None:
+    everything = [p for process in processes.values() for p in _family(process)]
+    for one in everything:
+        with contextlib.suppress(psutil.Error):
+            one.kill()
+    for process in processes.values():
+        process.wait()
+
+
+def _told(peaks: dict[str, float]) -> str:
+    return ", ".join(f"{k}: {v:.0f} MB" for k, v in peaks.items())
+
+
+def _tail(folder: Path) -> str:
+    return "".join(f"\n== {p.name}\n{p.read_text(errors='replace')[-600:]}" for p in sorted(folder.glob("*.log")))
 
 
 def _certificates(folder: Path) -> None:
@@ -88,67 +172,3 @@ def _certificates(folder: Path) -> None:
     (folder / "ca.pem").write_bytes(certificate("ca", ca_key.public_key(), True))
     (folder / "server.pem").write_bytes(certificate("localhost", key.public_key(), False))
     (folder / "server.key").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-
-
-def _arrays(mb: float) -> list[Any]:
-    import numpy as np
-
-    elements = int(mb * 1e6) // 4
-    count = max(1, -(-elements // TENSOR))
-    side = max(1, int((elements / count) ** 0.5))
-    rng = np.random.default_rng(7)
-    return [rng.standard_normal((side, side), dtype=np.float32) for _ in range(count)]
-
-
-def _server(folder: Path, port: str, nodes: int, mb: float, count: int) -> None:
-    import psutil
-    from flwr.common import ndarrays_to_parameters
-    from flwr.server import ServerConfig, start_server
-    from flwr.server.strategy import FedAvg
-
-    at: list[float] = []
-
-    class Timed(FedAvg):
-        def aggregate_fit(self, *args: Any, **kwargs: Any) -> Any:
-            made = super().aggregate_fit(*args, **kwargs)
-            at.append(time.time())
-            return made
-
-    strategy = Timed(fraction_fit=1.0, fraction_evaluate=0.0, min_fit_clients=nodes, min_available_clients=nodes,
-                     initial_parameters=ndarrays_to_parameters(_arrays(mb)))  # fmt: skip
-    certificates = tuple((folder / n).read_bytes() for n in ("ca.pem", "server.pem", "server.key"))
-    start_server(server_address=f"127.0.0.1:{port}", config=ServerConfig(num_rounds=count), strategy=strategy,
-                 certificates=certificates)  # type: ignore[arg-type]  # fmt: skip
-    peak = psutil.Process().memory_info().rss
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            peak = int(line.split()[1]) * 1024
-    (folder / "times.json").write_text(json.dumps({"at": at, "rss_mb": peak / 1e6}))
-
-
-def _client(folder: Path, port: str, index: int) -> None:
-    import numpy as np
-    from flwr.client import NumPyClient, start_client
-
-    class Constant(NumPyClient):
-        def fit(self, parameters: Any, config: Any) -> Any:
-            return [p + np.float32(1e-3 * (index + 1)) for p in parameters], 100 + index, {}
-
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            start_client(server_address=f"localhost:{port}", client=Constant().to_client(),
-                         root_certificates=(folder / "ca.pem").read_bytes())  # fmt: skip
-            return
-        except Exception:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
-
-
-if __name__ == "__main__":
-    role, where, at_port, *more = sys.argv[1:]
-    if role == "server":
-        _server(Path(where), at_port, int(more[0]), float(more[1]), int(more[2]))
-    else:
-        _client(Path(where), at_port, int(more[0]))

@@ -158,7 +158,7 @@ class World:
         for name, process in self.processes.items():
             with contextlib.suppress(psutil.Error, OSError):
                 one = psutil.Process(process.pid)
-                total = sum(_peak(p.pid) for p in [one, *one.children(recursive=True)])
+                total = sum(peak_mb(p.pid) for p in [one, *one.children(recursive=True)])
                 self.peaks[name] = max(self.peaks.get(name, 0.0), total)
 
     def kill(self, name: str) -> None:
@@ -179,9 +179,10 @@ class World:
         self.processes.clear()
 
 
-def _peak(pid: int) -> float:
-    """VmHWM in MB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024 / 1e6
+def peak_mb(pid: int) -> float:
+    """The most memory a process has had resident, in MB (VmHWM); 0 when it is gone."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024 / 1e6
     return 0.0

@@ -285,11 +285,10 @@ def reference(
     """The next version by the rule alone, worked out whole in memory: changes `master`, gives the published digest."""
     total = sum(weight for _, weight in parts)
     for name in master:
-        change = sum(
-            decode_bfloat16(encode_bfloat16(delta[name])).astype(np.float64) * (weight / total)
-            for delta, weight in parts
-        )
-        master[name] = (master[name].astype(np.float64) + change).astype(np.float32)
+        change = np.zeros_like(master[name])
+        for delta, weight in parts:
+            change += decode_bfloat16(encode_bfloat16(delta[name])) * np.float32(weight / total)
+        master[name] = master[name] + change
     return write_exchange(out, spec, lambda n: master[n])
 
 

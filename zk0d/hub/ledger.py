@@ -313,16 +313,17 @@ class Ledger:
         """
         with self._store.write() as db:
             receipts, samples = [], 0
-            for share in merge.shares:
+            weights = made.weights or [None] * len(merge.shares)
+            for share, weight in zip(merge.shares, weights, strict=True):
                 db.execute(
                     "UPDATE updates SET state = 'merged', new_version = ?, weight = ?"
                     " WHERE digest = ? AND state = 'admitted'",
-                    (merge.version, share.weight, share.update),
+                    (merge.version, weight, share.update),
                 )
                 row = self.update(share.update)
                 assert row is not None and row["new_version"] == merge.version
                 samples += row["samples"]
-                receipts.append((row["node"], *self._receipt(db, row, row["decided_at"], merge.version, share.weight)))
+                receipts.append((row["node"], *self._receipt(db, row, row["decided_at"], merge.version, weight)))
             self._version(db, name, merge.version, made.published, made, seconds, len(merge.shares), samples)
             db.execute(
                 "UPDATE versions SET moments = ?, origin = ? WHERE federation = ? AND number = ?",

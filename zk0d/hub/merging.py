@@ -174,7 +174,8 @@ class Merging:
             self._hub.stopping, how, [s.scale for s in merge.shares], old, out[2:],
         )  # fmt: skip
         for path, digest in zip(out, (made.master, made.published, *made.moments), strict=True):
-            await asyncio.to_thread(blobs.place, path, digest)  # the writer has hashed and flushed it
+            if path.exists():  # a float32 version is its own master
+                await asyncio.to_thread(blobs.place, path, digest)  # the writer has hashed and flushed it
         return made, time.monotonic() - began
 
     async def _by_flower(

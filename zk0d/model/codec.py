@@ -44,17 +44,28 @@ def encode_bfloat16(values: Float32) -> Uint16:
     """
     source = np.asarray(values, dtype=np.float32, order="C")
     out = np.empty(source.shape, dtype=np.uint16)
-    bits, flat = source.reshape(-1).view(np.uint32), out.reshape(-1)
-    for start in range(0, bits.size, BLOCK):
-        block = bits[start : start + BLOCK]
-        # Adding just under half of the dropped part, plus the kept part's last bit, carries exactly when RNE rounds up.
-        rounded = (block + (np.uint32(0x7FFF) + ((block >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
-        nan = (block & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
-        if nan.any():
+    flat, rounded = source.reshape(-1), out.reshape(-1)
+    scratch = np.empty(min(flat.size, BLOCK), np.uint32)
+    for start in range(0, flat.size, BLOCK):
+        block, into = flat[start : start + BLOCK], rounded[start : start + BLOCK]
+        round_bfloat16(block, into, scratch)
+        if np.isnan(block.max()):
             # The carry could turn a NaN with a small mantissa into infinity: truncate it and set the quiet bit.
-            rounded = np.where(nan, (block >> np.uint32(16)) | np.uint32(0x40), rounded)
-        flat[start : start + BLOCK] = rounded
+            nan = np.isnan(block)
+            into[nan] = (block.view(np.uint32)[nan] >> np.uint32(16)) | np.uint32(0x40)
     return out
+
+
+def round_bfloat16(values: Float32, out: Uint16, scratch: NDArray[np.uint32]) -> None:
+    """`encode_bfloat16` of flat values that hold no NaN, into `out`; `scratch` is at least as long."""
+    bits, work = values.view(np.uint32), scratch[: values.size]
+    # Adding just under half of the dropped part, plus the kept part's last bit, carries exactly when RNE rounds up.
+    np.right_shift(bits, np.uint32(16), out=work)
+    np.bitwise_and(work, np.uint32(1), out=work)
+    np.add(work, np.uint32(0x7FFF), out=work)
+    np.add(work, bits, out=work)
+    np.right_shift(work, np.uint32(16), out=work)
+    np.copyto(out, work, casting="unsafe")
 
 
 def decode_bfloat16(bits: Uint16) -> Float32:

@@ -26,6 +26,7 @@ from zk0d.durable import fsync_dir
 from zk0d.errors import PayloadError, Zk0Error
 from zk0d.model.codec import BLOCK, Float32, Uint16, decode_bfloat16, encode_bfloat16, is_finite, sum_of_squares
 from zk0d.model.spec import ModelSpec
+from zk0d.model.writeback import start_writeback
 
 MAX_HEADER = 100_000_000
 """Bytes; the safetensors library's own limit."""
@@ -138,10 +139,20 @@ class Payload:
             raise PayloadError(f"{self.path.name}: tensor {name!r} is {dtype}, not floating point")
         return values.astype(np.float32, copy=False)
 
-    def release(self) -> None:
-        """Let the kernel drop the pages read so far (they stay valid, and are read again when touched)."""
-        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+    def release(self, name: str = "", start: int = 0, stop: int = 0) -> None:
+        """Let the kernel drop the pages read so far (they stay valid, and are read again when touched): all of them, or
+        those of a tensor's elements from `start` to `stop` (all but the last page, which others may be reading)."""
+        if self._map is None or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        if not name:
             self._map.madvise(mmap.MADV_DONTNEED)
+            return
+        entry = self.entries[name]
+        size = DTYPES[entry.dtype].itemsize
+        first, end = (self._offset + entry.start + n * size for n in (start, stop))
+        first, end = (n - n % mmap.PAGESIZE for n in (first, end))
+        if end > first:
+            self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
 
     def check_against(self, spec: ModelSpec) -> None:
         """Raise PayloadError unless names, shapes and dtype are exactly the spec's exchange set."""
@@ -234,6 +245,10 @@ def _short(text: str) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
+_WRITEBACK = 8 << 20
+"""Bytes after which the kernel is told to begin writing a file out, so that the flush at the end has little left."""
+
+
 class PayloadWriter:
     """Writes a safetensors file tensor by tensor: `write` in sorted name order, then `close` makes it appear durably.
 
@@ -248,9 +263,11 @@ class PayloadWriter:
         self.path = path
         self.digest = ""
         self.size = 0
+        self._started = 0  # bytes the kernel was told to begin writing out
         self._tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._entries = {n: Entry(d, tuple(map(int, s))) for n, (d, s) in sorted(entries.items())}
         self._left = list(reversed(self._entries))
+        self._done = 0  # elements of the tensor that is being written
         self._hash = hashlib.sha256()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._tmp.open("wb")
@@ -271,6 +288,10 @@ class PayloadWriter:
         self._file.write(data)
         self._hash.update(data)
         self.size += len(data)
+        if self.size - self._started >= _WRITEBACK:
+            self._file.flush()
+            start_writeback(self._file.fileno(), self._started, self.size - self._started)
+            self._started = self.size
 
     def write(self, name: str, values: NDArray[Any]) -> None:
         """Append the next tensor, in the entry's dtype (uint16 for BF16); float32 given for a BF16 entry is encoded."""
@@ -283,12 +304,23 @@ class PayloadWriter:
         if not encode and values.dtype != DTYPES[entry.dtype]:
             raise ValueError(f"{name}: dtype {values.dtype} is not {entry.dtype}")
         flat = np.ascontiguousarray(values).reshape(-1)
+        if not flat.size:
+            self._left.pop()
         for start in range(0, flat.size, BLOCK):
             block: NDArray[Any] = flat[start : start + BLOCK]
-            if encode:
-                block = encode_bfloat16(block)
-            self._put(memoryview(block).cast("B"))
-        self._left.pop()
+            self.append(name, encode_bfloat16(block) if encode else block)
+
+    def append(self, name: str, block: NDArray[Any]) -> None:
+        """The next elements of tensor `name`, flat and contiguous, in the entry's dtype; the last ones complete it."""
+        if not self._left or self._left[-1] != name:
+            raise ValueError(f"next tensor is {self._left[-1] if self._left else 'none'}, not {name}")
+        entry, self._done = self._entries[name], self._done + block.size
+        if block.dtype != DTYPES[entry.dtype] or self._done > entry.elements:
+            raise ValueError(f"{name}: {block.size} elements of {block.dtype} do not fit")
+        self._put(memoryview(block).cast("B"))
+        if self._done == entry.elements:
+            self._done = 0
+            self._left.pop()
 
     def close(self) -> None:
         """Make the file durable and visible at `path`. Raises ValueError if tensors are missing."""
