@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from _round_world import World, make_parts
+from _round_world import World, make_parts, shapes
 
 NODES = 3
 
@@ -22,7 +22,7 @@ def killing(disk: Path, tmpfs: Path, kills: int, seed: int) -> dict[str, Any]:
     """
     print(f"kills: {kills} with seed {seed}", flush=True)
     parts = disk / "parts"
-    make_parts(parts, 200_000, "bfloat16")
+    make_parts(parts, shapes=shapes(200_000, "bfloat16"))
     start = World(disk / "start", tmpfs / "start", NODES, random=True)
     start.prepare(parts, "bfloat16")
 
@@ -37,7 +37,7 @@ def killing(disk: Path, tmpfs: Path, kills: int, seed: int) -> dict[str, Any]:
         counts["hub" if name == "hub" else "node"] += 1
         disturbed.kill(name)
         _start(disturbed, name)
-    disturbed.ready()
+    disturbed.broker.ready()
     last = disturbed.version() + 2
     disturbed.wait_version(last, 120)
     disturbed.stop()
@@ -53,9 +53,7 @@ def killing(disk: Path, tmpfs: Path, kills: int, seed: int) -> dict[str, Any]:
 def _copy(start: World, disk: Path, tmpfs: Path, name: str) -> World:
     shutil.copytree(start.hub, disk / name, ignore=shutil.ignore_patterns("*.sock", "run"))
     shutil.copytree(start.nodes, tmpfs / name, ignore=shutil.ignore_patterns("*.sock", "run"))
-    made = World(disk / name, tmpfs / name, start.count, random=True)
-    made.port = start.port
-    return made
+    return World(disk / name, tmpfs / name, start.count, random=True)
 
 
 def _start(world: World, name: str) -> None:

@@ -6,73 +6,34 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 from _harness import REPOSITORY
 
-from zk0d.control import call
-from zk0d.durable import write_text
-from zk0d.errors import NotRunningError
-from zk0d.hub.setup import initialise
-from zk0d.invitation import Invitation
-from zk0d.link.enroll import enroll
-from zk0d.link.identity import NodeIdentity
-from zk0d.model.payload import PayloadWriter, write_exchange
-from zk0d.model.spec import Feature, ModelSpec, TensorSpec
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+sys.path.insert(0, str(REPOSITORY / "tests"))
+from hub_cast import HubProcess, TestNode, free_port, make_parts
+
+__all__ = ["TENSOR", "World", "free_port", "make_parts", "peak_mb", "shapes"]
 
 FEDERATION = "bench"
 TENSOR = 4 << 20
 """Elements of a tensor at most: 16 MiB of float32, as the larger ones of a small language model's expert."""
-TOML = """
-[model]
-policy = "act"
-dtype = "{dtype}"
-[model.cameras]
-front = [96, 96]
-[rounds]
-min_nodes = {nodes}
-target = {nodes}
-quorum = {nodes}
-deadline_s = 86400
-versions = 0
-"""
 
 
-def make_parts(folder: Path, payload_bytes: int, dtype: str) -> ModelSpec:
-    """What `federation create --from` takes, for updates of about `payload_bytes`."""
+def shapes(payload_bytes: int, dtype: str) -> dict[str, tuple[int, ...]]:
+    """An exchange set of about `payload_bytes`, in tensors as a small language model's expert has them."""
     elements = payload_bytes // (2 if dtype == "bfloat16" else 4)
     count = max(1, -(-elements // TENSOR))
     side = max(1, int((elements / count) ** 0.5))
-    exchange = tuple(TensorSpec(f"layer{i:03d}.weight", (side, side)) for i in range(count))
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(7)
-    with PayloadWriter(folder / "base.safetensors", {t.name: ("F32", t.shape) for t in exchange}) as out:
-        for t in exchange:
-            out.write(t.name, rng.standard_normal(t.shape, dtype=np.float32))
-    rng = np.random.default_rng(7)
-    vector = Feature("float32", (6,), tuple(f"joint_{i}.pos" for i in range(6)))
-    features = {"action": vector, "observation.images.front": Feature("image", (96, 96, 3)),
-                "observation.state": vector}  # fmt: skip
-    spec = ModelSpec("act", {}, "", features, 30, "degrees", exchange, dtype, out.digest)  # type: ignore[arg-type]
-    write_exchange(
-        folder / "exchange.safetensors", spec, lambda n: rng.standard_normal(exchange[0].shape, dtype=np.float32)
-    )
-    (folder / "spec.json").write_bytes(spec.to_bytes())
-    return spec
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    return {f"layer{i:03d}.weight": (side, side) for i in range(count)}
 
 
 class World:
@@ -80,60 +41,35 @@ class World:
 
     def __init__(self, hub: Path, nodes: Path, count: int, random: bool = False) -> None:
         self.hub, self.nodes, self.count, self.random = hub, nodes, count, random
+        self.broker = HubProcess(hub)
+        self.broker.patience_s = 300.0
+        listen = tomllib.loads((hub / "hub.toml").read_text())["hub"]["listen"]
+        self.port = int(listen.rpartition(":")[2])
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.peaks: dict[str, float] = {}
 
     def prepare(self, parts: Path, dtype: str) -> None:
-        """Hub, keys, enrolment, federation; all of it stopped again at the end."""
-        self.port = free_port()
-        initialise(self.hub, f"127.0.0.1:{self.port}", "bench")
-        settings = self.hub / "hub.toml"
-        write_text(settings, settings.read_text() + '[runtime]\npython = "/bin/false"\nattempts = 1\n')
+        """Keys, enrolment, federation; the hub is stopped again at the end."""
         self.start_hub()
-        self.ready()
+        self.broker.ready()
         for index in range(self.count):
-            asyncio.run(self._enrol(index))
-        toml = TOML.format(dtype=dtype, nodes=self.count)
-        self.ask("federation_create", name=FEDERATION, toml=toml, parts=str(parts))
+            asyncio.run(TestNode(self.nodes, str(index)).enrol(self.broker))
+        self.broker.create(FEDERATION, parts, self.count, dtype=dtype, deadline_s=86400)
         self.stop()
 
-    async def _enrol(self, index: int) -> None:
-        identity = NodeIdentity.create(self.nodes / str(index) / "keys")
-        invitation = Invitation.parse(self.ask("invite", label=str(index))["token"])
-        request = {"csr": identity.csr(), "secret": invitation.secret}
-        reply = await enroll(invitation.host, invitation.port, request, invitation.ca)
-        identity.install(reply["certificate"], reply["ca"], reply["node_id"])
-
     def start_hub(self) -> None:
-        (self.hub / "log").mkdir(exist_ok=True)
-        self._start("hub", [sys.executable, "-m", "zk0d.hub.main", "--dir", str(self.hub), "serve"], self.hub / "log")
+        self.broker.begin()
+        assert self.broker.process is not None
+        self.processes["hub"] = self.broker.process
 
     def start_node(self, index: int) -> None:
         folder = self.nodes / str(index)
         command = [sys.executable, str(Path(__file__).with_name("_round_node.py")), str(folder), "127.0.0.1",
                    str(self.port), str(index), FEDERATION, "random" if self.random else "constant"]  # fmt: skip
-        self._start(str(index), command, folder)
-
-    def _start(self, name: str, command: list[str], log: Path) -> None:
-        with (log / "console.log").open("ab") as out:
-            self.processes[name] = subprocess.Popen(
-                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=REPOSITORY,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            )  # fmt: skip
-
-    def ready(self, seconds: float = 60.0) -> None:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                self.ask("status")
-                return
-            except NotRunningError:
-                if self.processes["hub"].poll() is not None or time.monotonic() > deadline:
-                    raise RuntimeError((self.hub / "log" / "console.log").read_text()[-2000:]) from None
-                time.sleep(0.02)
-
-    def ask(self, op: str, **fields: Any) -> Any:
-        return call(self.hub / "admin.sock", {"op": op, **fields}, timeout=300)
+        with (folder / "console.log").open("ab") as out:
+            self.processes[str(index)] = subprocess.Popen(
+                command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, cwd=REPOSITORY
+            )
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
         """A query over the hub's database, read only."""

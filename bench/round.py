@@ -7,6 +7,7 @@ nodes' state is on tmpfs, since they stand for other machines; the hub's is on t
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import random
 import shutil
@@ -20,17 +21,19 @@ from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
-from _harness import RESULTS, arguments, write
+from _harness import RESULTS, arguments, revision, write
 from _round_flower import flower_rounds
 from _round_kills import killing
-from _round_world import World, make_parts
+from _round_world import World, make_parts, shapes
 
 from zk0d.hub.aggregate import merge
 from zk0d.model.codec import BLOCK, decode_bfloat16
 from zk0d.model.payload import Payload, write_exchange
 
 MB = 1_000_000
-PARTS = ("rounds100", "rounds900", "growth", "merge", "kills")
+SIZES = {"100mb": (100, 4, 3), "900mb": (900, 12, 2)}
+"""MB at full size, MB with --small, rounds measured after the first."""
+PARTS = ("zk0-100mb", "flower-100mb", "zk0-900mb", "flower-900mb", "growth", "merge", "kills")
 
 
 @contextmanager
@@ -49,13 +52,13 @@ def folders() -> Iterator[tuple[Path, Path]]:
 def rounds(nodes: int, mb: float, count: int, dtype: str = "float32") -> dict[str, Any]:
     """Seconds per round after the first, and peak resident MB of the hub's and of one node's processes."""
     with folders() as (disk, tmpfs):
-        make_parts(disk / "parts", int(mb * MB), dtype)
+        make_parts(disk / "parts", dtype=dtype, shapes=shapes(int(mb * MB), dtype))
         world = World(disk / "hub", tmpfs, nodes)
         world.prepare(disk / "parts", dtype)
         shutil.rmtree(disk / "parts")
         try:
             world.start_hub()
-            world.ready()
+            world.broker.ready()
             for index in range(nodes):
                 world.start_node(index)
             world.wait_version(count + 1, 60 + 120 * (count + 1))
@@ -70,9 +73,10 @@ def rounds(nodes: int, mb: float, count: int, dtype: str = "float32") -> dict[st
 
 
 def merging(mb: float, updates: int = 8) -> dict[str, float]:
-    """Our merge of bfloat16 updates against reading them once and a blocked numpy weighted sum; both write nothing else."""
+    """Seconds of our merge of bfloat16 updates (a version written, hashed and flushed to the disk), and of reading them
+    once and a blocked numpy weighted sum, which writes nothing: the files are in the page cache for both."""
     with folders() as (disk, _):
-        spec = make_parts(disk, int(mb * MB), "bfloat16")
+        spec = make_parts(disk, shapes=shapes(int(mb * MB), "bfloat16"))
         rng = np.random.default_rng(3)
         files = []
         for i in range(updates):
@@ -85,7 +89,13 @@ def merging(mb: float, updates: int = 8) -> dict[str, float]:
             _limit(files)
             best_limit = min(best_limit, time.perf_counter() - began)
             began = time.perf_counter()
-            merge(spec, disk / "base.safetensors", files, disk / "master", disk / "published")
+            merge(
+                spec,
+                (disk / "base.safetensors", disk / "exchange.safetensors"),
+                files,
+                disk / "master",
+                disk / "published",
+            )
             best = min(best, time.perf_counter() - began)
         return {"merge_s": best, "limit_s": best_limit}
 
@@ -103,42 +113,59 @@ def _limit(files: list[tuple[Path, float]]) -> None:
         payload.close()
 
 
-def measure(only: list[str], small: bool, seed: int, kills: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    figures: dict[str, Any] = {}
-    detail: dict[str, Any] = {}
-    for label, mb, count in (("100mb", 4 if small else 100, 3), ("900mb", 12 if small else 900, 1 if small else 2)):
-        if f"rounds{label[:3]}" not in only:
-            continue
-        ours = rounds(4, mb, count)
-        theirs, why = flower_rounds(4, mb, count)
+def measure(part: str, small: bool, seed: int, kills: int) -> dict[str, Any]:
+    """What one part gives: figures, and `detail` of it."""
+    kind, _, label = part.partition("-")
+    if kind in ("zk0", "flower"):
+        mb, little, count = SIZES[label]
+        size, count = (little, min(count, 1)) if small else (mb, count)
+        if kind == "zk0":
+            ours = rounds(4, size, count)
+            made = {f"round_wall_s_{label}": ours["wall_s"], "detail": ours}
+            if label == "900mb":
+                made |= {"hub_rss_mb_900mb_n4": ours["hub_rss_mb"], "node_rss_mb_900mb": ours["node_rss_mb"]}
+            return made
+        # At 900 MB one round of Flower's is minutes: each of its rounds does the same from the beginning.
+        theirs, why = flower_rounds(4, size, 1 if label == "900mb" else count, 170)
         if theirs is None:
-            print(f"Flower at {label}: skipped: {why}")
-        figures[f"round_wall_s_{label}"] = ours["wall_s"]
-        figures[f"flower_wall_s_{label}"] = None if theirs is None else theirs["wall_s"]
-        figures[f"round_wall_vs_flower_{label}"] = None if theirs is None else ours["wall_s"] / theirs["wall_s"]
-        detail[label] = {"zk0": ours, "flower": theirs or why}
-        if label == "900mb":
-            figures["hub_rss_mb_900mb_n4"] = ours["hub_rss_mb"]
-            figures["node_rss_mb_900mb"] = ours["node_rss_mb"]
-    if "growth" in only:
+            print(f"Flower at {label}: no figure: {why}")
+        return {f"flower_wall_s_{label}": theirs and theirs["wall_s"], "detail": theirs or why}
+    if kind == "growth":
         two, eight = (rounds(n, 4 if small else 200, 1)["hub_rss_mb"] for n in (2, 8))
-        figures["hub_rss_growth_2_to_8"] = eight / two - 1
-        detail["growth"] = {"hub_rss_mb_n2": two, "hub_rss_mb_n8": eight}
-    if "merge" in only:
+        return {"hub_rss_growth_2_to_8": eight / two - 1, "detail": {"hub_rss_mb_n2": two, "hub_rss_mb_n8": eight}}
+    if kind == "merge":
         found = merging(10 if small else 200)
-        figures["merge_vs_limit"] = found["merge_s"] / found["limit_s"]
-        detail["merge"] = found
-    if "kills" in only:
-        with folders() as (disk, tmpfs):
-            told = killing(disk, tmpfs, kills or (6 if small else 200), seed)
-        figures.update({k: told.pop(k) for k in ("kills", "lost", "double_counted", "bytes_equal")})
-        detail["kills"] = told
-    return figures, detail
+        return {"merge_vs_limit": found["merge_s"] / found["limit_s"], "detail": found}
+    with folders() as (disk, tmpfs):
+        told = killing(disk, tmpfs, kills or (6 if small else 200), seed)
+    return {**{k: told.pop(k) for k in ("kills", "lost", "double_counted", "bytes_equal")}, "detail": told}
+
+
+def before(small: bool) -> dict[str, Any]:
+    """The parts an earlier run of the same sizes left: the whole takes longer than one has a machine to oneself."""
+    try:
+        record = json.loads((RESULTS / "round.json").read_text())
+        return dict(record["parts"]) if record["small"] == small else {}
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def figures_of(parts: dict[str, Any]) -> dict[str, Any]:
+    """All figures, ratios included."""
+    figures = {
+        k: v for part in PARTS if part in parts for k, v in parts[part].items() if k not in ("detail", "at", "revision")
+    }
+    for label in SIZES:
+        ours, theirs = figures.get(f"round_wall_s_{label}"), figures.get(f"flower_wall_s_{label}")
+        figures[f"round_wall_vs_flower_{label}"] = ours / theirs if ours and theirs else None
+    return figures
 
 
 def main() -> None:
     parser = arguments(__doc__ or "")
-    parser.add_argument("--only", default=",".join(PARTS), help=f"parts, of {', '.join(PARTS)}")
+    parser.add_argument(
+        "--only", default=",".join(PARTS), help=f"parts, of {', '.join(PARTS)}; the others' last figures are kept"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the kills; default: a random one, printed")
     parser.add_argument("--kills", type=int, default=0)
     options = parser.parse_args()
@@ -146,9 +173,12 @@ def main() -> None:
     if unknown := set(only) - set(PARTS):
         sys.exit(f"unknown parts: {', '.join(sorted(unknown))}")
     seed = options.seed or random.SystemRandom().randrange(1, 1 << 30)
-    figures, detail = measure(only, options.small, seed, options.kills)
-    write("round", options.small, {"nodes": 4, "dtype": "float32", "seed": seed}, figures,
-          ("flwr", "pyzmq", "cryptography", "numpy"), detail=detail)  # fmt: skip
+    parts = {} if only == list(PARTS) else before(options.small)
+    for part in only:
+        made = measure(part, options.small, seed, options.kills)
+        parts[part] = {**made, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "revision": revision()}
+    write("round", options.small, {"nodes": 4, "dtype": "float32", "seed": seed}, figures_of(parts),
+          ("flwr", "pyzmq", "cryptography", "numpy"), parts=parts)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -54,10 +54,15 @@ versions = {versions}
 """
 
 
-def make_parts(folder: Path, elements: int = 60_000, dtype: str = "bfloat16") -> ModelSpec:
-    """spec.json, base.safetensors and exchange.safetensors of a small model, for `federation create --from`."""
+def make_parts(
+    folder: Path, elements: int = 60_000, dtype: str = "bfloat16", shapes: dict[str, tuple[int, ...]] | None = None
+) -> ModelSpec:
+    """spec.json, base.safetensors and exchange.safetensors of a small model, for `federation create --from`.
+
+    `shapes`: the exchange set, instead of a head of about `elements`."""
     rng = np.random.default_rng(7)
-    exchange = (TensorSpec("head.bias", (7,)), TensorSpec("head.weight", (elements // 100, 100)))
+    shapes = shapes or {"head.bias": (7,), "head.weight": (elements // 100, 100)}
+    exchange = tuple(TensorSpec(name, shape) for name, shape in sorted(shapes.items()))
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {t.name: rng.standard_normal(t.shape, dtype=np.float32) for t in exchange}
     tensors["frozen.weight"] = rng.standard_normal((10, 10), dtype=np.float32)
@@ -92,19 +97,30 @@ class HubProcess:
 
     def __init__(self, folder: Path, runtime: str = 'python = "/bin/false"\nattempts = 1\n') -> None:
         self.folder = folder
+        self.patience_s = 20.0
         self.process: subprocess.Popen[bytes] | None = None
-        assert main(["--dir", str(folder), "init", "--listen", f"127.0.0.1:{free_port()}", "--name", "test"]) == 0
         settings = folder / "hub.toml"
-        write_text(settings, settings.read_text() + f"[runtime]\n{runtime}")
+        if not settings.exists():
+            assert main(["--dir", str(folder), "init", "--listen", f"127.0.0.1:{free_port()}", "--name", "test"]) == 0
+            write_text(settings, settings.read_text() + f"[runtime]\n{runtime}")
 
     def start(self) -> None:
+        """Begin, and wait until it answers."""
+        self.begin()
+        self.ready()
+
+    def begin(self) -> None:
         (self.folder / "log").mkdir(exist_ok=True)
         with (self.folder / "log" / "console.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "zk0d.hub.main", "--dir", str(self.folder), "serve"],
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=REPOSITORY,
             )  # fmt: skip
-        deadline = time.monotonic() + 20
+
+    def ready(self) -> None:
+        """Until it answers."""
+        assert self.process is not None
+        deadline = time.monotonic() + self.patience_s
         while True:
             try:
                 self.ask("status")
@@ -115,7 +131,7 @@ class HubProcess:
                 time.sleep(0.02)
 
     def ask(self, op: str, **fields: Any) -> Any:
-        return call(self.folder / "admin.sock", {"op": op, **fields}, timeout=20)
+        return call(self.folder / "admin.sock", {"op": op, **fields}, timeout=self.patience_s)
 
     def create(
         self, name: str, parts: Path, nodes: int, versions: int = 0, dtype: str = "bfloat16", deadline_s: int = 600
@@ -289,7 +305,8 @@ def reference(
         for delta, weight in parts:
             change += decode_bfloat16(encode_bfloat16(delta[name])) * np.float32(weight / total)
         master[name] = master[name] + change
-    return write_exchange(out, spec, lambda n: master[n])
+    away = {n: ((v.view(np.uint32) + np.uint32(0x8000)) >> np.uint32(16)).astype(np.uint16) for n, v in master.items()}
+    return write_exchange(out, spec, lambda n: away[n] if spec.dtype == "bfloat16" else master[n])
 
 
 def base_tensors(parts: Path, spec: ModelSpec) -> dict[str, np.ndarray]:

@@ -26,6 +26,7 @@ def run(folder: Path, strategy: str, tag: str) -> tuple[str, np.ndarray, list[np
         write_exchange(folder / f"u{i}", spec, values.__getitem__)
         updates.append([str(folder / f"u{i}"), (0.1, 0.1, 0.2, 0.2, 0.4)[i], 1.0])
     job = {"strategy": strategy, "version": 1, "spec": str(folder / "spec"), "master": str(folder / "m"),
+           "published": str(folder / "p/exchange.safetensors"),
            "updates": updates, "out_master": str(folder / f"{tag}m"), "out_published": str(folder / f"{tag}p")}  # fmt: skip
 
     async def work() -> str:

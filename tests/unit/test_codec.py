@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from zk0d.model.codec import BLOCK, CODECS, decode_bfloat16, encode_bfloat16, is_finite, sum_of_squares
+from zk0d.model.codec import (
+    BLOCK,
+    CODECS,
+    decode_bfloat16,
+    encode_bfloat16,
+    is_finite,
+    join_float32,
+    split_float32,
+    sum_of_squares,
+)
 
 ANY_BITS = hnp.arrays(np.uint32, st.integers(0, 300), elements=st.integers(0, 2**32 - 1))
 
@@ -70,3 +79,18 @@ def test_shape_is_kept_for_scalars_and_strided_input() -> None:
     grid = np.arange(12, dtype=np.float32).reshape(3, 4)
     assert np.array_equal(decode_bfloat16(encode_bfloat16(grid.T)), grid.T)
     assert encode_bfloat16(np.float32(2).reshape(())).shape == ()
+
+
+@given(ANY_BITS)
+def test_split_and_join_are_inverse_and_round_to_the_nearest(bits: np.ndarray) -> None:
+    values = bits.view(np.float32)
+    values = np.where(np.abs(values) <= np.float32(3.38e38), values, np.float32(1.5))  # finite, rounded too
+    rounded, rest = np.empty(values.size, np.uint16), np.empty(values.size, np.uint16)
+    split_float32(values, rounded, rest, np.empty(values.size, np.uint32))
+    back = np.empty(values.size, np.float32)
+    join_float32(rounded, rest, back, np.empty(values.size, np.int32))
+    assert np.array_equal(back.view(np.uint32), values.view(np.uint32))
+    even = encode_bfloat16(values)
+    tie = rest == 0x8000
+    assert np.array_equal(rounded[~tie], even[~tie])
+    assert (np.abs(rounded[tie].astype(int) - even[tie]) <= 1).all()

@@ -15,14 +15,20 @@ import pytest
 from hub_cast import base_tensors, make_parts, reference
 
 from zk0d.durable import canonical_json, sha256_file
-from zk0d.errors import PayloadError, ProtocolError
+from zk0d.errors import PayloadError, ProtocolError, Zk0Error
 from zk0d.hub import admission
 from zk0d.hub.aggregate import first_master, merge
+from zk0d.hub.master import Master
 from zk0d.hub.receipts import UPDATE_PREFIX, ReceiptKey, check_signature, read_statement
 from zk0d.link.identity import Authority, NodeIdentity
 from zk0d.model.codec import decode_bfloat16, encode_bfloat16
 from zk0d.model.payload import Payload, write_exchange
 from zk0d.model.spec import ModelSpec
+
+
+def before(folder: Path) -> tuple[Path, Path]:
+    """Version 0: its master and what is published."""
+    return folder / "m", folder / "p" / "exchange.safetensors"
 
 
 def deltas(spec: ModelSpec, count: int, scale: float = 0.1) -> list[dict[str, np.ndarray]]:
@@ -34,17 +40,15 @@ def deltas(spec: ModelSpec, count: int, scale: float = 0.1) -> list[dict[str, np
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_merge_is_the_formula(tmp_path: Path, dtype: str) -> None:
-    spec = make_parts(tmp_path / "parts", elements=700_000, dtype=dtype)
-    first_master(
-        spec, tmp_path / "parts" / "exchange.safetensors", tmp_path / "parts" / "base.safetensors", tmp_path / "m"
-    )
+    spec = make_parts(tmp_path / "p", elements=700_000, dtype=dtype)
+    first_master(spec, tmp_path / "p" / "exchange.safetensors", tmp_path / "p" / "base.safetensors", tmp_path / "m")
     given, weights = deltas(spec, 3), [0.5, 0.3, 0.2]
     paths = []
     for i, delta in enumerate(given):
         paths.append(tmp_path / f"u{i}")
         write_exchange(paths[-1], spec, lambda n, d=delta: d[n])
-    made = merge(spec, tmp_path / "m", list(zip(paths, weights, strict=True)), tmp_path / "new", tmp_path / "wire")
-    master = base_tensors(tmp_path / "parts", spec)
+    made = merge(spec, before(tmp_path), list(zip(paths, weights, strict=True)), tmp_path / "new", tmp_path / "wire")
+    master = base_tensors(tmp_path / "p", spec)
     full = tmp_path / ("wire" if dtype == "float32" else "new")  # a float32 version is its own master
     assert (tmp_path / "new").exists() == (dtype == "bfloat16") and made.weights == tuple(weights)
     for name in master:
@@ -53,8 +57,8 @@ def test_merge_is_the_formula(tmp_path: Path, dtype: str) -> None:
         for delta, weight in zip(given, weights, strict=True):
             sent = decode_bfloat16(encode_bfloat16(delta[name])) if dtype == "bfloat16" else delta[name]
             exact = exact + weight * sent.astype(np.float64)
-        with Payload.open(full) as new, Payload.open(tmp_path / "wire") as wire:
-            np.testing.assert_allclose(new.float32(name), exact, rtol=1e-7, atol=rounding)
+        with Master(full, tmp_path / "wire") as new, Payload.open(tmp_path / "wire") as wire:
+            np.testing.assert_allclose(new.tensor(name), exact, rtol=1e-7, atol=rounding)
             np.testing.assert_allclose(wire.float32(name), exact, rtol=2**-8 if dtype == "bfloat16" else 1e-7,
                                        atol=rounding)  # fmt: skip
     assert made.master == "sha256:" + sha256_file(full)
@@ -63,15 +67,35 @@ def test_merge_is_the_formula(tmp_path: Path, dtype: str) -> None:
     )
     if dtype == "bfloat16":
         parts = list(zip(given, weights, strict=True))
-        assert made.published == reference(spec, base_tensors(tmp_path / "parts", spec), parts, tmp_path / "ref")
+        assert made.published == reference(spec, base_tensors(tmp_path / "p", spec), parts, tmp_path / "ref")
+
+
+def test_versions_that_follow_lose_nothing_of_the_master(tmp_path: Path) -> None:
+    """Steps far below bfloat16's spacing add up over versions, as in float32 whole in memory."""
+    spec = make_parts(tmp_path / "p", elements=700_000)
+    first_master(spec, tmp_path / "p" / "exchange.safetensors", tmp_path / "p" / "base.safetensors", tmp_path / "m")
+    small = deltas(spec, 1, 1e-4)[0]
+    write_exchange(tmp_path / "u", spec, small.__getitem__)
+    at, master = before(tmp_path), base_tensors(tmp_path / "p", spec)
+    for version in range(3):
+        out = tmp_path / f"m{version}", tmp_path / f"w{version}"
+        made = merge(spec, at, [(tmp_path / "u", 1.0)], *out)
+        assert made.published == reference(spec, master, [(small, 1)], tmp_path / "ref")
+        with Master(*out) as exact:
+            assert all(np.array_equal(exact.tensor(n), v) for n, v in master.items())
+        at = out
+    (tmp_path / "m2").write_bytes(b"")
+    with pytest.raises(Zk0Error, match="hub's own file") as raised:
+        merge(spec, at, [(tmp_path / "u", 1.0)], tmp_path / "x", tmp_path / "y")
+    assert not isinstance(raised.value, PayloadError)
 
 
 def test_equal_updates_of_equal_weight_are_their_own_mean(tmp_path: Path) -> None:
     spec = make_parts(tmp_path / "p")
     first_master(spec, tmp_path / "p" / "exchange.safetensors", tmp_path / "p" / "base.safetensors", tmp_path / "m")
     write_exchange(tmp_path / "u", spec, deltas(spec, 1)[0].__getitem__)
-    one = merge(spec, tmp_path / "m", [(tmp_path / "u", 1.0)], tmp_path / "n1", tmp_path / "w1")
-    four = merge(spec, tmp_path / "m", [(tmp_path / "u", 0.25)] * 4, tmp_path / "n4", tmp_path / "w4")
+    one = merge(spec, before(tmp_path), [(tmp_path / "u", 1.0)], tmp_path / "n1", tmp_path / "w1")
+    four = merge(spec, before(tmp_path), [(tmp_path / "u", 0.25)] * 4, tmp_path / "n4", tmp_path / "w4")
     assert (one.master, one.published) == (four.master, four.published)
 
 
@@ -94,12 +118,12 @@ def test_overflow_and_cancelling_leave_nothing(tmp_path: Path) -> None:
     first_master(spec, tmp_path / "p" / "exchange.safetensors", tmp_path / "p" / "base.safetensors", tmp_path / "m")
     huge = {t.name: np.full(t.shape, 3.38e38, np.float32) for t in spec.exchange}
     write_exchange(tmp_path / "u", spec, lambda n: huge[n])
-    before = set(tmp_path.iterdir())
+    there = set(tmp_path.iterdir())
     with pytest.raises(PayloadError, match="infinite"):
-        merge(spec, tmp_path / "m", [(tmp_path / "u", 1.0), (tmp_path / "u", 1.0)], tmp_path / "n", tmp_path / "w")
+        merge(spec, before(tmp_path), [(tmp_path / "u", 1.0), (tmp_path / "u", 1.0)], tmp_path / "n", tmp_path / "w")
     with pytest.raises(admission.CancelledError):
-        merge(spec, tmp_path / "m", [(tmp_path / "u", 1.0)], tmp_path / "n", tmp_path / "w", lambda: True)
-    assert set(tmp_path.iterdir()) == before
+        merge(spec, before(tmp_path), [(tmp_path / "u", 1.0)], tmp_path / "n", tmp_path / "w", lambda: True)
+    assert set(tmp_path.iterdir()) == there
 
 
 def test_memory_is_bounded_by_tensors_not_by_updates(tmp_path: Path) -> None:
@@ -115,9 +139,9 @@ from zk0d.model.spec import ModelSpec
 d = Path(sys.argv[1]); spec = ModelSpec.load(d / "spec")
 first_master(spec, d / "p" / "exchange.safetensors", d / "p" / "base.safetensors", d / "m")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-merge(spec, d / "m", [(d / "u", 0.125)] * 1, d / "n", d / "w")
+merge(spec, (d / "m", d / "p" / "exchange.safetensors"), [(d / "u", 0.125)] * 1, d / "n", d / "w")
 one = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-merge(spec, d / "m", [(d / "u", 0.125)] * 8, d / "n", d / "w")
+merge(spec, (d / "m", d / "p" / "exchange.safetensors"), [(d / "u", 0.125)] * 8, d / "n", d / "w")
 print(before, one, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True,
@@ -265,10 +289,10 @@ def test_sum_order_is_the_given_order(tmp_path: Path) -> None:
     for i, delta in enumerate(deltas(spec, 3)):
         paths.append((tmp_path / f"u{i}", (0.2, 0.3, 0.5)[i]))
         write_exchange(paths[-1][0], spec, lambda n, d=delta: d[n])
-    same = {merge(spec, tmp_path / "m", paths, tmp_path / "n", tmp_path / "w") for _ in range(3)}
+    same = {merge(spec, before(tmp_path), paths, tmp_path / "n", tmp_path / "w") for _ in range(3)}
     assert len(same) == 1
     for order in itertools.permutations(paths):  # differs at most by the last bit of float64, so almost never
-        made = merge(spec, tmp_path / "m", order, tmp_path / "n2", tmp_path / "w2")
-        with Payload.open(tmp_path / "n2") as a, Payload.open(tmp_path / "n") as b:
-            np.testing.assert_allclose(a.float32("head.weight"), b.float32("head.weight"), rtol=1e-6, atol=1e-7)
+        made = merge(spec, before(tmp_path), order, tmp_path / "n2", tmp_path / "w2")
+        with Master(tmp_path / "n2", tmp_path / "w2") as a, Master(tmp_path / "n", tmp_path / "w") as b:
+            np.testing.assert_allclose(a.tensor("head.weight"), b.tensor("head.weight"), rtol=1e-6, atol=1e-7)
         assert made.size == next(iter(same)).size

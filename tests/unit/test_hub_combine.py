@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from zk0d.errors import ConfigError
-from zk0d.hub import aggregate, combine, recipe
+from zk0d.hub import aggregate, blocks, combine, recipe
 from zk0d.hub.config import parse_federation
+from zk0d.hub.master import Master
 from zk0d.hub.recipe import Recipe
 from zk0d.hub.rounds import Share
 from zk0d.model.payload import Payload, write_exchange
@@ -106,15 +108,15 @@ def test_files_give_what_numpy_gives_and_the_same_on_one_core(
 
     def run(tag: str) -> aggregate.Merged:
         out = [tmp_path / f"{tag}{i}" for i in range(how.moments)]
-        return aggregate.merge(spec, tmp_path / "m", paths, tmp_path / f"{tag}m", tmp_path / f"{tag}p",
+        return aggregate.merge(spec, (tmp_path / "m", tmp_path / "p/exchange.safetensors"), paths, tmp_path / f"{tag}m", tmp_path / f"{tag}p",
                                recipe=how, scales=scales, out_moments=out)  # fmt: skip
 
     many = run("a")
     monkeypatch.setattr(aggregate, "CORES", 1)
     assert run("b") == many and len(many.moments) == how.moments
     name = "head.weight"
-    with Payload.open(tmp_path / "m") as old, Payload.open(tmp_path / "am") as new:
-        moved = new.float32(name).astype(np.float64) - old.float32(name)
+    with Payload.open(tmp_path / "m") as old, Master(tmp_path / "am", tmp_path / "ap") as new:
+        moved = new.tensor(name).astype(np.float64) - old.float32(name)
     deltas = []
     for (path, _), scale in zip(paths, scales, strict=True):
         with Payload.open(path) as payload:
@@ -138,3 +140,19 @@ def test_privacy_that_would_not_hold_is_refused() -> None:
     config = parse_federation(good + "clip_norm = 1.0\n", "f.toml")
     how = recipe.from_config(config, "11" * 32)
     assert how.noise == 1.0 and how.told()["seed"] != how.seed and len(how.told()["seed"]) == 64
+
+
+def test_memory_of_a_median_does_not_grow_with_the_nodes() -> None:
+    for count in (1, 8, 64, 1000, 10_000):
+        size = blocks.width(count)
+        assert size >= 256 and (size == 256 or size * count * 8 <= 8 << 20)
+    rng = np.random.default_rng(0)
+    rows = [rng.standard_normal(70_000, dtype=np.float32) for _ in range(40)]
+    work = blocks.Work(Recipe("median"), np.full(40, 1 / 40), np.ones(40), "float32")
+    slot, base = blocks.Slot("float32", 0), np.zeros(70_000, np.float32)
+    tracemalloc.start()
+    slot.fill(work, 0, 0, base, rows, [])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(slot.outputs[0][:70_000], np.median(rows, axis=0), rtol=1e-6)
+    assert peak < 40 * 70_000 * 8, peak  # less than all rows side by side

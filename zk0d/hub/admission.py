@@ -22,6 +22,8 @@ from zk0d.model.spec import ModelSpec
 
 HEADER_PER_TENSOR = 1024
 """Bytes of header per tensor that a payload may have beyond its data, plus 64 KiB."""
+_AT_ONCE = 1 << 20
+"""Elements read before their pages are given back."""
 QUARANTINED = 20
 """Refused payloads kept for a look; older ones go."""
 
@@ -52,7 +54,7 @@ def inspect(
     """Judge the payload at `path` → its Euclidean norm. Raises PayloadError or ProtocolError with the reason.
 
     `max_norm` 0: any norm. `hashed`: the SHA-256 of the whole has been checked just now, by the transfer.
-    `cancelled` is asked between tensors; CancelledError then.
+    `cancelled` is asked now and then; CancelledError then.
     """
     size = path.stat().st_size
     if size != statement.size or size > size_limit(spec):
@@ -64,14 +66,16 @@ def inspect(
     with Payload.open(path, max_header=_header_limit(spec)) as payload:
         payload.check_against(spec)
         for name in payload.names:
-            if cancelled():
-                raise CancelledError
-            values = payload.tensor(name)
-            squares = sum_of_squares(values)  # one reading judges both: float64 holds the square of any float32
-            if not math.isfinite(squares):
-                raise PayloadError(f"tensor {name!r} holds a NaN or an infinity")
-            total += squares
-            payload.release()
+            values = payload.tensor(name).reshape(-1)
+            for start in range(0, values.size, _AT_ONCE):
+                if cancelled():
+                    raise CancelledError
+                part = values[start : start + _AT_ONCE]
+                squares = sum_of_squares(part)  # one reading judges both: float64 holds the square of any float32
+                if not math.isfinite(squares):
+                    raise PayloadError(f"tensor {name!r} holds a NaN or an infinity")
+                total += squares
+                payload.release(name, start, start + part.size)
     norm = math.sqrt(total)
     if max_norm > 0 and norm > max_norm:
         raise PayloadError(f"the update's norm {norm:.4g} is above this federation's limit {max_norm:.4g}")

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from zk0d.errors import PayloadError, Zk0Error
+from zk0d.errors import PayloadError
 from zk0d.hub.admission import CancelledError
 from zk0d.hub.blocks import InfiniteError, Slot, Work, pieces, wide_rows, width
 from zk0d.hub.combine import Float64, krum_weights
 from zk0d.hub.lanes import Block, run
+from zk0d.hub.master import Master, own, rest_entries
 from zk0d.hub.recipe import Recipe
 from zk0d.model.codec import BLOCK, Float32, encode_bfloat16
 from zk0d.model.payload import Payload, PayloadWriter, exchange_entries, write_exchange
@@ -33,7 +34,7 @@ MEAN = Recipe()
 
 @dataclass(frozen=True)
 class Merged:
-    """Digests (`sha256:…`) of the new float32 master and of what is published, and the published file's bytes."""
+    """Digests (`sha256:…`) of the new master (see master.py) and of what is published; the published file's bytes."""
 
     master: str
     published: str
@@ -44,17 +45,9 @@ class Merged:
     """The part each update has in the sum, in their order; None where it has no such number (median, trimmed mean)."""
 
 
-def _own(path: Path) -> Payload:
-    """A file of the hub's own. Zk0Error when it is damaged: no update is to blame, so none may be refused for it."""
-    try:
-        return Payload.open(path)
-    except PayloadError as error:
-        raise Zk0Error(f"the hub's own file: {error.message}", "restore it from a backup, or roll back") from None
-
-
 def merge(
     spec: ModelSpec,
-    master: Path,
+    before: tuple[Path, Path],
     updates: Sequence[tuple[Path, float]],
     out_master: Path,
     out_published: Path,
@@ -64,22 +57,24 @@ def merge(
     moments: Sequence[Path] = (),
     out_moments: Sequence[Path] = (),
 ) -> Merged:
-    """Merge admitted updates (payload in the spec's dtype, weight) onto `master`; write the files, each atomically.
+    """Merge admitted updates (payload in the spec's dtype, weight) onto a version; write the files, each atomically.
 
-    `scales`: what each update is multiplied by first (1). `moments`: the optimiser's state so far (none: it begins),
-    `out_moments`: where its `recipe.moments` files go. Where float32 is published, that is the master, and `out_master`
-    is not written. Raises PayloadError when a file is not what was admitted or the result is not finite;
-    CancelledError.
+    `before`: that version's master and published file. `scales`: what each update is multiplied by first (1).
+    `moments`: the optimiser's state so far (none: it begins), `out_moments`: where its `recipe.moments` files go. Where
+    float32 is published, that is the master, and `out_master` is not written. Raises PayloadError when a file is not
+    what was admitted or the result is not finite; Zk0Error when a file of the hub's own is damaged; CancelledError.
     """
     with ExitStack() as stack:
-        base = stack.enter_context(_own(master))
+        base = stack.enter_context(Master(*before))
         deltas = [stack.enter_context(Payload.open(path)) for path, _ in updates]
         for payload in deltas:
             payload.check_against(spec)
-        state = [stack.enter_context(_own(path)) for path in moments]
+        state = [stack.enter_context(own(path)) for path in moments]
         published = PayloadWriter(out_published, exchange_entries(spec))
         files = [stack.enter_context(published)]
-        for path in (*([] if spec.dtype == "float32" else [out_master]), *out_moments):
+        if spec.dtype != "float32":
+            files.append(stack.enter_context(PayloadWriter(out_master, rest_entries(spec))))
+        for path in out_moments:
             files.append(stack.enter_context(PayloadWriter(path, exchange_entries(spec, "float32"))))
         weights, given = np.array([w for _, w in updates]), np.array(scales or [1.0] * len(updates))
         if recipe.strategy in ("krum", "multi_krum"):
@@ -103,7 +98,7 @@ class _Job:
     """What all blocks of one merge share."""
 
     work: Work
-    base: Payload
+    base: Master
     deltas: list[Payload]
     state: list[Payload]
     cancelled: Callable[[], bool]
@@ -112,15 +107,16 @@ class _Job:
         """One block of all outputs. Pages that were read are given back, as mapped files count as this process's."""
         if self.cancelled():
             raise CancelledError
-        base, *rest = (p.tensor(block.name).reshape(-1)[block.start : block.stop]
-                       for p in (self.base, *self.deltas, *self.state))  # fmt: skip
-        rows, old = rest[: len(self.deltas)], rest[len(self.deltas) :]
+        start, stop = block.start, block.stop
+        base = self.base.block(block.name, start, stop, slot.base, slot.signed)
+        rows, old = ([p.tensor(block.name).reshape(-1)[start:stop] for p in some] for some in (self.deltas, self.state))
         try:
-            slot.fill(self.work, block.tensor, block.start, base, rows, old)
+            slot.fill(self.work, block.tensor, start, base, rows, old)
         except InfiniteError:
             raise PayloadError(f"merging makes tensor {block.name!r} infinite", "the updates are too large") from None
-        for payload in (self.base, *self.deltas, *self.state):
-            payload.release(block.name, block.start, block.stop)
+        self.base.release(block.name, start, stop)
+        for payload in (*self.deltas, *self.state):
+            payload.release(block.name, start, stop)
 
 
 def _distances(spec: ModelSpec, deltas: list[Payload], scales: Float64, cancelled: Callable[[], bool]) -> Float64:

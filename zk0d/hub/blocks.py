@@ -1,6 +1,6 @@
 """One block of a merge: the updates' values summed, the step taken, the result rounded to what travels.
 
-Works in pieces that stay in a core's cache, in buffers made once per slot; a plain mean goes in float32, whatever needs
+Works in buffers made once per slot; a plain mean goes in float32, whatever needs
 more (median, optimisers, noise) in float64. The formulas are in combine.py, files and threads in aggregate.py.
 """
 
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from zk0d.hub.combine import Float64, begin, combine, noise, step
 from zk0d.hub.recipe import Recipe
-from zk0d.model.codec import BLOCK, Float32, Uint16, decode_bfloat16, is_finite, round_bfloat16
+from zk0d.model.codec import BLOCK, Float32, Uint16, decode_bfloat16, is_finite, split_float32
 
-PIECE = 1 << 16
-"""Elements worked on at once: 256 KiB of float32."""
+PIECE = BLOCK
+"""Elements worked on at once by one numpy call. Smaller ones fit a core's own cache, but the calls of several threads
+then wait for each other more than they gain."""
 _ROWS = 1 << 20
 """Elements of all updates together, where a formula needs them side by side: 8 MiB of float64, however many nodes."""
 _LARGEST = {"bfloat16": np.float32(np.uint32(0x7F7F7FFF).view(np.float32)), "float32": np.finfo(np.float32).max}
@@ -46,15 +47,16 @@ class Work:
 
 
 class Slot:
-    """Buffers for one block under way. `outputs`: what is published, the float32 master where that is another thing,
-    the optimiser's moments; each valid up to the block's size."""
+    """Buffers for one block under way. `outputs`: what is published, the rest of the master where rounding left one
+    (master.py), the optimiser's moments; each valid up to the block's size. `base`, `signed`: room for the caller."""
 
     def __init__(self, dtype: str, moments: int) -> None:
-        self.master = np.empty(BLOCK, np.float32)
-        self.published: NDArray[Any] = np.empty(BLOCK, np.uint16) if dtype == "bfloat16" else self.master
+        self.base, self.signed = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.int32)
         self.moments = [np.empty(BLOCK, np.float32) for _ in range(moments)]
-        full = [] if self.published is self.master else [self.master]
-        self.outputs: list[NDArray[Any]] = [self.published, *full, *self.moments]
+        self._master = np.empty(BLOCK, np.float32)
+        self.outputs: list[NDArray[Any]] = [self._master, *self.moments]
+        if dtype == "bfloat16":
+            self.outputs = [np.empty(BLOCK, np.uint16), np.empty(BLOCK, np.uint16), *self.moments]
         self._bits = np.empty(PIECE, np.uint32)
         self._sum = np.empty(PIECE, np.float32)
 
@@ -66,12 +68,12 @@ class Slot:
         made = self._plain(work, base, rows) if work.plain else self._wide(work, tensor, start, base, rows, old)
         largest = _LARGEST[work.dtype]
         for part in made:
-            new = self.master[part]
+            new = self._master[part]
             # NaN and infinity pass through max and min, without an array of truth values.
             if not (new.max() <= largest and new.min() >= -largest):
                 raise InfiniteError
             if work.dtype == "bfloat16":
-                round_bfloat16(new, self.published[part], self._bits)
+                split_float32(new, self.outputs[0][part], self.outputs[1][part], self._bits)
 
     def _plain(self, work: Work, base: Float32, rows: Sequence[NDArray[Any]]) -> Iterator[slice]:
         factors = [np.float32(w * s * work.recipe.lr) for w, s in zip(work.weights, work.scales, strict=True)]
@@ -80,7 +82,7 @@ class Slot:
             total = self._sum[: part.stop - part.start]
             with np.errstate(over="ignore", invalid="ignore"):
                 weighted_sum([(row[part], f) for row, f in used], total, self._bits[: total.size])
-                np.add(base[part], total, out=self.master[part])
+                np.add(base[part], total, out=self._master[part])
             yield part
 
     def _wide(
@@ -96,7 +98,7 @@ class Slot:
             state = [o[part].astype(np.float64) for o in old] or [begin(how, i, size) for i in range(len(self.moments))]
             with np.errstate(over="ignore", invalid="ignore"):
                 move, state = step(how, delta, state)
-                self.master[part] = base[part] + move
+                self._master[part] = base[part] + move
                 for kept, values in zip(self.moments, state, strict=True):
                     kept[part] = values
             if not all(is_finite(kept[part]) for kept in self.moments):

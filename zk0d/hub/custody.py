@@ -50,6 +50,9 @@ class Custody:
                  json.dumps({"rolled_back_to": source["number"]})),
             )  # fmt: skip
             db.execute("UPDATE federations SET floor = ? WHERE name = ?", (number, name))
+            # A merge that was planned but could not be made: its number is this version's now.
+            if db.execute("DELETE FROM merges WHERE federation = ? AND version = ?", (name, number)).rowcount:
+                self._store.audit(db, actor, "merge.drop", name, version=number)
             lost = self._store.all(
                 "SELECT digest, node FROM updates WHERE federation = ? AND state IN ('receiving', 'admitted')", name
             )

@@ -40,8 +40,9 @@ class FederationRunner(FederationState):
 
     @contextmanager
     def merging(self) -> Iterator[None]:
-        """Keep merges away for the time of the block. Raises UsageError while one is under way."""
-        if self._merging.busy or self.ledger.unfinished_merge(self.name) is not None:
+        """Keep merges away for the time of the block. Raises UsageError while one is under way; one that was planned
+        and failed (it is tried again now and then) is not, or nobody could roll back from what made it fail."""
+        if self._merging.busy:
             raise UsageError(f"federation {self.name} is merging", "try again in a moment")
         self._merging.busy = True
         try:

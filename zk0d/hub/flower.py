@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from zk0d.errors import WorkerError
+from zk0d.hub.master import Master
 from zk0d.model.codec import Float32, encode_bfloat16, is_finite
 from zk0d.model.payload import Payload, write_exchange
 from zk0d.model.spec import ModelSpec
@@ -77,12 +78,12 @@ def _array(values: Float32) -> Any:
 
 
 def main(job: Message, channel: WorkerChannel) -> Message:
-    """Job {"strategy", "version", "spec", "master", "updates": [[path, weight, scale]], "out_master", "out_published"}
-    → {"master", "published", "size"}: digests, and the published file's bytes."""
+    """Job {"strategy", "version", "spec", "master", "published", "updates": [[path, weight, scale]], "out_master",
+    "out_published"} → {"master", "published", "size"}: digests, and the published file's bytes."""
     spec = ModelSpec.load(Path(job["spec"]))
     channel.emit("ready")
-    with Payload.open(Path(job["master"])) as payload:
-        base = {t.name: payload.float32(t.name).copy() for t in spec.exchange}
+    with Master(Path(job["master"]), Path(job["published"])) as master_file:
+        base = {t.name: master_file.tensor(t.name).copy() for t in spec.exchange}
     models = []
     for path, _, scale in job["updates"]:
         with Payload.open(Path(path)) as payload:

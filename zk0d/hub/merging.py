@@ -158,6 +158,7 @@ class Merging:
             assert row is not None
             updates.append((blobs.path(row["payload"]), share.weight))
         how = recipe.Recipe(**merge.recipe)
+        before = (blobs.path(previous["master"]), blobs.path(previous["digest"]))
         old = [blobs.path(d) for d in json.loads(previous["moments"]) if blobs.has(d)]
         if len(old) != how.moments:  # the optimiser is a new one, or begins
             old = []
@@ -170,7 +171,7 @@ class Merging:
                 await asyncio.to_thread(blobs.add_file, path, move=True)
             return made, time.monotonic() - began
         made = await asyncio.to_thread(
-            aggregate.merge, self._fed.spec, blobs.path(previous["master"]), updates, out[0], out[1],
+            aggregate.merge, self._fed.spec, before, updates, out[0], out[1],
             self._hub.stopping, how, [s.scale for s in merge.shares], old, out[2:],
         )  # fmt: skip
         for path, digest in zip(out, (made.master, made.published, *made.moments), strict=True):
@@ -185,7 +186,7 @@ class Merging:
         blobs, scales = self._hub.blobs, [s.scale for s in merge.shares]
         job = {
             "strategy": name, "version": merge.version, "spec": str(blobs.path(self._fed.row["spec"])),
-            "master": str(blobs.path(previous["master"])),
+            "master": str(blobs.path(previous["master"])), "published": str(blobs.path(previous["digest"])),
             "updates": [[str(p), w, s] for (p, w), s in zip(updates, scales, strict=True)],
             "out_master": str(self._work / "master"), "out_published": str(self._work / "published"),
         }  # fmt: skip

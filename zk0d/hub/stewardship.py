@@ -70,6 +70,7 @@ async def roll_back(federation: FederationRunner, number: int, actor: str) -> in
             master = await asyncio.to_thread(make)
         made = int(newest["number"]) + 1
         federation.custody.roll_back(name, source, made, master, actor)
+    federation.problem = ""  # of what was rolled back from
     log.warning("rolled back", federation=name, to=number, version=made, actor=actor)
     await federation.announce(made)
     federation.consider()

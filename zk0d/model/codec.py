@@ -68,6 +68,26 @@ def round_bfloat16(values: Float32, out: Uint16, scratch: NDArray[np.uint32]) ->
     np.copyto(out, work, casting="unsafe")
 
 
+def split_float32(values: Float32, rounded: Uint16, rest: Uint16, scratch: NDArray[np.uint32]) -> None:
+    """Flat finite values → bfloat16 rounded to nearest, ties away from zero, and the 16 bits it takes to go back.
+
+    Ties to even would leave it open for a tie which way it went. `scratch` is at least as long as `values`."""
+    bits, work = values.view(np.uint32), scratch[: values.size]
+    np.add(bits, np.uint32(0x8000), out=work)
+    np.right_shift(work, np.uint32(16), out=work)
+    np.copyto(rounded, work, casting="unsafe")
+    np.copyto(rest, bits, casting="unsafe")
+
+
+def join_float32(rounded: Uint16, rest: Uint16, out: Float32, scratch: NDArray[np.int32]) -> None:
+    """The values that `split_float32` was given, bit by bit, into `out`."""
+    bits, work = out.view(np.uint32), scratch[: out.size]
+    np.copyto(work, rest.view(np.int16))  # from 0x8000 on it was rounded up: as a signed number, it goes back
+    np.copyto(bits, rounded)
+    np.left_shift(bits, np.uint32(16), out=bits)
+    np.add(bits, work.view(np.uint32), out=bits)
+
+
 def decode_bfloat16(bits: Uint16) -> Float32:
     """bfloat16 bit patterns (uint16, any shape) → float32, exact."""
     source = np.asarray(bits, dtype=np.uint16, order="C")
