@@ -227,10 +227,18 @@ class Exchange:
         assert self._link is not None
         for digest in (version.spec_digest, version.digest, version.base_digest if base else ""):
             if digest and not self._blobs.has(digest):
-                await self._link.fetch(digest)
+                await self._link.fetch(digest, self.relatives(version.federation, digest))
         if not version.fetched:
             self._store.set_fetched(version.federation, version.number, True)
             self._on_change()
+
+    def relatives(self, federation: str, digest: str) -> list[str]:
+        """Blobs here that a version `digest` may share tensors with: the newest other version, or else the base."""
+        versions = self._store.versions(federation)
+        if all(digest != v.digest for v in versions):
+            return []  # a spec, a base
+        here = [v.digest for v in versions if v.fetched and v.digest != digest]
+        return here[-1:] or [v.base_digest for v in versions[-1:] if v.base_digest]
 
     def prune(self, federation: str) -> None:
         """Delete all but the newest versions' blobs; never one that a task at hand starts from."""

@@ -273,7 +273,7 @@ class Uplink:
             for key, what in (("spec_digest", "the spec"), ("base_digest", "the base"), ("version_digest", "version")):
                 what = f"version {task.version}" if what == "version" else what
                 self._block(task, f"fetching {what} of federation {task.federation}", "trains when it is here")
-                await self.link.fetch(task.body[key])
+                await self.link.fetch(task.body[key], self.exchange.relatives(task.federation, task.body[key]))
         except (RefusedError, PayloadError) as error:
             self._store.set_task(task.id, state="given_up", reason=error.message)
             self._store.event("task", f"task {task.id} given up: {error.message}", federation=task.federation,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
@@ -15,6 +16,7 @@ from zk0d.errors import LinkLostError, PayloadError, RefusedError
 from zk0d.link.peer import Peer
 from zk0d.link.state import Progress
 from zk0d.link.transfer import Receiver
+from zk0d.model import tensors
 from zk0d.model.blobs import Manifest, Partial
 
 log = structlog.get_logger("zk0d.link.download")
@@ -22,27 +24,36 @@ log = structlog.get_logger("zk0d.link.download")
 _BUSY_PAUSE_S = 0.2
 
 
-async def download(peer: Peer, digest: str, size_limit: int) -> Path:
-    """The blob's path once it is whole and verified. See NodeLink.fetch for what it raises."""
+async def download(peer: Peer, digest: str, size_limit: int, like: Sequence[str] = ()) -> Path:
+    """The blob's path once it is whole and verified. See NodeLink.fetch for what it raises.
+
+    `like`: blobs that may have tensors in common with it; those that do are not sent again.
+    """
     if peer.blobs.has(digest):
         return peer.blobs.path(digest)
     loop = asyncio.get_running_loop()
-    manifest = await _manifest(peer, digest)
+    like = [d for d in like if peer.blobs.has(d)]
+    manifest, offered = await _manifest(peer, digest, bool(like))
     if manifest.size > size_limit:
         raise PayloadError(f"{digest} is {manifest.size} bytes, at most {size_limit} are accepted here")
     partial = await loop.run_in_executor(peer.pool, peer.blobs.partial, digest, manifest)
     try:
+        if offered:
+            spared = await loop.run_in_executor(peer.pool, tensors.reuse, peer.blobs, partial, offered, like)
+            log.info("transfer.spared", digest=digest, bytes=spared, of=manifest.size)
         await _chunks(peer, manifest, partial)
         return await loop.run_in_executor(peer.pool, partial.finish)
     finally:
         await asyncio.shield(loop.run_in_executor(peer.pool, partial.close))
 
 
-async def _manifest(peer: Peer, digest: str) -> Manifest:
+async def _manifest(peer: Peer, digest: str, pieces: bool) -> tuple[Manifest, tuple[tensors.Piece, ...]]:
+    """The blob's manifest and, where `pieces` are wanted and the peer knows them, its tensors."""
+    question = {"digest": digest, "tensors": 1} if pieces else {"digest": digest}
     end = time.monotonic() + peer.limits.stall_s
     while True:
         try:
-            answer = await peer.ask("manifest.get", {"digest": digest}, max(0.1, min(60.0, end - time.monotonic())))
+            answer = await peer.ask("manifest.get", question, max(0.1, min(60.0, end - time.monotonic())))
             break
         except LinkLostError:
             if time.monotonic() >= end:
@@ -55,7 +66,8 @@ async def _manifest(peer: Peer, digest: str) -> Manifest:
     if answer.type != "manifest" or bulk is None or body["digest"] != digest or len(bulk) % 32:
         raise PayloadError(f"{peer.name} answered the question for the manifest of {digest} with something else")
     raw = bytes(bulk)
-    return Manifest(digest, body["size"], body["chunk_size"], tuple(raw[i : i + 32] for i in range(0, len(raw), 32)))
+    made = Manifest(digest, body["size"], body["chunk_size"], tuple(raw[i : i + 32] for i in range(0, len(raw), 32)))
+    return made, tensors.unpack(body.get("tensors", b""), made.size)
 
 
 def _ask(peer: Peer, receiver: Receiver, now: float) -> float:

@@ -76,8 +76,8 @@ LINK: dict[str, dict[str, Field]] = {
         "refusal": Field((bytes,), optional=True),
         "refusal_signature": Field((bytes,), optional=True),
     },
-    "manifest.get": {"digest": TEXT},
-    "manifest": {"digest": TEXT, "size": INT, "chunk_size": INT},
+    "manifest.get": {"digest": TEXT, "tensors": Field((int,), optional=True)},
+    "manifest": {"digest": TEXT, "size": INT, "chunk_size": INT, "tensors": Field((bytes,), optional=True)},
     "chunk.get": {"digest": TEXT, "index": INT, "chunk_size": INT},
     "chunk": {"digest": TEXT, "index": INT},
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -137,16 +137,17 @@ class NodeLink:
         self._require_open()
         return (await self._peer.ask(type, body, timeout)).body
 
-    async def fetch(self, digest: str) -> Path:
+    async def fetch(self, digest: str, like: Sequence[str] = ()) -> Path:
         """The blob's path in the store, downloaded if need be: resumes over reconnects and restarts, verified.
 
         RefusedError when the hub has no such blob for us, PayloadError when what it sends is wrong, LinkLostError
         without progress for `limits.stall_s`, DiskFullError when it does not fit. What has come is kept in every case.
+        `like`: blobs of which it may share tensors; such tensors are not sent again.
         """
         self._require_open()
         hex_of(digest)
         async with self._locks.setdefault(digest, asyncio.Lock()):
-            path = await download(self._peer, digest, self._limits.max_blob)
+            path = await download(self._peer, digest, self._limits.max_blob, like)
         self._locks.pop(digest, None)  # it is here now: whoever still waits on the old lock finds it at once
         return path
 

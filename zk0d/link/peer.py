@@ -11,6 +11,8 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -30,6 +32,7 @@ from zk0d.link.messages import (
 from zk0d.link.rates import Limiter
 from zk0d.link.state import LinkLimits, Progress
 from zk0d.link.transfer import FairQueue
+from zk0d.model import tensors
 from zk0d.model.blobs import MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, BlobStore
 
 log = structlog.get_logger("zk0d.link.peer")
@@ -51,6 +54,11 @@ async def wait_for_room(room: asyncio.Event) -> None:
         await asyncio.wait_for(room.wait(), 0.1)
     except TimeoutError:
         pass
+
+
+@lru_cache(16)
+def _packed(path: Path) -> bytes:
+    return tensors.pack(tensors.pieces(path))  # a blob never changes under its name
 
 
 class Peer:
@@ -334,8 +342,14 @@ class Peer:
         self._served[digest] = set()
         while len(self.progress) > 2 * MAX_CHUNKS_WAITING:
             self._served.pop(self.progress.pop(next(iter(self.progress))).digest, None)
-        body = {"digest": digest, "size": manifest.size, "chunk_size": manifest.chunk_size}
+        body: Body = {"digest": digest, "size": manifest.size, "chunk_size": manifest.chunk_size}
+        if message.body.get("tensors"):
+            body["tensors"] = await loop.run_in_executor(self.pool, self._tensors, digest)
         self._enqueue(encode(Message("manifest", self._ident(), body, message.id, b"".join(manifest.chunks))))
+
+    def _tensors(self, digest: str) -> bytes:
+        """Where the blob's tensors lie and their digests; a hub is asked for the same ones by each of its nodes."""
+        return _packed(self.blobs.path(digest))
 
     def _pushed(self, message: Message) -> None:
         assert self._on_push is not None
