@@ -17,23 +17,24 @@ from zk0d.demo.cast import Hub, Node, free_port
 
 FEDERATION = """
 [model]
-policy = "smolvla"
+policy = "{policy}"
 preset = "tiny"
 fps = 30
+dtype = "float32"
 units = "degrees"
 [model.cameras]
 front = [96, 96]
 wrist = [96, 96]
 [training]
 local_steps = {steps}
-batch_size = 16
+batch_size = {batch}
 lr = 1e-4
 mu = 0.01
 [rounds]
 min_nodes = 1
 target = 1
 quorum = 1
-versions = 1
+versions = 3
 """
 
 
@@ -63,20 +64,21 @@ class Stage:
         self.node.start(self.node.answers)
         self.node.ctl("enroll", json.loads(self.hub.admin("invite", "--json"))["token"])
 
-    def join(self, name: str, steps: int) -> None:
+    def join(self, name: str, policy: str, steps: int, batch: int) -> None:
         config = self.folder / f"{name}.toml"
-        config.write_text(FEDERATION.format(steps=steps))
+        config.write_text(FEDERATION.format(policy=policy, steps=steps, batch=batch))
         self.hub.admin("federation", "create", name, "--config", str(config))
         self.node.ctl("federation", "join", name)
 
     def upload(self) -> None:
-        """A short training whose update then goes to the hub at the slowest rate there is."""
-        self.join("upload", 2)
-        until(lambda: self.status()["updates_waiting"], "an update waits for the hub")
+        """Two short trainings: the first update goes to the hub at once, at the cost of the second's, which then waits
+        for most of a minute at the slowest rate there is."""
+        self.join("upload", "act", 1, 2)
+        until(lambda: self.status()["receipts"] and self.status()["updates_waiting"], "an update waits for the hub")
 
     def train(self) -> None:
         """Join, and wait until the trainer makes steps."""
-        self.join("bench", 1_000_000)
+        self.join("bench", "smolvla", 1_000_000, 16)
         until(self.steps, "the trainer makes steps")
 
     def steps(self) -> int:

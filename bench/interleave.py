@@ -53,7 +53,7 @@ class Sizes:
 
 
 SMALL = Sizes(status=5, idle_s=2.0, starts=2, takes=1, take_s=2.0, steps=40, freezes=19, yields=1)
-FULL = Sizes(status=50, idle_s=60.0, starts=100, takes=4, take_s=6.0, steps=300, freezes=196, yields=4)
+FULL = Sizes(status=50, idle_s=60.0, starts=100, takes=3, take_s=6.0, steps=300, freezes=196, yields=4)
 
 
 def quantile(values: list[float], q: float) -> float:
@@ -95,9 +95,8 @@ def idle(stage: Stage, sizes: Sizes) -> dict[str, Any]:
 
 
 def ready_to_train(stage: Stage) -> None:
-    """A dataset, an update on its slow way to the hub, and the trainer at full load."""
+    """A dataset, and the trainer at full load."""
     stage.record(1.0, train=True)
-    stage.upload()
     stage.train()
     stage.node.ctl("train", "now", "--for", "1d")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from zk0d.ctl import runtime_lists
 from zk0d.ctl.checkup import CHECKS
+from zk0d.ctl.checkup_machine import gpu
 from zk0d.ctl.command import Context
 from zk0d.ctl.findings import Case, Finding, examine
 from zk0d.ctl.main import main
@@ -77,3 +79,14 @@ def test_the_runtime_is_held_against_the_list_and_the_driver(tmp_path: Path, mon
 def test_the_clock_is_asked_of_the_kernel(tmp_path: Path) -> None:
     ((level, mend),) = levels(tmp_path, "clock")
     assert (level, mend) in (("ok", ""), ("warning", "sudo timedatectl set-ntp true"), ("note", ""))
+
+
+@pytest.mark.parametrize(("driver", "levels"), [("550.54.15", ["ok", "note"]), ("570.86.10", ["ok"])])
+def test_a_driver_that_cannot_move_memory(
+    driver: str, levels: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\necho 'NVIDIA GeForce RTX 4090, {driver}, 24564 MiB'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert [f.level for f in gpu(Case(context(tmp_path)))] == levels

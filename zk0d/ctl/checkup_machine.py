@@ -21,13 +21,27 @@ _STATUS_AT = 40
 """Where struct timex has its status word, with 64-bit longs."""
 
 
+_MOVES_FROM = 570
+"""NVIDIA's driver from which on CUDA's checkpoint calls move a process's memory to the host."""
+
+
+def _movable(said: str) -> list[Finding]:
+    """Whether a rollout gets the trainer's GPU memory without that having to leave."""
+    versions = [line.split(",")[1].strip().partition(".")[0] for line in said.splitlines() if "," in line]
+    oldest = min((int(v) for v in versions if v.isdigit()), default=0)
+    if not 0 < oldest < _MOVES_FROM:
+        return []
+    why = f"driver {oldest} cannot move a trainer's GPU memory to the host: for a rollout it leaves, and loads again"
+    return [Finding("gpu", "note", why, f"a driver of version {_MOVES_FROM} or newer can")]
+
+
 def gpu(case: Case) -> list[Finding]:
     from zk0d.ctl.runtime_lists import driver
 
     devices = sorted(Path("/dev").glob("nvidia[0-9]*"))
     said = ask("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
     if said:
-        return [Finding("gpu", "ok", line) for line in said.splitlines()]
+        return [Finding("gpu", "ok", line) for line in said.splitlines()] + _movable(said)
     if devices or driver() or shutil.which("nvidia-smi"):
         return [Finding("gpu", "warning", "an NVIDIA driver is installed but does not answer",
                         "sudo ubuntu-drivers install; sudo reboot")]  # fmt: skip

@@ -110,6 +110,7 @@ async def op_federation_leave(service: Service, request: Request, connection: Co
 
 
 async def op_record(service: Service, request: Request, connection: ControlConnection) -> Any:
+    service.arm.expect(connection.user)  # first of all: what is looked up for the recording takes its time
     try:
         return await service.sessions.record(request, connection.user, connection.emit)
     except Zk0Error:
