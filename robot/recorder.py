@@ -10,77 +10,28 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from robot.config import RobotTable
 from robot.realtime import before_others
+from robot.recorder_job import RecorderJob
+from robot.room import Room
 from zk0d.errors import ConfigError, DatasetError, RobotError
 from zk0d.worker import Message, WorkerChannel, run_worker
 
 PROGRESS_EVERY_S = 0.5
 DISK_CHECK_EVERY_S = 5.0
-MIN_FREE_BYTES = 256 << 20
 KEEP_WHEN_CUT_S = 1.0
-
-
-_WHOLE = {"episodes": (1, 100_000), "fps": (5, 120), "max_takes": (0, 1_000_000), "seed": (0, 2**31)}
-
-
-@dataclass(frozen=True)
-class RecorderJob:
-    """The job file. Times in seconds. `pace` "fast" does not wait for the clock: only where the bench steps its own."""
-
-    dataset: Path
-    task: str
-    robot: RobotTable
-    episodes: int = 1
-    episode_s: float = 20.0
-    reset_s: float = 0.0
-    fps: int = 30
-    keep: str = "all"
-    max_takes: int = 0
-    seed: int = 0
-    auto: bool = True
-    pace: str = ""
-
-    @staticmethod
-    def parse(job: Mapping[str, Any]) -> RecorderJob:
-        """Raises ConfigError naming the key, the value and what is accepted."""
-
-        def refuse(key: str, accepted: str) -> ConfigError:
-            return ConfigError(f"recorder job: {key} = {job.get(key)!r} cannot be used", f"use {accepted}")
-
-        values = {k: v for k, v in job.items() if k in RecorderJob.__dataclass_fields__ and v is not None}
-        if not isinstance(job.get("dataset"), str) or not Path(job["dataset"]).is_absolute():
-            raise refuse("dataset", "the absolute path of a folder")
-        if not isinstance(job.get("task"), str) or not job["task"].strip():
-            raise refuse("task", "a sentence that says what is done")
-        for key, (low, high) in _WHOLE.items():
-            value = values.get(key, low)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise refuse(key, f"a whole number from {low} to {high}")
-        for key, low_s in (("episode_s", 0.2), ("reset_s", 0.0)):
-            value = values.get(key, low_s)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low_s <= value <= 86_400:
-                raise refuse(key, f"seconds, {low_s} or more")
-        if values.get("keep", "all") not in ("all", "success"):
-            raise refuse("keep", '"all" or "success"')
-        if values.get("pace", "") not in ("", "real", "fast"):
-            raise refuse("pace", '"real" or "fast"')
-        values["dataset"] = Path(job["dataset"])
-        values["robot"] = RobotTable.parse(job.get("robot", {}))
-        return RecorderJob(**values)
 
 
 class Recorder:
     """One job. Takes are recorded on the calling thread; the one before is verified and saved beside it."""
 
-    def __init__(self, job: RecorderJob, channel: WorkerChannel, bench: Any, dataset: Any) -> None:
+    def __init__(self, job: RecorderJob, channel: WorkerChannel, bench: Any, dataset: Any, view: Any = None) -> None:
         self.job = job
+        self._view = view
         self._channel = channel
         self._bench = bench
         self._dataset = dataset
@@ -99,17 +50,24 @@ class Recorder:
         self._discarded = 0
         self._finish = False  # no further take
         self._cut = False  # end the take in progress as well
+        self._paused = job.paused
+        self._kept: int | None = None  # the take kept last, which `rerecord` between takes replaces
+        self._replaced: set[int] = set()
+        self._episodes: dict[int, int] = {}  # take → episode, of those saved
+        cameras = tuple(bench.cameras.values())
+        self._room = Room(job.floor_bytes, job.quota_left, cameras, job.fps, job.episode_s)
         self._max_takes = job.max_takes or (4 * job.episodes + 10 if job.keep == "success" else 0)
 
     def run(self) -> Message:
         """Record until the job is done or a command ends it; everything saved is durable when this returns."""
         try:
+            self._between(0.0)
             while not self._finish and self._wanted():
                 self._take += 1
                 self._one_take()
                 self._collect(wait=self._all_taken())
-                if self.job.reset_s > 0 and not self._finish and self._wanted():
-                    self._reset()
+                if not self._finish and self._wanted():
+                    self._between(self.job.reset_s)
         finally:
             self._collect(wait=True)
             self._sealer.shutdown()
@@ -120,11 +78,13 @@ class Recorder:
             "discarded": self._discarded,
             "frames": self._frames,
             "dataset": str(self.job.dataset),
-            "ended": f"the arm was let go: {self._bench.health()['reason']}" if self._bench.released else "",
+            "ended": f"the arm was let go: {self._bench.health()['reason']}"
+            if self._bench.released
+            else self._room.reason,
         }
 
     def _all_taken(self) -> bool:
-        return self._adopted + self._saved + len(self._saving) >= self.job.episodes
+        return self._adopted + self._saved + len(self._saving) - len(self._replaced) >= self.job.episodes
 
     def _next_episode(self) -> int:
         return self._first + self._saved + len(self._saving)
@@ -134,10 +94,8 @@ class Recorder:
 
     def _one_take(self) -> None:
         job, bench = self.job, self._bench
-        if self._dataset.free_bytes() < MIN_FREE_BYTES:
-            raise DatasetError(
-                f"the disk of {job.dataset} has less than {MIN_FREE_BYTES >> 20} MiB left", "free some space first"
-            )
+        if refusal := self._room.refusal(self._dataset.free_bytes()):
+            raise DatasetError(f"{job.dataset}: {refusal}", "make room: nothing recorded is deleted for you")
         self._channel.emit("take", take=self._take, episode=self._next_episode())
         seed = job.seed * 100_003 + self._take - 1
         bench.begin_take(seed)
@@ -154,9 +112,10 @@ class Recorder:
             raise
         success = bench.success()
         too_short = take.frames < 2 or (self._cut and (bench.virtual or take.frames < KEEP_WHEN_CUT_S * job.fps))
-        if outcome == "discard" or too_short:
+        if outcome in ("discard", "rerecord") or too_short:
             take.discard()
-            self._drop("discarded" if outcome == "discard" else "cut short")
+            words = {"discard": "discarded", "rerecord": "to be recorded again"}
+            self._drop(words.get(outcome, "cut short"))
         elif job.keep == "success" and success is False:
             take.discard()
             self._drop("no success")
@@ -169,6 +128,7 @@ class Recorder:
         sealing = self._sealer.submit(self._dataset.seal, take, self.job.task, facts)
         saving = self._saver.submit(lambda: self._dataset.save(sealing.result()))
         self._saving.append((self._take, success, saving))
+        self._kept = self._take
 
     def _keep_what_there_is(self, take: Any, seed: int, error: RobotError) -> None:
         """A bus or camera went in mid-take: the rows so far are whole, so a long enough take is kept."""
@@ -193,6 +153,8 @@ class Recorder:
             state, images = bench.observe()
             sent = bench.command(bench.leader_pose())
             take.add(at, state, sent, images)
+            if self._view is not None:
+                self._view.offer(bench.joints, state, sent, images)
             if self._tend():
                 return "care"
             steps += 1
@@ -206,7 +168,7 @@ class Recorder:
                 self._collect(wait=False)
             if now >= next_disk:
                 next_disk = now + DISK_CHECK_EVERY_S
-                if self._dataset.free_bytes() < MIN_FREE_BYTES:
+                if self._room.full(self._dataset.free_bytes(), take.folder):
                     self._finish = True
                     return "disk"
             wait = 0.0
@@ -232,8 +194,13 @@ class Recorder:
             if message is None:
                 return None
             match message.get("cmd"):
-                case "next" | "discard" as end:
+                case "next" | "discard" | "rerecord" as end:
                     return str(end)
+                case "pause":  # after this take
+                    self._paused = True
+                    self._channel.emit("pausing", take=self._take)
+                case "resume":
+                    self._paused = False
                 case "finish":
                     self._finish = True
                 case "stop":
@@ -245,21 +212,54 @@ class Recorder:
                         self._cut = True
                         return "orphaned"
 
-    def _reset(self) -> None:
-        """Teleoperate without recording while the person puts things back; `next` ends it early."""
+    def _between(self, seconds: float) -> None:
+        """Teleoperate without recording: for `seconds`, in which the person puts things back, and while paused.
+
+        `next` begins the next take; `rerecord` replaces the take kept last.
+        """
         bench, period = self._bench, 1.0 / self.job.fps
-        end = time.perf_counter() + self.job.reset_s
-        while time.perf_counter() < end and not self._finish:
+        end = time.perf_counter() + seconds
+        paused, said = False, 0.0
+        while (self._paused or time.perf_counter() < end) and not self._finish:
             began = time.perf_counter()
+            if self._paused and not paused:
+                self._channel.emit("paused", take=self._take)
+            paused = self._paused
             bench.observe()
             bench.command(bench.leader_pose())
-            if self._tend() or self._commands(max(0.0, period - (time.perf_counter() - began))) is not None:
+            if self._tend():
                 return
+            if began - said >= PROGRESS_EVERY_S:
+                said = began
+                phase = {"phase": "paused"} if paused else {"phase": "reset", "left_s": round(end - began, 1)}
+                self._channel.emit("progress", episode=self._next_episode(), **phase, **bench.preview())
+                self._collect(wait=False)
+            match self._commands(max(0.0, period - (time.perf_counter() - began))):
+                case "next":
+                    self._paused = False
+                    end = 0.0
+                case "rerecord":
+                    self._replace()
+                case "discard":
+                    pass  # there is no take to drop
+                case None:
+                    continue
+        if paused and not self._finish:
+            self._channel.emit("resumed")
+
+    def _replace(self) -> None:
+        """The take kept last is to be recorded again. It stays in the dataset; the daemon keeps it out of training."""
+        if self._kept is None or self._kept in self._replaced:
+            return
+        self._replaced.add(self._kept)
+        if (episode := self._episodes.get(self._kept)) is not None:
+            self._channel.emit("superseded", take=self._kept, episode=episode)
 
     def _progress(self, take: Any, seconds: float) -> None:
         self._channel.emit(
             "progress",
             episode=self._next_episode(),
+            phase="take",
             frames=take.frames,
             seconds=round(seconds, 2),
             hz=round(take.frames / seconds, 1) if seconds > 0 else 0.0,
@@ -287,6 +287,8 @@ class Recorder:
                 ) from error
             self._saved += 1
             self._frames += record.length
+            self._room.recorded(sum(int(f["bytes"]) for f in record.files.values()), record.length / self.job.fps)
+            self._episodes[take] = record.position.episode_index
             self._channel.emit(
                 "saved",
                 episode=record.position.episode_index,
@@ -295,6 +297,8 @@ class Recorder:
                 take=take,
                 quality=record.quality,
             )
+            if take in self._replaced:
+                self._channel.emit("superseded", take=take, episode=record.position.episode_index)
 
 
 def _step_back() -> None:
@@ -310,6 +314,14 @@ def recover(root: Path) -> Message:
         return {"episodes": len(dataset.records), "recovered": dataset.recovery.to_json(), "dataset": str(root)}
 
 
+def _view(job: RecorderJob) -> AbstractContextManager[Any]:
+    if not job.rerun:
+        return nullcontext()
+    from robot.rerun_view import RerunView
+
+    return RerunView(job.rerun)
+
+
 def main(job: Message, channel: WorkerChannel) -> Message:
     """Open everything, record, close everything. Raises RobotError, DatasetError or ConfigError."""
     if "recover" in job:
@@ -320,7 +332,7 @@ def main(job: Message, channel: WorkerChannel) -> Message:
     from robot.dataset import RecordedDataset
     from robot.episodes import RecordingSpec
 
-    with open_bench(wanted.robot, fps=wanted.fps, seed=wanted.seed) as bench:
+    with _view(wanted) as view, open_bench(wanted.robot, fps=wanted.fps, seed=wanted.seed) as bench:
         spec = RecordingSpec(wanted.fps, bench.joints, bench.cameras, bench.robot_type, wanted.robot.units)
         with RecordedDataset(wanted.dataset, spec) as dataset:
             if not bench.virtual:
@@ -329,7 +341,7 @@ def main(job: Message, channel: WorkerChannel) -> Message:
                 pass
             channel.emit("ready", ports=bench.ports, cameras=list(bench.cameras), scheduling=scheduling,
                          recovered=dataset.recovery.to_json())  # fmt: skip
-            return Recorder(wanted, channel, bench, dataset).run()
+            return Recorder(wanted, channel, bench, dataset, view).run()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ _zk0ctl() {
     case $prev in --out|--socket|--state|--wheels) COMPREPLY=($(compgen -f -- "$cur")); return ;; esac
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=""; continue; fi
-        case $word in --ca-fingerprint|--dataset|--episode-s|--episodes|--event|--federation|--field|--follower|--for|--fps|--index-url|--into|--keep|--leader|--level|--max-s|--model|--name|--out|--reads|--rename|--rest|--seconds|--seed|--since|--socket|--state|--task|--timeout|--units|--until|--version|--wait|--wait-s|--wheels|--worker|-n) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
+        case $word in --ca-fingerprint|--dataset|--episode-s|--episodes|--event|--federation|--field|--follower|--for|--fps|--index-url|--into|--keep|--leader|--level|--max-s|--model|--name|--out|--reads|--rename|--rerun|--reset-s|--rest|--seconds|--seed|--since|--socket|--state|--task|--timeout|--units|--until|--version|--wait|--wait-s|--wheels|--worker|-n) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
     done
     case $path in
         "") words="status why signals enroll federation robot record dataset train receipts model rollout logs runtime doctor debug --help --socket --state --version" ;;
@@ -25,9 +25,13 @@ _zk0ctl() {
         "robot doctor") words="--follower --help --json --leader --reads" ;;
         "robot next") words="--help" ;;
         "robot abort") words="--help" ;;
-        "record") words="start next discard finish stop --help" ;;
-        "record start") words="--dataset --episode-s --episodes --follower --help --json --keep --leader --no-train --seed --task --until" ;;
+        "record") words="start watch next rerecord pause resume discard finish stop --help" ;;
+        "record start") words="--by-hand --dataset --episode-s --episodes --follower --help --json --keep --keys --leader --no-train --paused --rerun --reset-s --seed --task --until" ;;
+        "record watch") words="--help --once" ;;
         "record next") words="--help" ;;
+        "record rerecord") words="--help" ;;
+        "record pause") words="--help" ;;
+        "record resume") words="--help" ;;
         "record discard") words="--help" ;;
         "record finish") words="--help" ;;
         "record stop") words="--help" ;;

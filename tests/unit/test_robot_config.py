@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from robot.config import RobotTable
-from robot.recorder import RecorderJob
+from robot.recorder_job import RecorderJob
 from robot.rollout import RolloutJob
 from zk0d.errors import ConfigError, DatasetError
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-_STEERS = ("next", "discard", "finish", "stop", "-h", "--help")
+_STEERS = ("next", "discard", "rerecord", "pause", "resume", "watch", "finish", "stop", "-h", "--help")
 _SUN_PATH = 107
 
 

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
-from zk0d.ctl.render import Progress, paint, plural, safe, show_json
+from zk0d.ctl.keys import HELP, keys_steer
+from zk0d.ctl.preview import Block, picture
+from zk0d.ctl.render import Progress, clock, paint, plural, safe, show_json
+from zk0d.ctl.watching import watch
 from zk0d.errors import Zk0Error
 
 DEGRADED = 2
@@ -50,8 +53,7 @@ def show(progress: Progress, event: dict[str, Any]) -> None:
     """One event of the recorder for a person."""
     kind, done = event["event"], f"{event.get('saved_total', 0)} of {event.get('goal', '?')}"
     if kind == "progress":
-        rate = f", {event['hz']:.1f} Hz" if isinstance(event.get("hz"), int | float) else ""
-        progress.update(f"{done} saved; taking episode {event.get('episode')}: {event.get('frames')} frames{rate}")
+        progress.update(picture(event, f"{done} saved"))
     elif kind == "take":
         progress.update(f"{done} saved; take {event.get('take')} begins")
     elif kind == "saved":
@@ -60,6 +62,13 @@ def show(progress: Progress, event: dict[str, Any]) -> None:
             f"{paint('saved', 'green')} episode {event.get('episode')}"
             f" ({plural(int(event.get('frames', 0)), 'frame')}{how}); {done}"
         )
+    elif kind == "superseded":
+        progress.say(f"{paint('again', 'yellow')}: episode {event.get('episode')} is recorded anew; it stays on disk,"
+                     " kept out of training")  # fmt: skip
+    elif kind == "pausing":
+        progress.say("pausing after this take")
+    elif kind == "paused":
+        progress.say("paused: `zk0ctl record next` begins a take, `resume` goes on")
     elif kind == "discarded":
         progress.say(f"{paint('discarded', 'yellow')} take {event.get('take')}: {safe(event.get('reason'))}")
     elif kind == "care":
@@ -74,13 +83,23 @@ def show(progress: Progress, event: dict[str, Any]) -> None:
 
 
 def _start(context: Context, args: Args) -> int:
-    progress = Progress()
+    progress = Block()
     request = {
         "dataset": args.dataset, "task": args.task, "episodes": args.episodes, "until": args.until,
         "episode_s": args.episode_s, "seed": args.seed, "keep": args.keep, "robot": robot(args),
-        "train": not args.no_train,
+        "train": not args.no_train, "reset_s": args.reset_s, "paused": args.paused, "auto": not args.by_hand,
+        "rerun": args.rerun,
     }  # fmt: skip
-    with interruptible(context, progress):
+
+    def act(action: str) -> None:
+        try:
+            context.call("record_control", timeout=5.0, action=action)
+        except Zk0Error as error:
+            progress.say(f"{action}: {error.message}")
+
+    if args.keys:
+        progress.say(HELP)
+    with interruptible(context, progress), keys_steer(act) if args.keys else contextlib.nullcontext():
         result = context.call("record", None if args.json else lambda e: show(progress, e), timeout=None, **request)
     if args.json:
         show_json(result)
@@ -89,6 +108,20 @@ def _start(context: Context, args: Args) -> int:
         print(f"{safe(result['dataset'])}: {plural(result['episodes'], 'episode')} ({result['added']} new{dropped})"
               + (f"; {safe(result['reason'])}" if result["reason"] else ""))  # fmt: skip
     return 0 if result["complete"] else DEGRADED
+
+
+def _watch(context: Context, args: Args) -> int:
+    def shown() -> str:
+        session = context.call("status")["session"]
+        if session is None:
+            return "nobody holds the arm"
+        who = f"{session['kind']} by {safe(session['by'])} since {clock(session['since'])}"
+        return f"{who}\n" + picture(session["progress"], f"{session['saved']} of {session['goal']} saved")
+
+    if not args.once:
+        watch(shown, screen=True)
+    print(shown())
+    return 0
 
 
 def _control(action: str, help: str) -> Command:
@@ -123,11 +156,31 @@ COMMAND = Command(
                 ),
                 arg("--seed", help="seed of a virtual bench", type=int, default=0, metavar="N"),
                 arg("--no-train", help="do not train on the dataset", action="store_true"),
+                arg("--reset-s", help="pause between takes in seconds", type=float, metavar="S"),
+                arg("--paused", help="the first take waits for `next`", action="store_true"),
+                arg("--by-hand", help="a take ends with `next` only, not after --episode-s", action="store_true"),
+                arg("--keys", help="keys of this terminal steer: n r d p f q, arrows", action="store_true"),
+                arg(
+                    "--rerun",
+                    help="show it in a Rerun viewer too (spawn: on the daemon's display)",
+                    nargs="?",
+                    const="spawn",
+                    metavar="HOST:PORT",
+                ),
                 arg("--json", help="the result as JSON, no progress", action="store_true"),
             ),
             _start,
         ),
-        _control("next", "end this take and keep it"),
+        Command(
+            "watch",
+            "rates, joints, cameras and servos of the session that runs",
+            (arg("--once", help="one look", action="store_true"),),
+            _watch,
+        ),
+        _control("next", "end this take and keep it; when paused, begin one"),
+        _control("rerecord", "drop this take, or after it has ended the one kept last, and record it again"),
+        _control("pause", "wait after this take"),
+        _control("resume", "go on after a pause"),
         _control("discard", "end this take and drop it"),
         _control("finish", "end after this take"),
         _control("stop", "end now"),

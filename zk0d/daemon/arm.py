@@ -18,6 +18,7 @@ import structlog
 
 from zk0d.daemon.arbiter import Activity, clock
 from zk0d.daemon.config import Config
+from zk0d.daemon.quality import keep_out
 from zk0d.daemon.robot_table import SIDES, check_robot, is_virtual, pairs
 from zk0d.daemon.store import Store
 from zk0d.daemon.workers import GRACE_S, Workers
@@ -29,7 +30,12 @@ log = structlog.get_logger("arm")
 
 LET_GO = "arm_let_go"
 """The store's key of the last release: when and why; None once an arm has been opened again."""
-CONTROLS = ("next", "discard", "finish", "stop")
+CONTROLS = ("next", "discard", "rerecord", "pause", "resume", "success", "failure", "finish", "stop")
+_ONLY = {
+    "recording": {"discard", "rerecord", "pause", "resume"},
+    "rollout": {"discard", "success", "failure"},
+}
+"""Controls that only some kinds of session know; the others all do."""
 _EXPECT_S = 2.0
 """Seconds for which an announced recording holds the trainer, should its request never come."""
 
@@ -141,6 +147,9 @@ class Arm:
         live = self.live
         if live is None:
             raise RobotError("nothing is being recorded", "start with `zk0ctl record --task … --episodes …`")
+        special = set().union(*_ONLY.values())
+        if action in special and action not in _ONLY.get(live.kind, ()):
+            raise UsageError(f"a {live.kind} knows no {action}", "next, finish and stop work")
         if action in ("stop", "finish"):
             live.stopping, live.why = True, f"told to {action}"
         if live.worker is not None:
@@ -192,6 +201,15 @@ class Arm:
             self._store.put(LET_GO, {"at": time.time(), "text": text})
         self._on_change()
 
+    def _superseded(self, live: Live, episode: int) -> None:
+        """An episode is to be recorded again: it stays on disk, is not trained on, and another take is wanted."""
+        keep_out(self._store, live.dataset, episode)
+        live.goal += 1
+        if kept := self._store.get("recording"):
+            self._store.put("recording", {**kept, "goal": live.goal})
+        text = f"episode {episode} of {live.dataset!r} is recorded again; it stays on disk and is kept out of training"
+        self._store.event("record", text)
+
     async def run(self, live: Live, kind: str, job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         """One worker of the session; its events go to the caller in order, and into `live`."""
         events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -205,6 +223,10 @@ class Arm:
                 live.saved += 1
                 if live.session:
                     self._store.set_session(live.session, saved=live.saved - live.first)
+            elif event["event"] == "superseded":
+                self._superseded(live, int(event["episode"]))
+            elif event["event"] == "paused":
+                live.progress = {"phase": "paused"}
             elif event["event"] == "care":
                 self._cared(event)
             elif event["event"] == "ready":

@@ -84,6 +84,12 @@ def _plain(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {k: facts[k] for k in ("success", "ended_by", "committed_at") if k in facts}
 
 
+def keep_out(store: Store, name: str, episode: int) -> None:
+    """Keep one more episode of a dataset out of training."""
+    there = store.get(EXCLUDED, {})
+    store.put(EXCLUDED, {**there, name: sorted({*there.get(name, ()), episode})})
+
+
 class Selection:
     """What is trained on, by rules and by word."""
 

@@ -32,6 +32,11 @@ class RecordRequest:
     train: bool = True
     pace: str = ""
     """"real" or "fast" (the recorder's own choice when empty)."""
+    paused: bool = False
+    """The first take waits for `next`."""
+    auto: bool = True
+    """A take ends by itself: after `episode_s`, or when a virtual leader is done. Else `next` ends it."""
+    rerun: str = ""
 
     @classmethod
     def kept(cls, value: Mapping[str, Any]) -> RecordRequest:
@@ -62,8 +67,14 @@ class RecordRequest:
         return cls(
             dataset=name, task=task, by=by, until=None if until is None else int(until), episodes=int(episodes or 0),
             episode_s=float(request.get("episode_s") or config["record", "episode_s"]),
-            reset_s=float(config["record", "reset_s"]), fps=config["record", "fps"], keep=keep,
+            reset_s=_seconds(request, "reset_s", config["record", "reset_s"]), fps=config["record", "fps"], keep=keep,
             seed=int(request.get("seed") or 0), robot=robot,
             train=bool(request.get("train", True)),
-            pace=str(request.get("pace") or ""),
+            pace=str(request.get("pace") or ""), paused=bool(request.get("paused")),
+            auto=bool(request.get("auto", True)), rerun=str(request.get("rerun") or ""),
         )  # fmt: skip
+
+
+def _seconds(request: Mapping[str, Any], key: str, default: float) -> float:
+    value = request.get(key)
+    return float(default if value is None else value)

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from zk0d.daemon import datasets, staged
+from zk0d.daemon import datasets, room, staged
 from zk0d.daemon.arbiter import clock
 from zk0d.daemon.arm import Arm, Emit, Live
 from zk0d.daemon.config import Config
@@ -117,6 +117,7 @@ class Sessions:
         if first >= goal:
             self._register(request.dataset, root, request.task, request.robot, request.train)
             return _outcome(request.dataset, first, first, goal, 0, "there already")
+        await room.limits(self._config, self._folder, self._store.datasets())  # raises when there is none
         live = Live("recording", request.by, time.time(), request.dataset, goal, first, first=first)
         self._arm.hold(live)
         try:
@@ -164,8 +165,9 @@ class Sessions:
             job: dict[str, Any] = {
                 "dataset": str(root), "task": request.task, "episodes": live.goal - have,
                 "episode_s": request.episode_s, "reset_s": request.reset_s, "fps": request.fps, "robot": request.robot,
-                "keep": request.keep, "max_takes": 3 * (live.goal - have) + 5, "seed": seed, "auto": True,
-                "pace": request.pace,
+                "keep": request.keep, "max_takes": 3 * (live.goal - have) + 5, "seed": seed, "auto": request.auto,
+                "pace": request.pace, "paused": request.paused and have == live.first, "rerun": request.rerun,
+                **await room.limits(self._config, self._folder, self._store.datasets()),
             }  # fmt: skip
             try:
                 result = await self._arm.run(live, "recorder", job, emit)

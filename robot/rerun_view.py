@@ -1,0 +1,57 @@
+"""The take in a Rerun viewer, by LeRobot's own functions, at most ten times a second and off the control loop's thread.
+
+Optional: without the package rerun-sdk it says what to install. Not for a terminal's preview (zk0d/ctl).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from typing import Any, Self
+
+from zk0d.errors import ConfigError
+
+EVERY_S = 0.1
+
+
+class RerunView:
+    """Context manager. `where`: "spawn" opens a viewer here, "HOST:PORT" sends to one. Raises ConfigError."""
+
+    def __init__(self, where: str) -> None:
+        if importlib.util.find_spec("rerun") is None:
+            raise ConfigError(
+                "rerun: the package rerun-sdk is not in the environment that runs the workers",
+                "install it there: pip install 'lerobot[viz]'; the preview in the terminal needs nothing",
+            )
+        host, _, port = where.rpartition(":")
+        if where != "spawn" and not (host and port.isdigit()):
+            raise ConfigError(f"rerun: {where!r} is no place of a viewer", "spawn, or HOST:PORT such as 127.0.0.1:9876")
+        self._place = (host or None, int(port) if port.isdigit() else None)
+        self._fresh: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="rerun", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join(5.0)
+
+    def offer(self, joints: tuple[str, ...], state: Any, action: Any, images: dict[str, Any]) -> None:
+        """The row of now; shown if there is time for it."""
+        self._fresh = (
+            {**dict(zip(joints, state.tolist(), strict=True)), **images},
+            dict(zip(joints, action.tolist(), strict=True)),
+        )
+
+    def _run(self) -> None:
+        from lerobot.utils.rerun_visualization import init_rerun, log_rerun_data, shutdown_rerun
+
+        init_rerun("zk0d", *self._place)
+        while not self._over.wait(EVERY_S):
+            if self._fresh is not None:
+                (observation, action), self._fresh = self._fresh, None
+                log_rerun_data(observation, action, compress_images=True)
+        shutdown_rerun()
