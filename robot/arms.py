@@ -5,6 +5,7 @@ Never asks a question on the terminal, and says in one sentence what is wrong wi
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from robot.ports import (
     claim_port,
     device_errors,
     first_line,
+    forget_old_replies,
     pseudo_terminal,
     wait_for_bytes,
     wait_longer,
@@ -194,11 +196,29 @@ def _open_leader(
     return leader, LineCounter(leader.bus)
 
 
+def swapped(device: Any, role: str, table: RobotTable) -> bool:
+    """Whether the servos of this arm hold exactly what the calibration file of the other one says."""
+    ids, _ = calibration_files(table)
+    follows = role.endswith("follower")
+    name = f"{ids[1] if follows else ids[0]}.json"
+    folder = device.calibration_dir
+    if not table.calibration_dir:  # LeRobot's own folders: one for each kind of arm
+        folder = folder.parent.parent / ("teleoperators/so_leader" if follows else "robots/so_follower")
+    try:
+        wanted = {joint: dict(values) for joint, values in json.loads((folder / name).read_text()).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return False
+    own = {joint: vars(values) for joint, values in device.bus.read_calibration().items()}
+    same = ("homing_offset", "range_min", "range_max")
+    return set(own) == set(wanted) and all(own[j][k] == wanted[j].get(k) for j in own for k in same)
+
+
 def _connect_bus(device: Any, role: str, table: RobotTable) -> None:
     """LeRobot's connect() without its calibrate(), which asks on the terminal. Torque stays off until that is right."""
     port = device.config.port
     ask_again(device.bus)
     wait_for_bytes(device.bus.port_handler)
+    forget_old_replies(device.bus.port_handler)
     if pseudo_terminal(port):
         wait_longer(device.bus.port_handler)
     for attempt in range(CONNECT_ATTEMPTS):
@@ -214,6 +234,12 @@ def _connect_bus(device: Any, role: str, table: RobotTable) -> None:
         with device_errors(f"the {role}", port):
             calibrated = bool(device.is_calibrated)
         if not calibrated:
+            if swapped(device, role, table):
+                raise RobotError(
+                    f"{role} on {port} is the other arm: its servos hold the calibration of the"
+                    f" {'leader' if role.endswith('follower') else 'follower'}",
+                    "swap leader and follower in [robot], or name them by serial number: zk0ctl robot find",
+                )
             kind = "--robot" if role.endswith("follower") else "--teleop"
             name = role.replace(" ", "-")
             what = "has no calibration file" if not device.calibration else "is not calibrated as its file says"

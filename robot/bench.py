@@ -98,11 +98,12 @@ class Bench:
         pose: dict[str, float] = {}
         images: dict[str, Frame] = {}
         for side in self._sides:
-            with device_errors(f"the {side.prefix.replace('_', ' ')}follower", side.table.follower):
+            name = f"the {side.prefix.replace('_', ' ')}follower"
+            with device_errors(name, side.table.follower, side.follower.cameras):
                 seen = side.follower.get_observation()
-            for name in side.follower.cameras:
-                if name in seen:
-                    images[self._camera(side, name)] = seen[name]
+            for camera in side.follower.cameras:
+                if camera in seen:
+                    images[self._camera(side, camera)] = seen[camera]
             pose |= {side.prefix + name: seen[name] for name in side.follower.action_features}
         self.eyes.seen(images)
         self._present = np.array([pose[name] for name in self.joints], dtype=np.float32)

@@ -19,6 +19,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from robot.cutoff import BEGUN, Begun, rescue
 from robot.episodes import FILES_PER_CHUNK, RECORD, EpisodeRecord, Position, RecordingSpec, Take, commit
 from robot.staged import MARK, StagedTake
 from robot.stats import FeatureStats, merge
@@ -34,11 +35,14 @@ SPEC = "meta/zk0/dataset.json"
 
 @dataclass
 class Recovery:
-    """What was found at the start: takes cut off by a crash, episodes adopted from one, folders set aside, in names."""
+    """What was found at the start, by names: takes removed (too short), episodes adopted, which of them are of a take
+    that was cut off, folders set aside, and takes that cannot be saved before there is room on the disk."""
 
     removed: list[str] = field(default_factory=list)
     adopted: list[int] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
     quarantined: list[str] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """For the recorder's `ready` event; empty when there was nothing."""
@@ -85,10 +89,12 @@ class RecordedDataset:
         """Rows of all published episodes."""
         return sum(r.length for r in self.records)
 
-    def new_take(self) -> Take:
-        """Begin a take in its own staging folder."""
+    def new_take(self, begun: Begun | None = None) -> Take:
+        """Begin a take in its own staging folder. With `begun`, a kill in the midst of it does not lose all of it."""
         self._takes += 1
-        return Take(self._staging / f"take-{os.getpid()}-{self._takes:04d}", self.spec)
+        if begun is not None and not (self.root / SPEC).exists():
+            durable.write_json(self.root / SPEC, {"schema": 1, **self.spec.to_json()})
+        return Take(self._staging / f"take-{os.getpid()}-{self._takes:04d}", self.spec, begun)
 
     def seal(self, take: Take, task: str, facts: dict[str, Any]) -> StagedTake:
         """The take has ended: make it durable, unverified. Raises DatasetError or OSError; the take is then removed."""
@@ -117,14 +123,19 @@ class RecordedDataset:
         return record
 
     def _adopt_staged(self) -> None:
-        """Takes that had ended when the recorder died become episodes, in their order; a take cut off is removed."""
+        """Takes of a recorder that died become episodes, in their order; one cut off in the midst up to there."""
         found: list[StagedTake] = []
         for folder in sorted(self._staging.iterdir()):
             try:
                 staged = StagedTake.load(folder)
+                if staged is None:
+                    staged = rescue(folder, len(self.spec.joints), self.spec.cameras, self.spec.fps)
             except DatasetError as error:
                 self.recovery.quarantined.append(f"{folder.name}: {error.message}")
                 _quarantine(self.root, folder)
+                continue
+            except OSError as error:  # no room: it waits, for the next start
+                self.recovery.waiting.append(f"{folder.name}: {error.strerror or error}")
                 continue
             if staged is None:
                 shutil.rmtree(folder)
@@ -136,8 +147,13 @@ class RecordedDataset:
                 record = self.save(staged)
             except DatasetError as error:
                 self.recovery.quarantined.append(f"{staged.folder.name}: {error.message}")
+            except OSError as error:
+                self.recovery.waiting.append(f"{staged.folder.name}: {error.strerror or error}")
             else:
-                self.recovery.adopted.append(record.position.episode_index)
+                number = record.position.episode_index
+                self.recovery.adopted.append(number)
+                if record.facts.get("ended_by") == "killed":
+                    self.recovery.cut.append(f"episode {number}: {record.length / self.spec.fps:.1f} s")
                 self.adopted_staged += 1
 
     def free_bytes(self) -> int:
@@ -150,7 +166,7 @@ class RecordedDataset:
             return
         there, ours = read_spec(self.root).to_json(), self.spec.to_json()
         if not any(any(f.glob(p)) for f, p in ((self.root / RECORDS, "*.json"), (self._committed, "*"))) and not any(
-            self._staging.glob(f"*/{MARK}")
+            any(self._staging.glob(f"*/{mark}")) for mark in (MARK, BEGUN)
         ):
             return  # nothing recorded yet: the first episode decides
         differing = [f"{k} is {there[k]} there and {ours[k]} now" for k in ours if there[k] != ours[k]]

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from robot import quality
+from robot.cutoff import Begun, RowLog, clear
 from robot.staged import StagedTake
 from robot.stats import FeatureStats, column_stats
 from robot.video import CameraEncoder, Frame, verify
@@ -116,10 +117,11 @@ class EpisodeRecord:
 class Take:
     """A take being recorded in its staging folder. One row and one frame per camera for each `add`."""
 
-    def __init__(self, folder: Path, spec: RecordingSpec) -> None:
+    def __init__(self, folder: Path, spec: RecordingSpec, begun: Begun | None = None) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
         self.spec = spec
+        self._log = RowLog(folder, len(spec.joints), begun) if begun is not None else None
         self._states: list[NDArray[np.float32]] = []
         self._actions: list[NDArray[np.float32]] = []
         self._times: list[float] = []
@@ -138,24 +140,33 @@ class Take:
     ) -> None:
         """One control period: `t` seconds on a monotonic clock, joints in the order of the spec, one frame per camera.
 
-        Blocks when an encoder is behind. Raises DatasetError; the take must then be discarded.
+        Blocks when an encoder is behind. Raises DatasetError or OSError; the take must then be discarded, or left.
         """
         for name, encoder in self._encoders.items():
             encoder.put(images[name])
+        if self._log is not None:
+            self._log.add(t, state, action)
         self._states.append(state)
         self._actions.append(action)
         self._times.append(t)
 
     def discard(self) -> None:
         """Stop the encoders and remove everything."""
+        self.leave()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def leave(self) -> None:
+        """Stop, and leave on the disk what is there: the next start rescues it as it does after a kill."""
         for encoder in self._encoders.values():
             encoder.abort()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self._log is not None:
+            self._log.close()
 
     def seal(self, task: str, facts: Mapping[str, Any]) -> StagedTake:
         """Finish the videos and make the take durable as it is: from here on a kill loses nothing of it.
 
-        Not for the control loop's thread: it waits for the encoders. Raises DatasetError; the take is then removed.
+        Not for the control loop's thread: it waits for the encoders. Raises DatasetError; the take is then removed, or
+        where the disk was full, left for the next start.
         """
         try:
             for encoder in self._encoders.values():
@@ -168,7 +179,19 @@ class Take:
             states, actions = np.stack(self._states).astype(np.float32), np.stack(self._actions).astype(np.float32)
             times = np.asarray(self._times, dtype=np.float64)
             staged = StagedTake(self.folder, states, actions, times, task, dict(facts), encoders)
-            return staged.seal([e.path for e in self._encoders.values()])
+            if self._log is not None:
+                self._log.close()
+            staged = staged.seal([e.path for e in self._encoders.values()])
+            clear(self.folder, self._encoders)
+            return staged
+        except (DatasetError, OSError) as error:
+            if self._log is None or self.frames < 2:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                raise
+            raise DatasetError(
+                f"a take of {self.frames} rows could not be ended: {error}",
+                "what there is of it is kept, and saved when recording starts again with room on the disk",
+            ) from error
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise

@@ -10,9 +10,10 @@ import fcntl
 import os
 import re
 import select
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from zk0d.errors import RobotError, Zk0Error
@@ -93,6 +94,18 @@ def wait_for_bytes(handler: Any) -> None:
     handler.readPort = read
 
 
+def forget_old_replies(handler: Any) -> None:
+    """A reply that comes after its request was given up would be taken for the next one's: all later ones would be one
+    behind, silently. The SDK means to clear the port before each request, but waits for its own bytes only."""
+    clear = handler.clearPort
+
+    def fresh() -> None:
+        clear()
+        handler.ser.reset_input_buffer()
+
+    handler.clearPort = fresh
+
+
 def ask_again(bus: Any) -> None:
     """LeRobot asks a servo once or thrice; a damaged packet is no dead servo. Every request of this bus gets more."""
     for name in ("_read", "_write", "_sync_read"):
@@ -119,15 +132,18 @@ def bus_error(error: Exception, role: str, port: str) -> RobotError:
 
 
 @contextmanager
-def device_errors(what: str, port: str) -> Iterator[None]:
-    """Turn what the drivers raise into a RobotError about `what` on `port`."""
+def device_errors(what: str, port: str, cameras: Mapping[str, Any] = MappingProxyType({})) -> Iterator[None]:
+    """Turn what the drivers raise into a RobotError about `what` on `port`, or about the one of `cameras` it names."""
     try:
         yield
     except Zk0Error:
         raise
-    except TimeoutError as error:
-        raise RobotError(f"a camera stopped: {first_line(error)}", "check its cable") from error
     except Exception as error:  # the drivers raise ConnectionError, RuntimeError, SerialException and termios.error
+        for name, camera in cameras.items():
+            if str(camera) in str(error):
+                raise RobotError(f"camera {name} stopped: {first_line(error)}", "check its cable") from error
+        if isinstance(error, TimeoutError):
+            raise RobotError(f"a camera stopped: {first_line(error)}", "check its cable") from error
         raise RobotError(f"{what} on {port} does not answer: {first_line(error)}", "check its power") from error
 
 

@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from robot.cutoff import Begun
 from robot.realtime import before_others
 from robot.recorder_job import RecorderJob
 from robot.room import Room
@@ -56,6 +57,8 @@ class Recorder:
         self._episodes: dict[int, int] = {}  # take → episode, of those saved
         cameras = tuple(bench.cameras.values())
         self._room = Room(job.floor_bytes, job.quota_left, cameras, job.fps, job.episode_s)
+        self._least = round(KEEP_WHEN_CUT_S * job.fps)
+        """Rows below which a take that was cut off is not worth keeping."""
         self._max_takes = job.max_takes or (4 * job.episodes + 10 if job.keep == "success" else 0)
 
     def run(self) -> Message:
@@ -99,19 +102,22 @@ class Recorder:
         self._channel.emit("take", take=self._take, episode=self._next_episode())
         seed = job.seed * 100_003 + self._take - 1
         bench.begin_take(seed)
-        take = self._dataset.new_take()
+        whole = {"take": self._take, "seed": seed, "pace": "fast" if self._fast else "real"}
+        take = self._dataset.new_take(Begun(job.task, whole, 0 if bench.virtual else self._least))
         try:
             with before_others(not self._fast):
                 outcome = self._loop(take)
         except RobotError as error:
             self._keep_what_there_is(take, seed, error)
             raise
+        except (DatasetError, OSError) as error:
+            raise self._leave(take, error) from error
         except BaseException:
             take.discard()
             self._drop("the take could not be written")
             raise
         success = bench.success()
-        too_short = take.frames < 2 or (self._cut and (bench.virtual or take.frames < KEEP_WHEN_CUT_S * job.fps))
+        too_short = take.frames < 2 or (self._cut and (bench.virtual or take.frames < self._least))
         if outcome in ("discard", "rerecord") or too_short:
             take.discard()
             words = {"discard": "discarded", "rerecord": "to be recorded again"}
@@ -130,9 +136,21 @@ class Recorder:
         self._saving.append((self._take, success, saving))
         self._kept = self._take
 
+    def _leave(self, take: Any, error: DatasetError | OSError) -> DatasetError:
+        """The take cannot be written on (disk full): what there is stays, for the next start → what to say."""
+        why = error.message if isinstance(error, DatasetError) else f"the take could not be written: {error}"
+        if self._bench.virtual or take.frames < self._least:
+            take.discard()
+            self._drop(why)
+            return DatasetError(why, "see whether the disk is full; saved episodes are whole")
+        take.leave()
+        kept = f"its first {take.frames / self.job.fps:.0f} s are kept, and saved when recording starts again"
+        self._drop(f"{why}; {kept}")
+        return DatasetError(f"{why}; of take {self._take}, {kept}", "make room on the disk, then record again")
+
     def _keep_what_there_is(self, take: Any, seed: int, error: RobotError) -> None:
         """A bus or camera went in mid-take: the rows so far are whole, so a long enough take is kept."""
-        if self._bench.virtual or take.frames < KEEP_WHEN_CUT_S * self.job.fps:
+        if self._bench.virtual or take.frames < self._least:
             take.discard()
             self._drop(f"a device failed: {error.message}")
             return

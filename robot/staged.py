@@ -55,7 +55,7 @@ class StagedTake:
         np.savez(held, states=self.states, actions=self.actions, times=self.times)
         durable.write_bytes(self.folder / ROWS, held.getvalue())
         mark = {"schema": 1, "rows": self.frames, "task": self.task, "facts": self.facts, "encoders": self.encoders}
-        durable.write_json(self.folder / MARK, {**mark, "sealed_at": time.time()})
+        durable.write_json(self.folder / MARK, {**mark, "sealed_at": self.sealed_at or time.time()})
         durable.fsync_dir(self.folder.parent)
         return self
 

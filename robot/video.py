@@ -6,6 +6,8 @@ Not for reading datasets (LeRobot's decoders do) nor for the video of a rollout'
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
 import threading
 import time
@@ -20,16 +22,20 @@ from numpy.typing import NDArray
 from robot.stats import ImageStats, sample_indices
 from zk0d.errors import DatasetError
 
-# CPU and size of a frame at 640x480, GOP 2 (random access), measured on two cores: x264 veryfast crf 20 5 ms
-# and 11 KiB, ultrafast crf 23 3 ms and 16 KiB, LeRobot's SVT-AV1 preset 12 crf 30 9-12 ms and 5 KiB; PSNR within 1 dB.
+# CPU and size of a frame at 640x480, GOP 2 (random access), measured on two cores: x264 veryfast crf 22 4.5 ms
+# and 11 KiB, ultrafast crf 23 2.5 ms and 16 KiB, LeRobot's SVT-AV1 preset 12 9-12 ms and 5 KiB; PSNR within 1 dB.
 # The operator's machine is theirs: CPU counts more than disk, and every browser plays H.264.
 CODEC = "libx264"
 CODEC_NAME = "h264"
 GOP = 2
-CRF = 20
+CRF = 22
 PRESET = "veryfast"
 PIXELS = "yuv420p"
 QUEUE_FRAMES = 60
+IN_PIECES = "frag_every_frame+empty_moov+default_base_moof"
+AT_ONCE = {"x264-params": "rc-lookahead=0:mbtree=0:sync-lookahead=0:force-cfr=1"}
+"""No frame waits in the encoder for later ones, so that a kill costs none; with a key frame every second one, looking
+ahead is worth little."""
 
 av.logging.set_libav_level(av.logging.ERROR)  # x264 tells twenty lines about every video
 
@@ -69,6 +75,7 @@ class CameraEncoder:
         self._queue: queue.Queue[Frame | None] = queue.Queue(QUEUE_FRAMES)
         self._error: Exception | None = None
         self._aborted = threading.Event()
+        self._told_end = False
         self._thread = threading.Thread(target=self._run, name=f"encode-{path.stem}", daemon=True)
         self._thread.start()
 
@@ -108,7 +115,7 @@ class CameraEncoder:
         if self._error is not None:
             raise DatasetError(
                 f"the video of camera {self.path.stem} could not be written: {self._error}",
-                "see whether the disk is full; the take is lost, saved episodes are not",
+                "see whether the disk is full; saved episodes are whole",
             ) from self._error
 
     def _run(self) -> None:
@@ -116,26 +123,75 @@ class CameraEncoder:
             self._encode()
         except Exception as error:
             self._error = error
-            while self._queue.get() is not None:
+            while not self._told_end and self._queue.get() is not None:
                 pass
 
+    def _next(self) -> Frame | None:
+        frame = self._queue.get()
+        self._told_end = frame is None
+        return frame
+
     def _encode(self) -> None:
-        options = {"g": str(self._gop), "crf": str(CRF), "preset": PRESET, "bf": "0", "threads": "1"}
-        with av.open(str(self.path), "w", options={"movflags": "faststart"}) as container:
+        options = {"g": str(self._gop), "crf": str(CRF), "preset": PRESET, "bf": "0", "threads": "1", **AT_ONCE}
+        live, whole, number = live_path(self.path), 0, 0
+        container = av.open(str(live), "w", options={"movflags": IN_PIECES, "flush_packets": "1"})
+        try:
             stream = container.add_stream(CODEC, self.fps, options=options)
             stream.height, stream.width = self.size
             stream.pix_fmt = PIXELS
             stream.time_base = Fraction(1, self.fps)
-            number = 0
-            while (frame := self._queue.get()) is not None:
+            while (frame := self._next()) is not None:
                 if self._aborted.is_set():
                     continue
                 picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
                 picture.pts = number
                 picture.time_base = Fraction(1, self.fps)
-                container.mux(stream.encode(picture))
                 number += 1
+                if pieces := stream.encode(picture):
+                    container.mux(pieces)
+                    whole = live.stat().st_size
             container.mux(stream.encode())
+            container.close()
+        except BaseException:
+            with contextlib.suppress(av.FFmpegError, OSError):
+                container.close()
+            with contextlib.suppress(OSError):
+                os.truncate(live, whole)  # what was written after the disk was full would look like a frame
+            raise
+        if not self._aborted.is_set():
+            rewrite(live, self.path, self.fps, number)
+
+
+def live_path(path: Path) -> Path:
+    """Where the video `path` lies while it is written: in pieces of one frame, readable up to the last of them."""
+    return path.with_suffix(f".live{path.suffix}")
+
+
+def packets(path: Path) -> int:
+    """Frames of a video that may have been cut off, by counting its packets; 0 when it has not even a header."""
+    count = 0
+    try:
+        with av.open(str(path)) as container:
+            for packet in container.demux(video=0):
+                if packet.dts is None or packet.is_corrupt:
+                    break
+                count += 1
+    except (av.FFmpegError, IndexError, FileNotFoundError):
+        pass  # the piece that was being written
+    return count
+
+
+def rewrite(source: Path, target: Path, fps: int, frames: int) -> None:
+    """The first `frames` frames of `source` as one plain MP4 with its index in front, nothing encoded again."""
+    with av.open(str(source)) as old, av.open(str(target), "w", options={"movflags": "faststart"}) as new:
+        stream = old.streams.video[0]
+        copied = new.add_stream_from_template(stream)
+        copied.time_base = Fraction(1, fps)
+        for number, packet in enumerate(old.demux(stream)):
+            if packet.dts is None or number == frames:
+                break
+            packet.stream = copied
+            new.mux(packet)
 
 
 def verify(path: Path, frames: int, height: int, width: int, fps: int) -> ImageStats:

@@ -5,7 +5,10 @@ What is drawn follows from the state, and the action from both, so that a policy
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,3 +69,38 @@ def _draw(height: int, width: int, state: np.ndarray, goal: np.ndarray) -> np.nd
         radius = max(2, height // 10)
         picture[max(0, y - radius) : y + radius, max(0, x - radius) : x + radius, channel] = 255
     return picture
+
+
+def as_v21(parts: list[Path], root: Path) -> None:
+    """A dataset in the old format, from datasets of one episode each: files as lerobot 0.3 laid them out."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (root / "meta").mkdir(parents=True)
+    lines: dict[str, list[dict[str, Any]]] = {"episodes": [], "episodes_stats": [], "tasks": []}
+    total = 0
+    for number, part in enumerate(parts):
+        table = pq.read_table(next(part.glob("data/*/*.parquet")))
+        for name, values in (("episode_index", [number] * len(table)), ("index", range(total, total + len(table)))):
+            at = table.column_names.index(name)
+            table = table.set_column(at, name, pa.array(list(values), pa.int64()))
+        target = root / f"data/chunk-000/episode_{number:06d}.parquet"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, target)
+        for video in part.glob("videos/*/*/*.mp4"):
+            there = root / f"videos/chunk-000/{video.parts[-3]}/episode_{number:06d}.mp4"
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(video, there)
+        stats = json.loads((part / "meta/stats.json").read_text())
+        lines["episodes"].append({"episode_index": number, "tasks": ["t"], "length": len(table)})
+        lines["episodes_stats"].append({"episode_index": number, "stats": stats})
+        total += len(table)
+    lines["tasks"] = [{"task_index": 0, "task": "t"}]
+    for name, rows in lines.items():
+        (root / f"meta/{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    info = json.loads((parts[0] / "meta/info.json").read_text())
+    info |= {"codebase_version": "v2.1", "total_episodes": len(parts), "total_frames": total, "total_chunks": 1}
+    info |= {"total_videos": 2 * len(parts), "splits": {"train": f"0:{len(parts)}"}}
+    info |= {"data_path": "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"}
+    info |= {"video_path": "videos/chunk-{episode_chunk:03d}/{video_key}/episode_{episode_index:06d}.mp4"}
+    (root / "meta/info.json").write_text(json.dumps(info))

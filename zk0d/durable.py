@@ -6,6 +6,7 @@ which have their own store (zk0d/model/blobs.py) built from the pieces here.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 _READ = 1 << 20
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def fsync_dir(folder: Path) -> None:
@@ -70,6 +72,19 @@ def publish(tmp: Path, path: Path) -> None:
             fsync_dir(Path(folder))
     os.replace(tmp, path)
     fsync_dir(path.parent)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two files or folders of one file system in one step, durably (renameat2(2), RENAME_EXCHANGE).
+
+    Raises OSError where the kernel or the file system cannot; nothing has changed then.
+    """
+    rename = ctypes.CDLL(None, use_errno=True).renameat2
+    if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(one))
+    for folder in {one.parent, other.parent}:
+        fsync_dir(folder)
 
 
 def sha256_file(path: Path) -> str:

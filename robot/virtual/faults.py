@@ -33,6 +33,14 @@ class LineFaults:
         """The next n replies arrive with a wrong checksum."""
         self._call(lambda: setattr(self._line.bus, "corrupt", n))
 
+    def delay_next(self, seconds: float, n: int = 1) -> None:
+        """The next n replies come so much later; what is asked meanwhile is answered at once."""
+
+        def set_delay() -> None:
+            self._line.late, self._line.late_s = n, seconds
+
+        self._call(set_delay)
+
     def bad_line(self, corrupt: float = 0.0, drop: float = 0.0) -> None:
         """From now on this share of the replies is damaged, and this share of the requests is not heard."""
 

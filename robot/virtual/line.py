@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 import tty
+from collections import deque
 from pathlib import Path
 
 from robot.virtual.bus import FeetechBus
@@ -25,6 +26,9 @@ class PtyLine:
         self.master = -1
         self._slave = -1
         self._heard = 0.0
+        self.late = 0
+        self.late_s = 0.0
+        self._owed: deque[tuple[float, bytes]] = deque()
         self.plug()
 
     @property
@@ -65,9 +69,24 @@ class PtyLine:
             self.bus.silence()
         self._heard = now
         reply = self.bus.feed(data)
+        if reply and self.late:
+            self.late -= 1
+            self._owed.append((now + self.late_s, reply))
+            return True
         if reply:
+            self._send(reply)
+        return bool(data)
+
+    def owed(self) -> float | None:
+        """Send the late replies whose time has come → seconds to the next one, None when there is none."""
+        now = time.monotonic()
+        while self._owed and self._owed[0][0] <= now:
+            self._send(self._owed.popleft()[1])
+        return max(0.0, self._owed[0][0] - now) if self._owed else None
+
+    def _send(self, reply: bytes) -> None:
+        if self.plugged:
             try:
                 os.write(self.master, reply)
             except BlockingIOError:
                 pass  # nobody reads: a serial line loses bytes too
-        return bool(data)

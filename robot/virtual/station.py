@@ -197,7 +197,8 @@ class VirtualStation:
         for fd in (self._wake_r, follower.master, leader.master):
             if fd >= 0:
                 poller.register(fd, select.POLLIN)
-        ready = {fd for fd, _ in poller.poll(None if wait is None else wait * 1000)}
+        waits = [w for w in (wait, follower.owed(), leader.owed()) if w is not None]
+        ready = {fd for fd, _ in poller.poll(min(waits) * 1000 if waits else None)}
         calls = len(self._calls) if self._wake_r in ready else 0
         if calls:
             os.read(self._wake_r, 4096)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from daemon_process import Daemon, loads
 
 pytest.importorskip("lerobot")
-from drawn_dataset import make_dataset
+from drawn_dataset import JOINTS, as_v21, make_dataset
 from recorded_dataset import load
 
+from robot.dataset import RecordedDataset
+from robot.episodes import Position, RecordingSpec, commit
 from zk0d.ctl.dataset_edit import numbers
 from zk0d.errors import UsageError
 
@@ -22,33 +26,73 @@ def test_episode_numbers() -> None:
             numbers([wrong])
 
 
+def recorded(root: Path) -> None:
+    """Three episodes as a killed recorder leaves them: two published, the third committed only; and an ended take."""
+    spec = RecordingSpec(30, tuple(f"{j}.pos" for j in JOINTS), {"front": (64, 64)}, "so_follower", "degrees")
+    with RecordedDataset(root, spec) as dataset:
+        for number in range(4):
+            take = dataset.new_take()
+            for k in range(10):
+                picture = np.full((64, 64, 3), 20 * number + k, np.uint8)
+                take.add(k / 30, np.full(6, k, np.float32), np.full(6, number, np.float32), {"front": picture})
+            if number < 2:
+                dataset.save(take, "lift", {})
+            elif number == 2:
+                staged = dataset.seal(take, "lift", {})
+                commit(staged, spec, Position(2, 20, "lift", 0), root / ".zk0/committed")
+            else:
+                dataset.seal(take, "lift", {})
+
+
 def test_check_and_edit_by_the_daemon(tmp_path: Path) -> None:
-    root = make_dataset(tmp_path / "cubes", episodes=4, frames=10)
+    parts = [make_dataset(tmp_path / f"p{n}", episodes=1, frames=10, seed=n, task="t") for n in range(2)]
+    as_v21(parts, tmp_path / "old")
+    (whole := tmp_path / "node/datasets/lifts").parent.mkdir(parents=True)
+    recorded(whole)
     with Daemon(tmp_path / "node") as node:
-        assert node.ctl("dataset", "import", f"local:{root}").code == 0
-        copy = node.state / "datasets/cubes"
+        imported = node.ctl(
+            "dataset", "import", f"local:{tmp_path / 'old'}", "--name", "cubes", "--rename", "front=top"
+        )
+        assert imported.code == 0, imported
+        assert [d["rename"] for d in loads(node.ctl("dataset", "list", "--json"))] == [
+            {"observation.images.front": "observation.images.top"}
+        ]
         checked = node.ctl("dataset", "verify", "cubes")
-        assert checked.code == 0 and "4 episodes, 40 frames" in checked.out and "whole" in checked.out
+        assert checked.code == 0 and "2 episodes, 20 frames" in checked.out and "whole" in checked.out
 
-        out = node.ctl("dataset", "exclude", "cubes", "1", "3")
+        # What a killed recorder left is saved before anything is deleted, so that it is in the new folder too.
+        assert node.ctl("dataset", "add", f"local:{whole}").code == 0
+        silent = node.ctl("dataset", "delete", "lifts", "0")
+        assert silent.code == 64 and "1 of 4 episodes would be deleted" in silent.err and load(whole).num_episodes == 4
+        out = node.ctl("dataset", "exclude", "lifts", "1", "3")
         assert out.code == 0 and "kept out of training: 1, 3 (of 4 episodes)" in out.out
-        refused = node.ctl("dataset", "exclude", "cubes", "0-3")
+        refused = node.ctl("dataset", "exclude", "lifts", "0-3")
         assert refused.code == 64 and "no episode would be left" in refused.err
-
-        silent = node.ctl("dataset", "delete", "cubes", "0")
-        assert silent.code == 64 and "1 of 4 episodes would be deleted" in silent.err and load(copy).num_episodes == 4
-        deleted = node.ctl("dataset", "delete", "cubes", "0", "--yes")
+        deleted = node.ctl("dataset", "delete", "lifts", "0", "--yes")
         assert deleted.code == 0 and "3 episodes, 30 frames" in deleted.out, deleted
-        assert load(copy).num_episodes == 3
-        (before,) = copy.parent.glob("cubes.before-*")
+        less = load(whole)
+        assert [float(less[row]["action"][0]) for row in (0, 10, 20)] == [1.0, 2.0, 3.0]
+        (before,) = whole.parent.glob("lifts.before-*")
         assert load(before).num_episodes == 4
         # 1 and 3 were kept out; with 0 gone they are called 0 and 2, and 2 comes back in
-        assert "kept out of training: 0 (of 3" in node.ctl("dataset", "include", "cubes", "2").out
+        assert "kept out of training: 0 (of 3" in node.ctl("dataset", "include", "lifts", "2").out
+
+        split = node.ctl("dataset", "split", "lifts", "1", "--into", "one", "--rest", "two")
+        assert split.code == 0, split
+        merged = node.ctl("dataset", "merge", "one", "two", "--into", "all")
+        assert merged.code == 0, merged
+        both = load(node.state / "datasets/all")
+        assert [float(both[row]["action"][0]) for row in (0, 10, 20)] == [2.0, 1.0, 3.0]
+        shutil.rmtree(before / "meta/episodes")
+        repaired = node.ctl("dataset", "repair", str(before), "--into", "saved")
+        assert repaired.code == 0 and load(node.state / "datasets/saved").num_episodes == 4, repaired
+        named = {d["name"]: d["train"] for d in loads(node.ctl("dataset", "list", "--json"))}
+        assert set(named) == {"cubes", "lifts", "one", "two", "all", "saved"}
+        assert not any(named[n] for n in ("one", "two", "all", "saved"))  # nothing is trained on twice unasked
 
         sheet = node.ctl("dataset", "sheet", "cubes", "--out", str(tmp_path / "sheet.png"))
         assert sheet.code == 0 and (tmp_path / "sheet.png").stat().st_size > 1000
         exported = node.ctl("dataset", "export", "cubes", str(tmp_path / "out"))
-        assert exported.code == 0 and load(tmp_path / "out").num_episodes == 3
+        assert exported.code == 0 and load(tmp_path / "out").num_episodes == 2
         there = node.ctl("dataset", "export", "cubes", str(tmp_path / "out"))
         assert there.code == 1 and "there already" in there.err
-        assert [d["name"] for d in loads(node.ctl("dataset", "list", "--json"))] == ["cubes"]

@@ -138,20 +138,6 @@ def test_one_packet_in_a_hundred_damaged_aborts_no_take(station: Any, tmp_path: 
     assert station.faults.follower.counters.corrupted > 0
 
 
-def test_a_take_cut_off_by_a_pulled_cable_is_kept_up_to_its_last_whole_row(station: Any, tmp_path: Path) -> None:
-    root = tmp_path / "set"
-    job = {"dataset": str(root), "task": "t", "episodes": 1, "episode_s": 60.0}
-    job["robot"] = table(station, tmp_path / "calibration")
-    with WorkerProcess("robot.recorder", job, tmp_path / "work") as worker:
-        while worker.until("progress")["seconds"] < 1.6:
-            pass
-        station.faults.leader.unplug()
-        saved = worker.until("saved")
-        error = worker.until("error")
-    assert "leader" in error["message"] and saved["frames"] >= 30
-    assert check_whole(root).num_episodes == 1
-
-
 def test_an_arm_too_hot_ends_the_take_which_is_kept_with_the_reason(station: Any, tmp_path: Path) -> None:
     root = tmp_path / "set"
     job = {"dataset": str(root), "task": "t", "episodes": 3, "episode_s": 20.0}

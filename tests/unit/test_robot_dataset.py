@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +15,10 @@ import numpy as np
 import pytest
 from recorded_dataset import load
 
+from robot.cutoff import Begun
 from robot.dataset import RecordedDataset, assemble, features
 from robot.episodes import RecordingSpec
+from robot.video import packets
 from zk0d.errors import DatasetError
 
 pytest.importorskip("lerobot")
@@ -193,6 +197,44 @@ def test_a_cut_off_take_is_removed_and_said(tmp_path: Path) -> None:
     with RecordedDataset(root, SPEC) as dataset:
         assert dataset.recovery.to_json() == {"removed": ["take-1-0001"]}
         assert not left.exists() and len(dataset.records) == 1
+
+
+def test_a_take_cut_off_anywhere_becomes_an_episode_up_to_its_last_whole_frame(tmp_path: Path) -> None:
+    seed = random.SystemRandom().randrange(1 << 30)
+    print(f"seed {seed}")
+    dice, template = random.Random(seed), tmp_path / "template"
+    with RecordedDataset(template, SPEC) as dataset:
+        record(dataset, 0, 6)
+        take = dataset.new_take(Begun("cut", {"take": 2}, 10))
+        for k in range(30):
+            images = {n: np.full((*size, 3), colour(1, k), np.uint8) for n, size in SPEC.cameras.items()}
+            take.add(k / 30, np.full(6, k, np.float32), np.zeros(6, np.float32), images)
+        take._encoders["front"].close()  # one camera was just done when the kill came, the other is still at it
+        wrist = take.folder / "wrist.live.mp4"
+        while packets(wrist) < 29:
+            time.sleep(0.01)
+        for attempt in range(6):
+            root = tmp_path / f"cut{attempt}"
+            shutil.copytree(template, root)
+            for name in ("rows.part", "wrist.live.mp4") if attempt else ():
+                path = root / take.folder.relative_to(template) / name
+                os.truncate(path, dice.randrange(path.stat().st_size))
+            left = root / take.folder.relative_to(template)
+            whole = min(packets(left / "wrist.live.mp4"), (left / "rows.part").stat().st_size // 56)
+            with RecordedDataset(root, SPEC) as again:
+                if whole < 10:
+                    assert again.recovery.removed == [left.name] and len(again.records) == 1
+                    continue
+                assert again.recovery.adopted == [1] and again.recovery.cut == [f"episode 1: {whole / 30:.1f} s"]
+                assert again.records[1].length == whole and again.records[1].facts["ended_by"] == "killed"
+            loaded = load(root)
+            assert loaded.num_episodes == 2 and len(loaded) == 6 + whole
+            last = loaded[5 + whole]
+            assert last["observation.state"].tolist() == [whole - 1] * 6 and last["task"] == "cut"
+            for camera in SPEC.cameras:
+                shown = float(last[f"observation.images.{camera}"].mean()) * 255
+                assert shown == pytest.approx(float(colour(1, whole - 1)), abs=1.9)
+        take.discard()
 
 
 def test_takes_that_had_ended_when_the_recorder_was_killed_become_episodes(tmp_path: Path) -> None:

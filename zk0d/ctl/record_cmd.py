@@ -80,6 +80,17 @@ def show(progress: Progress, event: dict[str, Any]) -> None:
         ports = event.get("ports")
         names = ports.values() if isinstance(ports, dict) else ports or []
         progress.say(f"ready: {', '.join(safe(p) for p in names) or 'arms connected'}")
+        _say_recovered(progress, event.get("recovered") or {})
+
+
+def _say_recovered(progress: Progress, found: dict[str, Any]) -> None:
+    """What an earlier recorder that was killed had left in the dataset."""
+    texts = {"adopted": "takes of an earlier recording saved as episode", "cut": "of which cut off",
+             "removed": "too little of it to keep", "quarantined": "set aside in .zk0/quarantine",
+             "waiting": "not saved, for want of room on the disk"}  # fmt: skip
+    for key, text in texts.items():
+        if found.get(key):
+            progress.say(f"{paint('recovered', 'yellow')} {text}: {', '.join(safe(v) for v in found[key])}")
 
 
 def _start(context: Context, args: Args) -> int:

@@ -5,13 +5,15 @@ Nothing is deleted without `confirmed`, and then the former folder is kept besid
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zk0d.daemon import datasets
+from zk0d import durable
+from zk0d.daemon import datasets, staged
 from zk0d.daemon.store import Dataset
 from zk0d.errors import DatasetError, UsageError
 
@@ -65,6 +67,19 @@ def _idle(service: Service, name: str) -> None:
         raise DatasetError(f"{name!r} is being recorded into", "end that first: zk0ctl record finish")
 
 
+async def _settled(service: Service, *names: str) -> None:
+    """Nobody records into these, and what a killed recorder left in them is part of them. Raises DatasetError."""
+    for name in names:
+        _idle(service, name)
+        root = service.store.dataset(name).root
+        if staged.left_behind([root]):
+            if not await asyncio.shield(service.arm.background(staged.adopt(service.workers, service.store, [root]))):
+                raise DatasetError(
+                    f"{name!r} holds takes that are not saved yet", "zk0ctl status, and the log, say why"
+                )
+            _idle(service, name)
+
+
 async def _work(service: Service, job: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
     name = f"{job['action']}_{time.time_ns():x}"
     loop_events: list[dict[str, Any]] = []
@@ -101,7 +116,7 @@ async def op_dataset_sheet(service: Service, request: dict[str, Any], connection
 async def op_dataset_delete(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
     """Make the dataset anew without some episodes; the former folder stays as NAME.before-TIME."""
     dataset = service.store.dataset(str(request.get("name")))
-    _idle(service, dataset.name)
+    await _settled(service, dataset.name)
     total = datasets.refreshed(dataset).episodes
     episodes = _episodes(request, total)
     if not request.get("confirmed"):
@@ -111,8 +126,13 @@ async def op_dataset_delete(service: Service, request: dict[str, Any], connectio
     await _work(service, job, connection)
     _idle(service, dataset.name)
     before = dataset.root.with_name(f"{dataset.root.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
-    dataset.root.rename(before)
-    fresh.rename(dataset.root)
+    try:
+        durable.exchange(fresh, dataset.root)  # at no moment is there none under that name
+    except OSError:
+        dataset.root.rename(before)
+        fresh.rename(dataset.root)
+    else:
+        fresh.rename(before)
     said = (service.selection.kept_out(dataset.name), service.selection.taken_in(dataset.name))
     service.selection.set(dataset.name, *[{n - sum(e < n for e in episodes) for n in s - set(episodes)} for s in said])
     now = datasets.describe(dataset.name, dataset.root, dataset, units=dataset.units)
@@ -124,7 +144,7 @@ async def op_dataset_delete(service: Service, request: dict[str, Any], connectio
 
 async def op_dataset_split(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
     dataset = service.store.dataset(str(request.get("name")))
-    _idle(service, dataset.name)
+    await _settled(service, dataset.name)
     target = _target(service, str(request.get("into")))
     rest = _target(service, str(request["rest"])) if request.get("rest") else None
     job = {"action": "split", "root": str(dataset.root), "target": str(target), "rest": str(rest or ""),
@@ -139,8 +159,7 @@ async def op_dataset_merge(service: Service, request: dict[str, Any], connection
     sources = [service.store.dataset(str(name)) for name in request.get("names") or ()]
     if len(sources) < 2:
         raise UsageError("a merge needs two datasets or more")
-    for source in sources:
-        _idle(service, source.name)
+    await _settled(service, *(source.name for source in sources))
     if len({s.units for s in sources}) > 1:
         raise DatasetError("their joints are in different units", "merge those of one unit")
     target = _target(service, str(request.get("into")))
@@ -164,10 +183,12 @@ async def op_dataset_import(service: Service, request: dict[str, Any], connectio
 
 async def op_dataset_export(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
     dataset = service.store.dataset(str(request.get("name")))
-    _idle(service, dataset.name)
+    await _settled(service, dataset.name)
     target = Path(str(request.get("folder") or ""))
     if not target.is_absolute():
         raise UsageError(f"{target} is not an absolute path")
+    if target.exists():
+        raise DatasetError(f"{target} is there already", "choose another name")
     return await _work(service, {"action": "copy", "source": str(dataset.root), "target": str(target)}, connection)
 
 

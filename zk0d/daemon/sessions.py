@@ -84,9 +84,11 @@ class Sessions:
                 self._register(session.dataset, root, session.task, None, None)
 
     def begin_adopting(self) -> None:
-        """After a crash: save the ended takes that wait in the datasets. A recording waits until that is done."""
+        """After a crash: save the takes that wait in the datasets. A recording waits until that is done."""
         known = {d.name: d.root for d in self._store.datasets()}
         roots = {**{s.dataset: self._root(s.dataset) for s in self._store.sessions()}, **known}
+        if self._arm.live is not None:
+            roots.pop(self._arm.live.dataset, None)  # its recorder goes on, and holds it
         if staged.left_behind(roots.values()):
             self._adopting = asyncio.create_task(self._adopt(roots))
 
@@ -161,7 +163,8 @@ class Sessions:
     async def _takes(self, live: Live, request: RecordRequest, root: Path, emit: Emit) -> tuple[int, str]:
         """Run the recorder until the goal is reached; → takes discarded, and why it ended early if it did."""
         discarded, barren, seed = 0, 0, request.seed
-        while (have := datasets.saved_episodes(root)) < live.goal and not live.stopping:
+        # A recorder to be taken over may have saved the goal already: it has its end still to tell.
+        while ((have := datasets.saved_episodes(root)) < live.goal and not live.stopping) or live.adopt:
             job: dict[str, Any] = {
                 "dataset": str(root), "task": request.task, "episodes": live.goal - have,
                 "episode_s": request.episode_s, "reset_s": request.reset_s, "fps": request.fps, "robot": request.robot,
@@ -180,7 +183,7 @@ class Sessions:
                 saved = datasets.saved_episodes(root)
                 barren = 0 if saved > have else barren + 1
                 said = live.worker is not None and live.worker.failure is not None
-                if live.stopping:
+                if live.stopping or saved >= live.goal:
                     break
                 if said or not is_virtual(request.robot) or barren >= _RESTARTS:
                     if saved > have or live.saved > 0:

@@ -1,0 +1,143 @@
+"""The recorder against lerobot-record, on the same virtual bench with the real drivers, in the same run.
+
+Kills at random points, the wait between takes, the 60 Hz loop, overloaded encoders, a bus with damaged packets, CPU.
+`--only` measures some of that and keeps the other figures of bench/results/record.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from _arms import Station, station
+from _harness import REPOSITORY, RESULTS, arguments, write
+from _recorders import LATE, in_process
+
+PARTS = ("loop", "default", "overload", "bus", "kills")
+
+
+def loop(bench: Station, folder: Path, small: bool) -> dict[str, Any]:
+    """The control loop at 60 Hz with two cameras: both recorders, one after the other."""
+    seconds, takes = (3.0, 2) if small else (20.0, 2)
+    sizes = (60, seconds, takes, 2, [480, 640])
+    mine = in_process("ours", bench.table, folder / "ours", *sizes)
+    theirs = in_process("lerobots", bench.table, folder / "lerobot", *sizes)
+    return {
+        "ready_s": mine.get("ready_s"),
+        "on_time_share_60hz": mine.get("on_time"),
+        "lerobot_on_time_share_60hz": theirs.get("on_time"),
+        "cpu_vs_lerobot": mine["cpu_per_minute"] / theirs["cpu_per_minute"] if "cpu_per_minute" in theirs else None,
+        "lerobot_ready_s": theirs.get("ready_s"),
+        "hz": mine.get("hz"),
+        "lerobot_hz": theirs.get("hz"),
+        "cpu_s_per_minute_60hz": mine.get("cpu_per_minute"),
+        "lerobot_cpu_s_per_minute_60hz": theirs.get("cpu_per_minute"),
+    }
+
+
+def default(bench: Station, folder: Path, small: bool) -> dict[str, Any]:
+    """lerobot-record as it is without any option: PNG files first, then the video."""
+    if small:
+        return {}
+    plain = in_process("lerobots", bench.table, folder / "plain", 60, 20.0, 2, 2, [480, 640], False)
+    return {
+        "lerobot_default_ready_s": plain.get("ready_s"),
+        "lerobot_default_on_time_share_60hz": plain.get("on_time"),
+        "lerobot_default_cpu_s_per_minute_60hz": plain.get("cpu_per_minute"),
+    }
+
+
+def overload(bench: Station, folder: Path, small: bool) -> dict[str, Any]:
+    """More pixels than two cores can encode: what is accepted has as many frames as rows, for each camera."""
+    sizes = (60, 2.0 if small else 5.0, 1 if small else 2, 4, [720, 1280])
+    mine = in_process("ours", bench.table, folder / "ours-overload", *sizes)
+    figures = {
+        "frame_row_mismatches": mismatches(folder / "ours-overload") if "failed" not in mine else None,
+        "overload_wait_ms": mine.get("waited_ms"),
+    }
+    if not small:
+        theirs = in_process("lerobots", bench.table, folder / "lerobot-overload", *sizes)
+        figures["lerobot_frame_row_mismatches"] = (
+            mismatches(folder / "lerobot-overload") if "failed" not in theirs else theirs["failed"]
+        )
+    return figures
+
+
+def mismatches(root: Path) -> int:
+    """Videos of episodes, by camera, with another number of frames than the episode has rows, by decoding them all."""
+    import av
+    from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+
+    meta = LeRobotDatasetMetadata("local/bench", root=root)
+    wanted: dict[Path, int] = {}
+    for episode in meta.episodes:
+        for key in meta.video_keys:
+            path = root / meta.get_video_file_path(int(episode["episode_index"]), key)
+            wanted[path] = wanted.get(path, 0) + int(episode["length"])
+    wrong = 0
+    for path, rows in wanted.items():
+        with av.open(str(path)) as container:
+            wrong += sum(1 for _ in container.decode(video=0)) != rows
+    return wrong
+
+
+def bus(bench: Station, folder: Path, small: bool) -> dict[str, Any]:
+    """One packet in a hundred damaged on both arms: no take is aborted."""
+    seconds, takes = (2.0, 2) if small else (20.0, 3)
+    bench.bad_line(corrupt=0.01)
+    mine = in_process("ours", bench.table, folder / "bad", 30, seconds, takes, 1, [96, 128])
+    bench.bad_line()
+    return {"aborted_takes": takes - mine.get("episodes", 0), "bad_bus_takes": takes}
+
+
+def kills(bench: Station, folder: Path, small: bool, seed: int) -> dict[str, Any]:
+    count = 5 if small else 100
+    print(f"seed of the kills: {seed}", flush=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "bench")])
+    job = json.dumps([bench.table, str(folder / "killed"), count, seed])
+    script = str(REPOSITORY / "bench/_record_kills.py")
+    done = subprocess.run([sys.executable, script, job], stdout=subprocess.PIPE, text=True, env=environment)
+    if done.returncode:
+        return {"kills": 0, "episodes_lost": None}
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return {"kills": found.pop("kills"), "episodes_lost": found.pop("episodes_lost"),
+            **{f"kills_{k}": v for k, v in found.items()}}  # fmt: skip
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31), help="of the kills")
+    options = parser.parse_args()
+    names = ("kills", "episodes_lost", "ready_s", "on_time_share_60hz", "lerobot_on_time_share_60hz",
+             "frame_row_mismatches", "aborted_takes", "cpu_vs_lerobot")  # fmt: skip
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name, station(Path(name) / "calibration") as bench:
+        folder = Path(name)
+        if "loop" in options.only:
+            found |= loop(bench, folder, options.small)
+        for part, measure in {"default": default, "overload": overload, "bus": bus}.items():
+            if part in options.only:
+                found |= measure(bench, folder, options.small)
+        if "kills" in options.only:
+            found |= kills(bench, folder, options.small, options.seed)
+    figures: dict[str, Any] = dict.fromkeys(names)
+    path = RESULTS / "record.json"
+    if len(options.only) < len(PARTS) and path.exists():
+        earlier = json.loads(path.read_text())
+        figures |= earlier["figures"] if earlier["small"] == options.small else {}
+    figures |= found
+    rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in figures.items()}
+    sizes = {"cameras": "2x480x640", "late_beyond_periods": LATE, "seed": options.seed, "last": options.only}
+    write("record", options.small, sizes, rounded, ("lerobot", "av", "pyarrow"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""What goes wrong on the wire, at the camera, on the disk and with the process while a take runs: real drivers, real files.
+
+Each: what was recorded before stays, the person is told, and of the take that suffers what is whole is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from recorded_dataset import check_whole
+from worker_process import WorkerProcess
+
+from robot import recorder
+from robot.arms import open_bench
+from robot.config import RobotTable
+from zk0d.errors import DatasetError, RobotError
+
+pytest.importorskip("lerobot")
+pytest.importorskip("so101_nexus")
+
+
+@pytest.fixture
+def station() -> Iterator[Any]:
+    from robot.virtual.spec import StationSpec
+    from robot.virtual.station import VirtualStation
+
+    with VirtualStation(StationSpec("Touch", clock="wall")) as bench:
+        yield bench
+
+
+def table(station: Any, folder: Path, **changes: Any) -> dict[str, Any]:
+    station.write_calibration(folder, "follower", "leader")
+    ports = {"follower": station.follower_port, "leader": station.leader_port}
+    return {**ports, "calibration_dir": str(folder), **changes}
+
+
+class Told:
+    """A channel whose supervisor acts on what it hears, in the recorder's own thread."""
+
+    def __init__(self, act: Callable[[str, dict[str, Any]], None] = lambda event, fields: None) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.act = act
+
+    def emit(self, event: str, **fields: Any) -> None:
+        self.events.append((event, fields))
+        self.act(event, fields)
+
+    def poll(self, timeout_s: float = 0.0) -> None:
+        time.sleep(max(0.0, timeout_s))
+
+    def of(self, name: str) -> list[dict[str, Any]]:
+        return [fields for event, fields in self.events if event == name]
+
+
+def record(root: Path, robot: dict[str, Any], told: Told, **changes: Any) -> Any:
+    job = {"dataset": str(root), "task": "t", "episodes": 1, "episode_s": 1.2, "robot": robot, **changes}
+    return recorder.main(job, told)  # type: ignore[arg-type]
+
+
+def test_lost_late_and_damaged_packets(station: Any, tmp_path: Path) -> None:
+    line = station.faults.follower
+    with open_bench(RobotTable.parse(table(station, tmp_path / "c")), fps=30) as bench:
+        port = bench._sides[0].follower.bus.port_handler.ser
+        for harm in (line.drop_next, line.corrupt_next, lambda: line.delay_next(0.7), lambda: line.delay_next(0.1)):
+            harm()
+            state, _ = bench.observe()
+            assert np.isfinite(state).all()
+            time.sleep(0.3)  # until the late one is there
+        asked = line.counters.positions
+        target = bench.observe()[0] + np.float32([8, 0, 0, 0, 0, 0])
+        bench.move_to(target, 0.5)
+        bench.observe()
+        assert line.counters.positions == asked + 3
+        assert port.in_waiting == 0  # a late reply is nobody's: no later one is one behind
+        assert bench.observe()[0][0] == pytest.approx(target[0], abs=2.0)
+
+
+def test_swapped_ports_and_a_replugged_arm(station: Any, tmp_path: Path) -> None:
+    robot = table(station, tmp_path / "c")
+    other = {**robot, "follower": robot["leader"], "leader": robot["follower"]}
+    with pytest.raises(RobotError, match="is the other arm") as refused, open_bench(RobotTable.parse(other), fps=30):
+        pass
+    assert "swap leader and follower" in refused.value.hint
+    root, told = tmp_path / "set", Told()
+    before = os.path.realpath(robot["follower"])
+    told.act = lambda event, fields: (
+        station.faults.follower.unplug() if event == "progress" and fields["seconds"] > 1.1 else None
+    )
+    with pytest.raises(RobotError, match="follower"):
+        record(root, robot, told, episode_s=60)
+    assert told.of("saved")[0]["frames"] >= 30
+    hold = os.openpty()  # so that it comes back as another device, as USB does
+    try:
+        station.faults.follower.plug()
+    finally:
+        for fd in hold:
+            os.close(fd)
+    assert os.path.realpath(robot["follower"]) != before
+    assert record(root, robot, Told())["episodes"] == 1
+    assert check_whole(root).num_episodes == 2
+
+
+class Capture:
+    """In place of cv2.VideoCapture: gives what it is told to, at 30 Hz, until it is unplugged."""
+
+    gone = threading.Event()
+
+    def __init__(self, source: Any, backend: int = 0) -> None:
+        self._values: dict[int, float] = {}
+        self._count = 0
+        self._open = True
+
+    def isOpened(self) -> bool:
+        return self._open
+
+    def set(self, key: int, value: float) -> bool:
+        self._values[key] = value
+        return True
+
+    def get(self, key: int) -> float:
+        return self._values.get(key, 0.0)
+
+    def read(self) -> tuple[bool, Any]:
+        time.sleep(1 / 30)
+        self._count += 1
+        picture = np.tile(np.arange(64, dtype=np.uint8)[:, None, None], (1, 64, 3)) + np.uint8(self._count)
+        return (False, None) if self.gone.is_set() else (True, picture)
+
+    def release(self) -> None:
+        self._open = False
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_camera_lost_in_a_take(station: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cv2.VideoCapture", Capture)
+    Capture.gone.clear()
+    robot = table(station, tmp_path / "c", cameras={"front": {"source": "0", "height": 64, "width": 64}})
+    told = Told(lambda event, fields: Capture.gone.set() if event == "progress" and fields["seconds"] > 1.1 else None)
+    with pytest.raises(RobotError) as failed:
+        record(tmp_path / "set", robot, told, episode_s=60)
+    assert "camera front stopped" in failed.value.message and failed.value.hint
+    dataset = check_whole(tmp_path / "set")
+    assert dataset.num_episodes == 1 and len(dataset) == told.of("saved")[0]["frames"] >= 30
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "zk0test", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    with contextlib.suppress(OSError), path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1 << 20))
+
+
+@pytest.mark.may_leak("PyAV does not close a file whose end it could not write; the recorder ends then")
+def test_a_disk_that_fills_up_in_a_take(
+    station: Any, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cv2.VideoCapture", Capture)
+    Capture.gone.clear()
+    cameras = {"front": {"source": "0", "height": 64, "width": 64}}
+    root, robot = small_disk / "set", table(station, tmp_path / "c", cameras=cameras)
+    assert record(root, robot, Told())["episodes"] == 1
+    told = Told()
+    filler = small_disk / "filler"
+    told.act = lambda event, fields: fill(filler) if event == "progress" and fields["seconds"] > 1.1 else None
+    with pytest.raises(DatasetError) as full:
+        record(root, robot, told, episode_s=60, episodes=2)
+    assert "No space left" in full.value.message and "are kept" in full.value.message and "room" in full.value.hint
+    assert check_whole(root).num_episodes == 1
+    assert "No space left" in recorder.recover(root)["recovered"]["waiting"][0]
+    filler.unlink()
+    assert recorder.recover(root)["recovered"]["adopted"] == [1]
+    dataset = check_whole(root)
+    assert dataset.num_episodes == 2 and len(dataset) >= 60
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_signal_in_a_take_keeps_it_up_to_there(station: Any, tmp_path: Path, number: signal.Signals) -> None:
+    seed = random.SystemRandom().randrange(1 << 30)
+    print(f"seed {seed}")
+    moment = random.Random(seed).uniform(1.2, 2.5)
+    root = tmp_path / "set"
+    job = {"dataset": str(root), "task": "t", "episodes": 1, "episode_s": 60.0}
+    job["robot"] = table(station, tmp_path / "calibration")
+    with WorkerProcess("robot.recorder", job, tmp_path / "work") as worker:
+        while worker.until("progress")["seconds"] < moment:
+            pass
+        frames = worker.of("progress")[-1]["frames"]
+        worker.process.send_signal(number)
+        worker.process.wait(20)
+    found = recorder.recover(root)
+    dataset = check_whole(root)
+    assert dataset.num_episodes == 1 and len(dataset) >= frames
+    if number == signal.SIGKILL:
+        assert found["recovered"]["adopted"] == [0] and found["recovered"]["cut"][0].startswith("episode 0: ")
