@@ -2,8 +2,8 @@
 # Makes the Debian 13 systems that the booted tests start from, once, outside the repository, and prints a folder.
 #   packaging/booted/image.sh [bare|ready]
 # bare: a minimal system, with the packages that zk0d depends on in apt's cache, so that a test installs them as an owner would, without a
-# network. ready (default): the same with those packages installed, and the software renderer that a virtual arm's cameras need. The mirror is
-# the one that this machine's own apt uses.
+# network. ready (default): the same with those packages installed, the software renderer that a virtual arm's cameras need, and what the
+# tests look with: autopkgtest, man, shells. The mirror is the one that this machine's own apt uses.
 set -euo pipefail
 cd "$(dirname "$0")"
 which=${1:-ready}
@@ -13,10 +13,11 @@ include=systemd,systemd-sysv,dbus,polkitd,udev,libpam-systemd,procps,kmod
 needs=$(sed -n '/^Package:/,$p' ../deb/debian/control | grep -oE 'python3(-[a-z0-9]+)*' | sort -u | grep -v '^python3-all')
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/zk0-booted
 renderer="libegl1 libegl-mesa0 libgl1 libopengl0 libgl1-mesa-dri"
-key=$(printf '%s\n' "$suite" "$base" "$include" "$needs" "$renderer" 4 | sha256sum | cut -c1-12)
+tools="autopkgtest dpkg-dev man-db bash-completion fish zsh"
+key=$(printf '%s\n' "$suite" "$base" "$include" "$needs" "$renderer" "$tools" 5 | sha256sum | cut -c1-12)
 image=$cache/debian-$suite-$key
 die() { printf 'booted: %s\n' "$*" >&2; exit 1; }
-finish() { echo "$image/$which"; exit 0; }
+finish() { touch "$image/done"; echo "$image/$which"; exit 0; }
 case $which in bare | ready) ;; *) die "there is no image '$which'" ;; esac
 if [ -e "$image/done" ]; then finish; fi
 
@@ -30,7 +31,10 @@ mkdir -p "$cache"
 exec 9>"$cache/lock"
 flock 9
 if [ -e "$image/done" ]; then finish; fi
-find "$cache" -maxdepth 1 -name "debian-$suite-*" -prune -exec rm -rf {} +   # a half-made one, or of an older recipe
+rm -rf "$image"   # a half-made one
+for old in "$cache/debian-$suite"-*; do    # of older recipes; not one that another checkout used today
+    if [ -z "$(find "$old/done" -mtime -1 2>/dev/null)" ]; then rm -rf "$old"; fi
+done
 root=$image/bare
 mkdir -p "$root"
 script=/usr/share/debootstrap/scripts/$suite
@@ -45,8 +49,7 @@ script=/usr/share/debootstrap/scripts/$suite
     : >"$root/etc/machine-id"
     cp -a "$root" "$image/ready"
     # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive chroot "$image/ready" apt-get install -y $needs $renderer
+    DEBIAN_FRONTEND=noninteractive chroot "$image/ready" apt-get install -y $needs $renderer $tools
     rm -f "$image"/ready/var/cache/apt/archives/*.deb
 } >"$cache/image.log" 2>&1 9>&- || { tail -n 20 "$cache/image.log" >&2; die "the image could not be made; see $cache/image.log"; }
-touch "$image/done"
 finish

@@ -16,7 +16,14 @@ if ! { command -v dh && command -v dpkg-buildpackage; } >/dev/null; then
         apt-get install -y -qq --no-install-recommends debhelper dpkg-dev fakeroot; } </dev/null >/dev/null 2>&1 ||
         die "debhelper is missing and may not be installed from here: sudo apt-get install debhelper dpkg-dev fakeroot"
 fi
-SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || echo 1767225600)
+if [ -e .git ]; then
+    # A git that cannot read its repository (another user's) must not lead to other files with another time.
+    SOURCE_DATE_EPOCH=$(git log -1 --format=%ct) || die "git cannot tell the commit"
+    list() { git ls-files -z "$@"; }
+else
+    SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-1767225600}
+    list() { find "$@" -type f ! -path '*/__pycache__/*' -print0; }
+fi
 export SOURCE_DATE_EPOCH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -24,7 +31,7 @@ umask 022
 tree=$work/zk0-$version
 mkdir -p "$tree" "$out"
 parts=(zk0d robot systemd packaging docs)
-if git rev-parse --git-dir >/dev/null 2>&1; then git ls-files -z "${parts[@]}"; else find "${parts[@]}" -type f -print0; fi |
+list "${parts[@]}" |
     while IFS= read -r -d '' file; do if [ -e "$file" ]; then printf '%s\0' "$file"; fi; done |
     tar --create --null --files-from=- | tar --extract --no-same-permissions --no-same-owner --directory="$tree"
 cp -r "$tree/packaging/deb/debian" "$tree/debian"

@@ -31,7 +31,7 @@ def _tool() -> ModuleType:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = [i for i in items if Path(__file__).parent in i.path.parents]
+    here = [i for i in items if Path(__file__).parent in i.path.parents and "boot" in getattr(i, "fixturenames", ())]
     reason = _tool().why_not() if here else ""
     for item in here:
         # The system outlives a test: what runs in it is none of the test's own processes.
