@@ -183,10 +183,7 @@ def bash(name: str, parser: argparse.ArgumentParser) -> str:
     for node in every(top):
         words = " ".join([*(n.words[-1] for n in node.below), *flags(node)])
         cases += f'        "{" ".join(node.words)}") words="{words}" ;;\n'
-    values = (
-        "|".join(sorted({o for n in every(top) for a in options(n) if a.nargs != 0 for o in a.option_strings}))
-        or "--none"
-    )
+    values = valued(top)
     paths = (
         "|".join(
             sorted({o for n in every(top) for o in files(n)} | ({"--socket", "--state"} if name == "zk0ctl" else set()))
@@ -199,7 +196,8 @@ def bash(name: str, parser: argparse.ArgumentParser) -> str:
     case $prev in {paths}) COMPREPLY=($(compgen -f -- "$cur")); return ;; esac
     for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
         if [ -n "$skip" ]; then skip=""; continue; fi
-        case $word in {values}) skip=1 ;; -*) ;; *) path="$path${{path:+ }}$word" ;; esac
+        case $word in {values}) skip=1; continue ;; -*) continue ;; esac
+        case "${{path:+$path }}$word" in {known(top)}) path="${{path:+$path }}$word" ;; esac
     done
     case $path in
 {cases}    esac
@@ -207,6 +205,17 @@ def bash(name: str, parser: argparse.ArgumentParser) -> str:
 }}
 complete -o default -F {function} {name}
 """
+
+
+def valued(top: Node) -> str:
+    """The options that take a value, as a pattern of `case`."""
+    taking = {o for n in every(top) for a in options(n) if a.nargs != 0 for o in a.option_strings}
+    return "|".join(sorted(taking)) or "--none"
+
+
+def known(top: Node) -> str:
+    """The commands, as a pattern of `case`: words after them are arguments."""
+    return "|".join(f'"{" ".join(n.words)}"' for n in every(top) if n.words) or '"?"'
 
 
 def zsh(name: str, parser: argparse.ArgumentParser) -> str:
@@ -218,14 +227,17 @@ def zsh(name: str, parser: argparse.ArgumentParser) -> str:
     for node in every(top):
         words = " ".join(f"'{n.words[-1]}:{quote(n.help)}'" for n in node.below)
         cases += f"        '{' '.join(node.words)}') commands=({words}); flags=({' '.join(flags(node))}) ;;\n"
+    # Not "path" and "words": zsh has given those a meaning.
     return f"""#compdef {name}
 # written by packaging/manuals.py
 local -a commands flags
-local path='' word
+local said='' skip='' word
 for word in ${{words[2,CURRENT-1]}}; do
-    [[ $word == -* ]] || path="$path${{path:+ }}$word"
+    if [[ -n $skip ]]; then skip=''; continue; fi
+    case $word in {valued(top)}) skip=1; continue ;; -*) continue ;; esac
+    case "${{said:+$said }}$word" in {known(top)}) said="${{said:+$said }}$word" ;; esac
 done
-case $path in
+case $said in
 {cases}esac
 if [[ $PREFIX == -* ]]; then compadd -- $flags
 elif (( $#commands )); then _describe command commands

@@ -4,7 +4,8 @@ _zk0_hub() {
     case $prev in --config|--dir|--from) COMPREPLY=($(compgen -f -- "$cur")); return ;; esac
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=""; continue; fi
-        case $word in --address|--as|--config|--count|--dir|--from|--hours|--label|--listen|--name|--reason|--version) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
+        case $word in --address|--as|--config|--count|--dir|--from|--hours|--label|--listen|--name|--reason|--version) skip=1; continue ;; -*) continue ;; esac
+        case "${path:+$path }$word" in "init"|"serve"|"status"|"invite"|"nodes"|"nodes list"|"nodes pending"|"nodes approve"|"nodes refuse"|"nodes revoke"|"nodes reenrol"|"federation"|"federation create"|"federation list"|"federation show"|"federation finish"|"federation freeze"|"federation thaw"|"federation drain"|"federation rollback"|"federation set"|"audit"|"quarantine"|"quarantine list"|"quarantine show"|"quarantine drop"|"backup"|"restore"|"versions"|"push") path="${path:+$path }$word" ;; esac
     done
     case $path in
         "") words="init serve status invite nodes federation audit quarantine backup restore versions push --dir --help --version" ;;

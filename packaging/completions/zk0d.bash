@@ -4,7 +4,8 @@ _zk0d() {
     case $prev in --config|--socket|--state) COMPREPLY=($(compgen -f -- "$cur")); return ;; esac
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=""; continue; fi
-        case $word in --config|--socket|--state) skip=1 ;; -*) ;; *) path="$path${path:+ }$word" ;; esac
+        case $word in --config|--socket|--state) skip=1; continue ;; -*) continue ;; esac
+        case "${path:+$path }$word" in "?") path="${path:+$path }$word" ;; esac
     done
     case $path in
         "") words="--check --config --foreground --help --socket --state --version" ;;

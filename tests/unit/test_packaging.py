@@ -40,6 +40,7 @@ def test_every_setting_is_in_its_man_page() -> None:
         ("model e", "export"),
         ("--state /x runtime install --w", "--wheels"),
         ("dataset list --j", "--json"),
+        ("dataset show cups --j", "--json"),
     ],
 )
 def test_bash_completes(words: str, expected: str) -> None:
