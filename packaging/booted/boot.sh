@@ -38,6 +38,12 @@ exec unshare --mount bash -c '
     # The last two flags: without them DevicePolicy= is silently not enforced inside.
     root=$2/root name=$3
     shift 3
-    exec systemd-nspawn --quiet --directory="$root" --machine="$name" "$@" --boot --register=no --keep-unit --link-journal=no \
-        --console=pipe --private-network --resolv-conf=off --timezone=off --capability=all --system-call-filter=bpf
+    # 133: the system reboots, and nspawn leaves that to its caller.
+    status=133
+    while [ "$status" = 133 ]; do
+        status=0
+        systemd-nspawn --quiet --directory="$root" --machine="$name" "$@" --boot --register=no --keep-unit --link-journal=no \
+            --console=pipe --private-network --resolv-conf=off --timezone=off --capability=all --system-call-filter=bpf || status=$?
+    done
+    exit "$status"
 ' "$@"

@@ -79,6 +79,15 @@ class Container:
         if self._scratch.is_dir():
             self._scratch.rmdir()  # empty: what was in it lived in the system's own mount namespace
 
+    def reboot(self) -> None:
+        """Shut the system down in order and boot it again, with what is on its disk."""
+        before = self._leader
+        self.run("systemctl", "--no-block", "reboot")
+        self._leader = self.until(
+            lambda: (found := self._find_leader()) != before and found, BOOT_S, "a new first process"
+        )
+        self.until(self._booted, BOOT_S, "the system to be up again")
+
     def _cleaned(self) -> bool:
         """Take away the control groups; they are busy while the kernel is still ending the processes in them."""
         return (

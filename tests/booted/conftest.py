@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     reason = _tool().why_not() if here else ""
     for item in here:
         # The system outlives a test: what runs in it is none of the test's own processes.
-        item.add_marker(pytest.mark.may_leak("the booted system lasts for a module"))
+        item.add_marker(pytest.mark.may_leak("the booted system lasts for a module or more"))
         item.add_marker(pytest.mark.timeout(600))
         if reason:
             item.add_marker(pytest.mark.skip(reason=f"no system can be booted: {reason}"))
@@ -63,12 +63,12 @@ def newer_debs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return build(tmp_path_factory.mktemp("newer"), "9.0.0")
 
 
-def install(system: Any, debs: list[Path], *flags: str) -> str:
-    """`apt-get install` the files in the booted system → what it printed."""
+def install(system: Any, debs: list[Path], *flags: str, environment: str = "") -> str:
+    """`apt-get install` the files in the booted system → what it printed. `environment`: arguments of `env`."""
     system.sh("rm -rf /root/debs && mkdir /root/debs")
     for deb in debs:
         system.put(deb, f"/root/debs/{deb.name}")
-    return str(system.sh(f"apt-get install -y {' '.join(flags)} /root/debs/*.deb </dev/null"))
+    return str(system.sh(f"env {environment} apt-get install -y {' '.join(flags)} /root/debs/*.deb </dev/null"))
 
 
 @pytest.fixture(scope="session")
@@ -86,9 +86,9 @@ def boot() -> Callable[..., Any]:
     return booted
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def system(boot: Callable[..., Any], debs: list[Path]) -> Iterator[Any]:
-    """One booted system for a module: the three packages, and the people alice (in group zk0) and mallory (not)."""
+    """One booted system for the modules that need no fresh one, which leave it as they found it: the three packages, and the people alice (in group zk0) and mallory (not)."""
     with boot() as booted:
         install(booted, debs)
         booted.sh("useradd -m alice && usermod -aG zk0 alice && useradd -m mallory")

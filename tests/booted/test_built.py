@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY, build
+from conftest import REPOSITORY
 
 
 @pytest.fixture

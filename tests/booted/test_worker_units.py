@@ -27,6 +27,7 @@ def stand_in(system: Any) -> Iterator[None]:
         )
     system.sh("systemctl daemon-reload; install -d -o zk0d -g zk0d /var/lib/zk0d/work /var/lib/zk0d/work/t1")
     yield
+    system.sh("rm -rf /run/systemd/system/zk0d-*@.service.d /dev/zk0-acm /dev/zk0-fuse; systemctl daemon-reload")
 
 
 def state(system: Any, unit: str, name: str = "ActiveState") -> str:
