@@ -1,7 +1,7 @@
 """What the packages cost: time from `apt install` to a running, enrolled daemon, size, time to ready, sandbox scores, lint.
 
-The full size boots a bare Debian 13 (packaging/booted) and, with --runtime, makes the managed environment too (6 GB). The small
-size only builds and lints. A figure that cannot be taken here is null, and the reason is printed.
+The full size boots a bare Debian 13 (packaging/booted) and makes the managed environment too (5 or 6 GB, minutes). The small size
+only builds and lints. A figure that cannot be taken here is null, and the reason is printed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from _harness import REPOSITORY, arguments, write
+from _harness import REPOSITORY, RESULTS, arguments, revision, write
 
 ADDRESS = "127.0.0.1:7730"
 
@@ -35,20 +35,45 @@ def tool() -> ModuleType:
     return module
 
 
+def digests(folder: Path) -> dict[str, str]:
+    return {d.name: hashlib.sha256(d.read_bytes()).hexdigest() for d in sorted(folder.glob("*.deb"))}
+
+
 def build(out: Path) -> dict[str, str]:
     """Build into `out` → digest of each package by name."""
     subprocess.run([REPOSITORY / "packaging/deb/build.sh", out], check=True, capture_output=True)
-    return {d.name: hashlib.sha256(d.read_bytes()).hexdigest() for d in sorted(out.glob("*.deb"))}
+    return digests(out)
+
+
+def build_elsewhere(work: Path) -> dict[str, str]:
+    """The same commit's files built in another folder, with other times, umask, zone and language."""
+    git = {"cwd": REPOSITORY, "capture_output": True, "text": True, "check": True}
+    names = subprocess.run(["git", "ls-files", "-z"], **git).stdout.split("\0")
+    for name in filter(None, names):
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, work / name)
+    epoch = subprocess.run(["git", "log", "-1", "--format=%ct"], **git).stdout.strip()
+    other = {
+        "PATH": os.environ["PATH"],
+        "TZ": "Pacific/Kiritimati",
+        "LC_ALL": "tr_TR.UTF-8",
+        "SOURCE_DATE_EPOCH": epoch,
+    }
+    script = 'umask 077; exec "$0" "$1"'
+    subprocess.run(
+        ["sh", "-c", script, work / "packaging/deb/build.sh", work / "out"], check=True, capture_output=True, env=other
+    )
+    return digests(work / "out")
 
 
 def lint(out: Path) -> int | None:
-    """Errors and warnings of lintian; None where it is not installed."""
-    if shutil.which("lintian") is None:
-        print("lintian is not installed: lintian_tags is null")
+    """Errors and warnings of lintian; None where it may not be had."""
+    done = subprocess.run([REPOSITORY / "packaging/deb/lint.sh", out], capture_output=True, text=True, check=False)
+    if done.returncode == 69:
+        print(f"lintian_tags is null: {done.stderr.strip()}")
         return None
-    said = subprocess.run(["lintian", *out.glob("*.changes")], capture_output=True, text=True, check=False).stdout
-    print(said, end="")
-    return sum(line.startswith(("E:", "W:")) for line in said.splitlines())
+    print(done.stdout, end="")
+    return sum(line.startswith(("E:", "W:")) for line in done.stdout.splitlines())
 
 
 def score(system: Any, unit: str) -> float:
@@ -57,8 +82,8 @@ def score(system: Any, unit: str) -> float:
     return float(found[1])
 
 
-def installed(system: Any, debs: list[Path]) -> dict[str, Any]:
-    """Install on a bare system, make a hub, enrol; then measure starts and scores."""
+def enrolled(system: Any, debs: list[Path]) -> dict[str, Any]:
+    """Install on a bare system, make a hub, enrol, until the node is connected."""
     system.sh("mkdir /root/debs")
     for deb in debs:
         system.put(deb, f"/root/debs/{deb.name}")
@@ -70,63 +95,109 @@ def installed(system: Any, debs: list[Path]) -> dict[str, Any]:
     system.sh("systemctl start zk0-hub.service")
     token = json.loads(system.run(*hub, "invite", "--address", ADDRESS, "--json", user="zk0-hub").stdout)["token"]
     system.run("zk0ctl", "enroll", token)
-    system.run("zk0ctl", "status", "--wait", "connected", check=False)
+    said = system.run("zk0ctl", "status", "--wait", "connected", "--json", check=False).stdout
     install_s = time.monotonic() - began
-    ready = []
-    for _ in range(5):
-        system.sh("systemctl restart zk0d.service")
-        show = "systemctl show --value -p InactiveExitTimestampMonotonic -p ActiveEnterTimestampMonotonic zk0d.service"
-        first, last = sorted(map(int, system.sh(show).split()))
-        ready.append((last - first) / 1e3)
+    assert json.loads(said)["link"]["phase"] == "connected", said
     kib = sum(map(int, system.sh("dpkg-query -W -f '${Installed-Size}\\n' zk0-common zk0d zk0-hub").split()))
-    return {
-        "install_s": install_s,
-        "apt_install_s": apt_s,
-        "installed_mb": kib * 1024 / 1e6,
-        "ready_ms": statistics.median(ready),
-        "security_zk0d": score(system, "zk0d.service"),
-        "security_hub": score(system, "zk0-hub.service"),
-    }
+    return {"install_s": install_s, "apt_install_s": apt_s, "installed_mb": kib * 1024 / 1e6}
 
 
-def runtime(folder: Path) -> dict[str, Any]:
-    """`zk0ctl runtime install` from the index that this machine's own settings name."""
-    command = [sys.executable, "-m", "zk0d.ctl.main", "runtime", "install"]
+def stamp(system: Any, name: str, unit: str = "") -> int:
+    """A moment that systemd noted, in µs."""
+    return int(system.sh(f"systemctl show --value -p {name}TimestampMonotonic {unit}"))
+
+
+def ready(system: Any, times: int) -> dict[str, Any]:
+    """From the first process of a boot to the daemon's READY (median), how much of that is the unit's own start, and the hub's."""
+    boots, starts, hubs = [], [], []
+    for _ in range(times):
+        system.reboot()
+        began = stamp(system, "Userspace")
+        boots.append((stamp(system, "ActiveEnter", "zk0d.service") - began) / 1e3)
+        starts.append(
+            (stamp(system, "ActiveEnter", "zk0d.service") - stamp(system, "InactiveExit", "zk0d.service")) / 1e3
+        )
+        hubs.append((stamp(system, "ActiveEnter", "zk0-hub.service") - began) / 1e3)
+    restarts = []
+    for _ in range(times):
+        system.sh("systemctl restart zk0d.service")
+        restarts.append(
+            (stamp(system, "ActiveEnter", "zk0d.service") - stamp(system, "InactiveExit", "zk0d.service")) / 1e3
+        )
+    return {"ready_ms": statistics.median(boots), "ready_own_ms": statistics.median(starts),
+            "restart_ms": statistics.median(restarts), "ready_hub_ms": statistics.median(hubs)}  # fmt: skip
+
+
+def runtime(folder: Path, flags: list[str]) -> dict[str, Any]:
+    """`zk0ctl runtime install` as a machine without a GPU has it, from the index of this machine's own settings or --wheels."""
+    command = [sys.executable, "-m", "zk0d.ctl.main", "runtime", "install", *flags]
     began = time.monotonic()
     subprocess.run(command, check=True, cwd=REPOSITORY, env={**os.environ, "ZK0_RUNTIME": str(folder)})
     seconds = time.monotonic() - began
-    size = int(
-        subprocess.run(["du", "-s", "-B1", folder], capture_output=True, text=True, check=True).stdout.split()[0]
-    )
-    return {"runtime_install_s": seconds, "runtime_gb": size / 1e9}
+    du = subprocess.run(["du", "-s", "-B1", folder], capture_output=True, text=True, check=True).stdout
+    return {"runtime_install_s": seconds, "runtime_mb": int(du.split()[0]) / 1e6}
+
+
+def packages(work: Path) -> dict[str, Any]:
+    first = build(work / "one")
+    return {"reproducible": first == build_elsewhere(work / "two"), "lintian_tags": lint(work / "one"),
+            "download_kb": sum(d.stat().st_size for d in (work / "one").glob("*.deb")) / 1e3}  # fmt: skip
+
+
+def system(work: Path) -> dict[str, Any]:
+    booted = tool()
+    build(work / "one")
+    with booted.Container(booted.image("bare")) as box:
+        return {
+            **enrolled(box, sorted((work / "one").glob("*.deb"))),
+            **ready(box, 5),
+            "security_zk0d": score(box, "zk0d.service"),
+            "security_hub": score(box, "zk0-hub.service"),
+        }
+
+
+FIGURES = ("install_s", "installed_mb", "ready_ms", "security_zk0d", "security_hub", "lintian_tags", "reproducible",
+           "runtime_install_s", "runtime_mb")  # fmt: skip
+
+
+def keep(small: bool, figures: dict[str, Any]) -> None:
+    """Add figures to the results' file, which keeps those of other pieces from the same revision."""
+    path = RESULTS / "packages.json"
+    last = json.loads(path.read_text()) if path.exists() else {}
+    kept = last.get("figures", {}) if (last.get("small"), last.get("revision")) == (small, revision()) else {}
+    kept |= {k: v for k, v in figures.items() if v is not None or k not in kept}
+    write("packages", small, {"packages": 3}, dict.fromkeys(FIGURES) | kept, ())
 
 
 def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument(
-        "--runtime", action="store_true", help="also make the managed environment (6 GB, from an index)"
+        "--only", default="", help="packages, system, runtime; those named are added to the last results"
     )
+    parser.add_argument("--wheels", help="for runtime: a folder of wheels instead of an index")
     options = parser.parse_args()
-    work = Path(tempfile.mkdtemp(prefix="zk0-bench-", dir="/var/tmp"))
-    figures: dict[str, Any] = dict.fromkeys(
-        ("install_s", "installed_mb", "ready_ms", "security_zk0d", "security_hub", "lintian_tags", "reproducible")
+    pieces = (
+        options.only.split(",")
+        if options.only
+        else ["packages"]
+        if options.small
+        else ["packages", "system", "runtime"]
     )
+    work = Path(tempfile.mkdtemp(prefix="zk0-bench-", dir="/var/tmp"))
     try:
-        first = build(work / "one")
-        figures["reproducible"] = first == build(work / "two")
-        figures["lintian_tags"] = lint(work / "one")
-        booted = tool()
-        reason = "small size" if options.small else booted.why_not()
+        if "packages" in pieces:
+            keep(options.small, packages(work))
+        reason = "not in the small size" if "system" not in pieces else tool().why_not()
         if reason:
             print(f"no system is booted ({reason}): the figures of an installation are null")
         else:
-            with booted.Container(booted.image("bare")) as system:
-                figures |= installed(system, sorted((work / "one").glob("*.deb")))
-        if options.runtime:
-            figures |= runtime(work / "runtime")
+            keep(options.small, system(work))
+        if "runtime" in pieces:
+            keep(options.small, runtime(work / "runtime", ["--wheels", options.wheels] if options.wheels else []))
+        elif not options.only:
+            print("the runtime is not installed in the small size (5 GB from an index): its figures are null")
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    write("packages", options.small, {"packages": len(first)}, figures, ())
 
 
 if __name__ == "__main__":

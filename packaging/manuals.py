@@ -193,7 +193,7 @@ def bash(name: str, parser: argparse.ArgumentParser) -> str:
     return f"""# bash completion for {name}; written by packaging/manuals.py
 {function}() {{
     local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} path="" word skip="" words=""
-    case $prev in {paths}) COMPREPLY=($(compgen -f -- "$cur")); return ;; esac
+    case $prev in {paths}) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;; esac
     for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
         if [ -n "$skip" ]; then skip=""; continue; fi
         case $word in {values}) skip=1; continue ;; -*) continue ;; esac
@@ -201,7 +201,7 @@ def bash(name: str, parser: argparse.ArgumentParser) -> str:
     done
     case $path in
 {cases}    esac
-    COMPREPLY=($(compgen -W "$words" -- "$cur"))
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
 }}
 complete -o default -F {function} {name}
 """

@@ -1,7 +1,7 @@
 # bash completion for zk0-hub; written by packaging/manuals.py
 _zk0_hub() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} path="" word skip="" words=""
-    case $prev in --config|--dir|--from) COMPREPLY=($(compgen -f -- "$cur")); return ;; esac
+    case $prev in --config|--dir|--from) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;; esac
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=""; continue; fi
         case $word in --address|--as|--config|--count|--dir|--from|--hours|--label|--listen|--name|--reason|--version) skip=1; continue ;; -*) continue ;; esac
@@ -40,6 +40,6 @@ _zk0_hub() {
         "versions") words="--help --json" ;;
         "push") words="--dry-run --help --json --version" ;;
     esac
-    COMPREPLY=($(compgen -W "$words" -- "$cur"))
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
 }
 complete -o default -F _zk0_hub zk0-hub

@@ -1,7 +1,7 @@
 # bash completion for zk0ctl; written by packaging/manuals.py
 _zk0ctl() {
     local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} path="" word skip="" words=""
-    case $prev in --out|--socket|--state|--wheels) COMPREPLY=($(compgen -f -- "$cur")); return ;; esac
+    case $prev in --out|--socket|--state|--wheels) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;; esac
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=""; continue; fi
         case $word in --ca-fingerprint|--dataset|--episode-s|--episodes|--event|--federation|--field|--follower|--for|--fps|--index-url|--into|--keep|--leader|--level|--max-s|--model|--name|--out|--reads|--rename|--rerun|--reset-s|--rest|--seconds|--seed|--since|--socket|--state|--task|--timeout|--units|--until|--version|--wait|--wait-s|--wheels|--worker|-n) skip=1; continue ;; -*) continue ;; esac
@@ -75,6 +75,6 @@ _zk0ctl() {
         "debug") words="bundle --help" ;;
         "debug bundle") words="--help --out" ;;
     esac
-    COMPREPLY=($(compgen -W "$words" -- "$cur"))
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
 }
 complete -o default -F _zk0ctl zk0ctl

@@ -71,6 +71,13 @@ def test_lintian_has_no_error_and_no_warning(debs: list[Path]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_hadolint_finds_nothing_in_the_hubs_dockerfile() -> None:
+    done = subprocess.run([REPOSITORY / "packaging/docker/lint.sh"], capture_output=True, text=True, check=False)
+    if done.returncode == 69:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_every_override_has_its_reason_beside_it() -> None:
     for path in (REPOSITORY / "packaging/deb/debian").glob("*.lintian-overrides"):
         before = ""

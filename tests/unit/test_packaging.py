@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -110,7 +109,7 @@ def test_the_container_runs_as_nobody_special_with_a_health_check() -> None:
     names = [n for n, _ in found]
     assert names[0] in ("ARG", "FROM") and names.count("ENTRYPOINT") == 1
     users = [v for n, v in found if n == "USER"]
-    assert users and users[-1] not in ("root", "0")
+    assert users and users[-1].isdigit() and users[-1] != "0"
     assert "HEALTHCHECK" in names and "VOLUME" in names
     assert not [v for n, v in found if n == "ADD"]
     for _, source in [(n, v) for n, v in found if n == "COPY"]:
@@ -125,9 +124,3 @@ def test_the_compose_file_is_read_only_and_gives_no_privileges() -> None:
     assert service["cap_drop"] == ["ALL"] and "no-new-privileges:true" in service["security_opt"]
     assert any(v.startswith("state:") for v in service["volumes"]) and service["tmpfs"]
     assert "privileged" not in service and "network_mode" not in service
-
-
-@pytest.mark.skipif(shutil.which("hadolint") is None, reason="hadolint is not installed")
-def test_hadolint_finds_nothing() -> None:
-    done = subprocess.run(["hadolint", DOCKER / "Dockerfile"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
