@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,12 @@ def test_an_operator_records_and_the_recorder_is_a_unit(station: Any) -> None:
     assert (station.sh("systemctl --failed --no-legend").strip(), units(station, "record")) == ("", [])
 
 
-def begin(system: Any, name: str, count: int) -> None:
-    """Start a recording by alice that goes on by itself, and wait until its recorder has begun."""
+def begin(system: Any, name: str) -> None:
+    """Start a recording by alice that goes on until it is told to end, and wait until its recorder has saved an episode."""
     command = " ".join(RECORD).replace("lift the cube", "'lift the cube'")
     system.sh(
         f"systemd-run -q --unit=alices-{name} --uid=alice --setenv=LANG=C.UTF-8"
-        f" {command} --dataset {name} --episodes {count} --episode-s 3 --json"
+        f" {command} --dataset {name} --episodes 500 --episode-s 1 --json"
     )
     system.until(lambda: episodes(system, name) >= 1, 90, f"the first episode; {logs(system)}")
 
@@ -75,29 +76,34 @@ def registered(system: Any, name: str) -> int:
     return int(next((d["episodes"] for d in said["datasets"] if d["name"] == name), 0))
 
 
-def finished(system: Any, name: str, count: int) -> None:
-    system.until(lambda: episodes(system, name) >= count, 120, f"{count} episodes")
-    system.until(lambda: not units(system, "record"), 30, "the recorder's end")
-    system.until(lambda: registered(system, name) == count, 20, "the dataset to be known")
+def goes_on(system: Any, name: str, unit: str, recorder: str) -> None:
+    """The same recorder saves further episodes, obeys the new daemon, and its dataset is known whole."""
+    before = episodes(system, name)
+    assert show(system, unit, "MainPID") == recorder
+    system.until(lambda: episodes(system, name) > before, 60, "a further episode")
+    assert show(system, unit, "MainPID") == recorder
+    system.run("zk0ctl", "record", "finish", user="alice")
+    system.until(lambda: not units(system, "record"), 60, "the recorder's end")
+    system.until(lambda: registered(system, name) == episodes(system, name), 20, "the dataset to be known")
     events = system.sh("zk0ctl logs -n 40")
-    assert "goes on" in events and f"{name!r} by alice done" in events, events
+    assert f"recording of {name!r} by alice goes on" in events, events
+    saved = re.search(rf"recording of {name!r} by alice stopped: (\d+) episodes saved", events)
+    assert saved is not None and int(saved[1]) == episodes(system, name), events
 
 
 def test_an_upgrade_does_not_touch_a_recording(station: Any, newer_debs: list[Path]) -> None:
-    begin(station, "upgraded", 8)
+    begin(station, "upgraded")
     (unit,) = units(station, "record")
     recorder, daemon = show(station, unit, "MainPID"), show(station, "zk0d.service", "MainPID")
     install(station, newer_debs)
     wait_active(station, "zk0d.service", not_pid=daemon)
-    assert show(station, unit, "MainPID") == recorder
-    finished(station, "upgraded", 8)
+    goes_on(station, "upgraded", unit, recorder)
 
 
 def test_killed_the_daemon_finds_its_recorder_again(station: Any) -> None:
-    begin(station, "killed", 3)
+    begin(station, "killed")
     (unit,) = units(station, "record")
     recorder, daemon = show(station, unit, "MainPID"), show(station, "zk0d.service", "MainPID")
     station.sh(f"kill -9 {daemon}")
     wait_active(station, "zk0d.service", not_pid=daemon)
-    assert show(station, unit, "MainPID") == recorder
-    finished(station, "killed", 3)
+    goes_on(station, "killed", unit, recorder)
