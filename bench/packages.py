@@ -47,7 +47,7 @@ def build(out: Path) -> dict[str, str]:
 
 def build_elsewhere(work: Path) -> dict[str, str]:
     """The same commit's files built in another folder, with other times, umask, zone and language."""
-    git = {"cwd": REPOSITORY, "capture_output": True, "text": True, "check": True}
+    git: dict[str, Any] = {"cwd": REPOSITORY, "capture_output": True, "text": True, "check": True}
     names = subprocess.run(["git", "ls-files", "-z"], **git).stdout.split("\0")
     for name in filter(None, names):
         (work / name).parent.mkdir(parents=True, exist_ok=True)

@@ -54,7 +54,7 @@ fi
 
 # Every test is run but those of other rooms (training, robots, which have the managed runtime's versions), a few that need a package of
 # that runtime or look for one, and the bad lines, which take long and show the same as the bad proxies.
-others='/test_(train|robot|recorder|virtual|rollout|end_to_end|daemon_recording|ctl_dataset|ctl_robot|hub_flower|hub_evaluation)'
+others='/test_(train|robot|recorder|virtual|rollout|end_to_end|daemon_recording|ctl_dataset|ctl_robot|hub_flower|hub_evaluation|hub_outlets)'
 others+='|/test_(codec|payload|hub_schedules|privacy|model_pull|packaging|line)'
 without=(
     integration/test_daemon_federation.py::test_life_of_an_update               # trains

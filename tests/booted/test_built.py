@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import REPOSITORY
@@ -25,7 +26,7 @@ def elsewhere() -> Iterator[Path]:
 def test_another_builder_gets_the_same_bytes(debs: list[Path], elsewhere: Path) -> None:
     """Another folder, user (where we may become one), umask, zone, language, clock (with faketime), and a file in it that git does not know."""
     tree = elsewhere / "another" / "place"
-    git = {"cwd": REPOSITORY, "capture_output": True, "text": True, "check": True}
+    git: dict[str, Any] = {"cwd": REPOSITORY, "capture_output": True, "text": True, "check": True}
     for name in filter(None, subprocess.run(["git", "ls-files", "-z"], **git).stdout.split("\0")):
         if (REPOSITORY / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
