@@ -57,9 +57,9 @@ class Stage:
     def start(self) -> None:
         self.hub.admin("init", "--listen", f"127.0.0.1:{free_port()}")
         self.hub.start(self.hub.answers)
-        self.node.configure("virtual:Touch", "expert", {"front": (480, 640), "wrist": (480, 640)})
+        train = ['device = "cpu"', f"threads = {os.cpu_count() or 2}"]
+        self.node.configure("virtual:Touch", "expert", {"front": (480, 640), "wrist": (480, 640)}, train)
         with (self.node.folder / "zk0d.toml").open("a") as f:
-            f.write(f'[train]\ndevice = "cpu"\nthreads = {os.cpu_count() or 2}\n')
             f.write('[link]\nmax_upload = "16 kB/s"\n')  # an update is under way for as long as we need one
         self.node.start(self.node.answers)
         self.node.ctl("enroll", json.loads(self.hub.admin("invite", "--json"))["token"])

@@ -142,6 +142,9 @@ def recordings(stage: Stage, sizes: Sizes) -> tuple[list[dict[str, float]], np.n
         beside += bool(stage.trainer() is not None and stage.status()["updates_waiting"])
         starts.append(at)
         found.append(periods(root))
+        late = (np.abs(found[-1] - NOMINAL_S) > LATE_S).sum()
+        print(f"  ready {at['ready']:.2f} s, first frame {at['take']:.2f} s, {late} of {len(found[-1])} frames late, "
+              f"worst {1000 * np.abs(found[-1] - NOMINAL_S).max():.1f} ms", flush=True)  # fmt: skip
     return starts, np.concatenate(found), beside
 
 

@@ -22,6 +22,7 @@ CONFIG = """
 [train]
 device = "cpu"
 threads = 1
+cpu = "share"
 checkpoint_every_s = 1
 [link]
 max_upload = "unlimited"

@@ -118,6 +118,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("train", "device", "auto", _device, '"auto", "cpu", "cuda", "cuda:1", "mps"', "where the trainer runs"),
     Setting("train", "threads", 0, _integer(0, 1024), "a whole number, 0 for half of the processors",
             "CPU threads of the trainer"),
+    Setting("train", "cpu", "idle", _choice("idle", "share"), '"idle" or "share"',
+            "whether the trainer gets only processor time that nobody else wants, or a share by its niceness"),
     Setting("train", "niceness", 10, _integer(0, 19), "0 … 19", "how far the trainer steps back from other programs"),
     Setting("train", "checkpoint_every_s", 60.0, _number(1, 3600), "seconds, 1 … 3600", "time between checkpoints"),
     Setting("train", "tries", 5, _integer(1, 100), "1 … 100", "deaths of the trainer before a task is given up"),

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,13 +146,15 @@ class Node(Server):
     def socket(self) -> Path:
         return self.folder / "control.sock"
 
-    def configure(self, robot: str, leader: str, cameras: dict[str, tuple[int, int]], fps: int = 30) -> None:
-        """Write zk0d.toml: the arm, its leader and its cameras."""
+    def configure(
+        self, robot: str, leader: str, cameras: dict[str, tuple[int, int]], train: Sequence[str] = ('cpu = "share"',)
+    ) -> None:
+        """Write zk0d.toml: the arm, its leader and its cameras; `train`: lines of its [train] table."""
         lines = ["[robot]", 'type = "so101"', f'follower = "{robot}"', f'leader = "{leader}"', f'id = "{self.name}"']
         for camera, (height, width) in cameras.items():
             lines += [f"[robot.cameras.{camera}]", f"height = {height}", f"width = {width}"]
         # Nobody watches for a minute that nothing happens, and the other nodes here are not the machine's owner.
-        lines += ["[idle]", "settle_s = 0", "foreign_cpu = 0"]
+        lines += ["[idle]", "settle_s = 0", "foreign_cpu = 0", "[train]", *train]
         durable.write_text(self.folder / "zk0d.toml", "\n".join(lines) + "\n")
 
     def ctl(self, *arguments: str, timeout_s: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:
