@@ -25,8 +25,8 @@ from zk0d.link.lifetime import Lifetime
 from zk0d.link.state import LinkLimits
 from zk0d.model.blobs import digest_of
 
-SHORT = 5.0 / 86400
-"""Days: due after a good three seconds."""
+SHORT = 4.0 / 86400
+"""Days: due after two and a half seconds."""
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_a_node_revoked_while_its_update_arrives(hub: HubProcess, tmp_path: Path
     store.close()
 
 
-def test_no_is_signed_and_quotas_say_until_when(hub: HubProcess, tmp_path: Path) -> None:
+def test_no_is_signed_quotas_say_until_when_and_replays_gain_nothing(hub: HubProcess, tmp_path: Path) -> None:
     settings = hub.folder / "hub.toml"
     settings.write_text(f"{settings.read_text()}[quota]\nupdates_per_day = 1\n")
     spec = make_parts(tmp_path / "parts")
@@ -229,6 +229,20 @@ def test_no_is_signed_and_quotas_say_until_when(hub: HubProcess, tmp_path: Path)
             assert refused.value.reason == reason and refused.value.signed is not None
             told = check_refusal(node.receipt_key, *refused.value.signed, digest_of(body["statement"]))
             assert told["code"] == reason and told["reason"] == refused.value.message
+        # Another node that says again what this one said, or answers this one's task, gets nothing by it.
+        other = TestNode(tmp_path, "b")
+        await other.enrol(hub)
+        await other.connect()
+        await other.join("fed")
+        words = json.loads(offer["statement"])
+        for body in (offer, second, other.sign({**words, "node": other.identity.node_id})):
+            with pytest.raises(RefusedError) as refused:
+                await other.request("update.offer", body)
+            assert refused.value.reason == "no_task"
+        with pytest.raises(RefusedError) as refused:
+            await other.request("receipt.get", {"update": digest_of(offer["statement"])})
+        assert refused.value.reason == "not_found"
+        await other.close()
         await node.close()
 
     asyncio.run(play())

@@ -118,7 +118,7 @@ def certificate(case: Case) -> list[Finding]:
     level = "error" if days < 0 else "warning" if days < 14 else "ok"
     words = f"this node's certificate {'ended' if days < 0 else 'is good for'} {abs(days):.0f} days"
     return [Finding("certificate", level, words + (" ago" if days < 0 else ""),
-                     "" if level == "ok" else "zk0ctl enroll TOKEN (the maintainer gives a new one)")]  # fmt: skip
+                     "" if level == "ok" else "it renews itself once the hub is reached: zk0ctl status")]  # fmt: skip
 
 
 def settings(case: Case) -> list[Finding]:

@@ -104,6 +104,10 @@ class Admin:
             failed = [v["number"] for v in hub.ledger.versions(f["name"]) if v["evaluation"] == "failed"]
             if failed:
                 health.append(f"federation {f['name']}: version {failed[-1]} could not be evaluated: see `versions`")
+        for what, path in (("authority", hub.directory / "ca/ca.pem"), ("server", hub.directory / "keys/server.pem")):
+            life = Lifetime.of(path.read_bytes())
+            if hub.now() > life.end - (life.end - life.start) / 6:  # the server's should have been renewed long ago
+                health.append(f"the {what}'s certificate ends {timestamp(life.end)}: see log/hub.log")
         health += [f"federation {name}: {text}" for name, text in sorted(hub.outlets.problems.items())]
         return {
             "schema_version": SCHEMA_VERSION,

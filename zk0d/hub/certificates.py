@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import sqlite3
 
+import structlog
+
 from zk0d.errors import ProtocolError, RefusedError
 from zk0d.hub.store import Row, Store
 from zk0d.link.identity import NODE_DAYS, Authority, csr_fingerprint, fingerprint, verify
 from zk0d.link.lifetime import Lifetime
+
+log = structlog.get_logger("certificates")
 
 
 class Certificates:
@@ -81,7 +85,9 @@ class Certificates:
         if self._store.one("SELECT 1 FROM nodes WHERE key = ? AND node <> ?", key, node["node"]):
             raise RefusedError("another application was made with this key", "make a new one", "bad_key")
         with self._store.write() as db:
-            return self.issue(db, node["node"], csr, actor, "certificate.renew")
+            made = self.issue(db, node["node"], csr, actor, "certificate.renew")
+        log.info("certificate renewed", node=node["node"], key="the same" if key == node["key"] else "a new one")
+        return made
 
     def revoke(self, db: sqlite3.Connection, node: str) -> None:
         """None of the node's certificates is good any more, from before the transaction ends."""

@@ -39,19 +39,20 @@ def main(job: Message, channel: WorkerChannel) -> Message:
 
 
 def draw(lines: list[dict[str, Any]], title: str, out: Path) -> None:
-    """Panels over the version number: held-out and training loss, staleness, payload bytes (PNG or SVG)."""
+    """Panels over the version number: held-out loss, each node's training loss, staleness, bytes (PNG or SVG)."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
     plt.rcParams.update({"font.size": 10, "text.color": _INK, "axes.labelcolor": _INK, "xtick.color": _INK,
                          "ytick.color": _INK, "axes.edgecolor": _GRID})  # fmt: skip
-    figure, (losses, stale, traffic) = plt.subplots(
-        3, 1, figsize=(8, 7.6), sharex=True, height_ratios=(3, 0.8, 1.2), layout="constrained"
+    figure, (heldout, nodes, stale, traffic) = plt.subplots(
+        4, 1, figsize=(8, 9.6), sharex=True, height_ratios=(2.2, 2.2, 0.8, 1.2), layout="constrained"
     )
-    _losses(losses, lines)
+    _heldout(heldout, lines)
+    _nodes(nodes, lines)
     _staleness(stale, lines)
     _traffic(traffic, lines)
-    for axes in (losses, stale, traffic):
+    for axes in (heldout, nodes, stale, traffic):
         axes.grid(axis="y", color=_GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -62,26 +63,33 @@ def draw(lines: list[dict[str, Any]], title: str, out: Path) -> None:
     plt.close(figure)
 
 
-def _losses(axes: Any, lines: list[dict[str, Any]]) -> None:
+def _heldout(axes: Any, lines: list[dict[str, Any]]) -> None:
+    held = [(line["version"], line["heldout_loss"]) for line in lines if line["heldout_loss"] is not None]
+    if held:
+        axes.plot(*zip(*held, strict=True), "o-", color=_INK, linewidth=2.4, markersize=7)
+        best = min(held, key=lambda found: found[1])
+        for version, loss in dict.fromkeys((held[0], held[-1], best)):
+            axes.annotate(f"{loss:.4g}", (version, loss), xytext=(0, 9), textcoords="offset points", ha="center",
+                          fontweight="bold")  # fmt: skip
+        axes.margins(y=0.2)
+    else:
+        axes.text(0.5, 0.5, "no held-out loss known", transform=axes.transAxes, ha="center", va="center")
+    axes.set_ylabel("held-out loss")
+
+
+def _nodes(axes: Any, lines: list[dict[str, Any]]) -> None:
     nodes = sorted({node for line in lines for node in line["train_loss"]})
     for index, node in enumerate(nodes):
         found = [(line["version"], line["train_loss"][node]["last"]) for line in lines if node in line["train_loss"]]
         colour = _NODES[index % len(_NODES)]
         # Beyond a dozen nodes a legend entry each would hide the picture.
-        label = f"{node}, training" if index < 12 else None
+        label = node if index < 12 else None
         axes.plot(*zip(*found, strict=True), "o--", color=colour, linewidth=1, markersize=4, alpha=0.85, label=label)
-    held = [(line["version"], line["heldout_loss"]) for line in lines if line["heldout_loss"] is not None]
-    if held:
-        axes.plot(*zip(*held, strict=True), "o-", color=_INK, linewidth=2.4, markersize=7, label="held-out")
-        for version, loss in (held[0], held[-1])[: len(held)]:
-            axes.annotate(f"{loss:.4g}", (version, loss), xytext=(0, 9), textcoords="offset points", ha="center",
-                          fontweight="bold")  # fmt: skip
-        axes.margins(y=0.15)
-    axes.set_ylabel("loss")
-    if held or nodes:
-        axes.legend(frameon=False, fontsize=9)
+    axes.set_ylabel("nodes' training loss")
+    if nodes:
+        axes.legend(frameon=False, fontsize=9, ncols=1 if len(nodes) < 5 else 2)
     else:
-        axes.text(0.5, 0.5, "no loss known", transform=axes.transAxes, ha="center", va="center")
+        axes.text(0.5, 0.5, "no training loss known", transform=axes.transAxes, ha="center", va="center")
 
 
 def _staleness(axes: Any, lines: list[dict[str, Any]]) -> None:

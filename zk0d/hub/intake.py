@@ -27,19 +27,11 @@ class Intake:
         self._admitted = admitted
         self._busy: set[str] = set()
 
-    def offer(self, node: str, raw: bytes, signature: bytes) -> dict[str, Any]:
+    def offer(self, node: str, statement: Statement) -> dict[str, Any]:
         """`update.offer`: note the update and begin to take it, or say what has become of it."""
-        try:
-            statement = read_statement(raw, signature)
-        except ProtocolError as error:
-            raise RefusedError(error.message, reason="bad_statement") from None
         known = self._ledger.update(statement.digest)
         if known is None or known["node"] != node:
-            try:
-                self._check_offer(node, statement)
-            except RefusedError as no:
-                no.signed = self._hub.receipt_key.refuse(statement, no.reason, no.message, self._hub.now())
-                raise
+            self._check_offer(node, statement)
             self._ledger.offer(statement)
             log.info(
                 "update offered", federation=self._fed.name, node=node, update=statement.digest, size=statement.size

@@ -199,7 +199,6 @@ class Hub:
             case "version.latest":
                 return self._federation(body["federation"]).latest()
             case "certificate.renew":
-                log.info("certificate renewed", node=node)
                 return {"certificate": self.registry.renew(node, body["csr"])}
         raise RefusedError(f"{kind} is not something a node asks a hub", reason="unknown_type")
 
@@ -226,10 +225,14 @@ class Hub:
 
     def _offer(self, node: str, body: dict[str, Any]) -> dict[str, Any]:
         try:
-            name = read_statement(body["statement"], body["signature"]).federation
+            statement = read_statement(body["statement"], body["signature"])
         except Zk0Error as error:
             raise RefusedError(error.message, reason="bad_statement") from None
-        return self._federation(name).offer(node, body["statement"], body["signature"])
+        try:
+            return self._federation(statement.federation).offer(node, statement)
+        except RefusedError as no:
+            no.signed = no.signed or self.receipt_key.refuse(statement, no.reason, no.message, self.now())
+            raise
 
     def _receipt(self, node: str, update: str) -> dict[str, Any]:
         row = self.ledger.update(update)

@@ -57,9 +57,10 @@ def _loss(f: dict[str, Any]) -> str:
 
 def nodes(v: list[dict[str, Any]]) -> str:
     rows = [
-        (n["node"], n["label"], "linked" if n["linked"] else n["state"], n["last_seen"] or "-", n["phrase"]) for n in v
-    ]
-    return table(("NODE", "LABEL", "STATE", "LAST SEEN", "PHRASE"), rows, "no nodes")
+        (n["node"], n["label"], "linked" if n["linked"] else n["state"], n["last_seen"] or "-",
+         n["certificate_until"][:10] or "-", n["phrase"]) for n in v
+    ]  # fmt: skip
+    return table(("NODE", "LABEL", "STATE", "LAST SEEN", "CERTIFICATE UNTIL", "PHRASE"), rows, "no nodes")
 
 
 def federations(v: list[dict[str, Any]]) -> str:

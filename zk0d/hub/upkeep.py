@@ -18,7 +18,7 @@ from zk0d.link.lifetime import Lifetime
 
 log = structlog.get_logger("upkeep")
 
-LOOK_S = 600.0
+LOOK_S, RETRY_S = 600.0, 60.0
 
 
 def fresh_server(authority: Authority, directory: Path, days: float) -> ServerIdentity:
@@ -61,7 +61,8 @@ class Upkeep:
             due = Lifetime.of((self._keys / "server.pem").read_bytes()).due_at
         except (OSError, ValueError):
             return LOOK_S
-        return min(LOOK_S, max(1.0, due - time.time()))
+        left = due - time.time()
+        return min(LOOK_S, max(0.05, left)) if left > 0 else RETRY_S  # it was due and could not be renewed
 
     def _certificate(self) -> None:
         before = (self._keys / "server.pem").read_bytes()
