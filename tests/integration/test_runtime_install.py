@@ -96,8 +96,9 @@ def test_killed_in_the_middle_it_goes_on_and_asks_for_no_byte_twice(
 
 
 def test_a_file_that_the_list_does_not_name_is_refused_and_the_old_one_stays(
-    index: WheelIndex, base: Path, tmp_path: Path
+    index: WheelIndex, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(runtime_fetch, "TRIES", 2)
     publish(index.folder, "2.0", SIZE)
     lists, name = index.lists(tmp_path / "two"), "torch-2.0-py3-none-any.whl"
     index.spoilt.add(name)

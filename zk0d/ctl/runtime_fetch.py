@@ -31,6 +31,7 @@ TRIES = 6
 SILENCE_S = 20.0
 """A server that sends nothing for so long is given up."""
 _PIECE = 1 << 20
+_TELL_S = 0.1
 # Of several files that fit, the one that an installer prefers: the order of the interpreter's own tags (PEP 425).
 _PICK = """
 import json, sys
@@ -95,6 +96,7 @@ class Fetcher:
         self._lock = threading.Lock()
         self._have: dict[str, int] = {}
         self._total = 0
+        self._told = 0.0
         self._stop = threading.Event()
         self._failed: Zk0Error | None = None
 
@@ -121,7 +123,9 @@ class Fetcher:
             try:
                 # The largest first: what is left at the end is then short.
                 order = sorted(items, key=lambda i: -i.size)
-                return [item for item, got in zip(order, pool.map(self._fetch, order), strict=True) if not got]
+                left = [item for item, got in zip(order, pool.map(self._fetch, order), strict=True) if not got]
+                self._tell_all()
+                return left
             finally:
                 self._stop.set()  # an interruption or a failure ends the other transfers at their next piece
 
@@ -194,7 +198,14 @@ class Fetcher:
     def _tell(self, item: Item, have: int) -> None:
         with self._lock:
             self._have[item.name] = have
-            done = sum(self._have.values())
+            now = time.monotonic()
+            if now - self._told < _TELL_S:  # TLS gives 16 KiB at a time: thousands of pieces a second
+                return
+            self._told = now
+        self._tell_all()
+
+    def _tell_all(self) -> None:
+        done = sum(self._have.values())
         self._on_bytes(done, max(done, self._total))
 
 
