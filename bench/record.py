@@ -96,8 +96,8 @@ def bus(bench: Station, folder: Path, small: bool) -> dict[str, Any]:
     return {"aborted_takes": takes - mine.get("episodes", 0), "bad_bus_takes": takes}
 
 
-def kills(bench: Station, folder: Path, small: bool, seed: int) -> dict[str, Any]:
-    count = 5 if small else 100
+def kills(bench: Station, folder: Path, count: int, seed: int) -> dict[str, Any]:
+    """`kill -9` at random points, and what LeRobot's loader finds after each (_record_kills.py)."""
     print(f"seed of the kills: {seed}", flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "bench")])
@@ -115,6 +115,8 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31), help="of the kills")
+    parser.add_argument("--kills", type=int, default=0, help="how many (default: 5 small, 100)")
+    parser.add_argument("--more", action="store_true", help="count these kills beside those of the results file")
     options = parser.parse_args()
     names = ("kills", "episodes_lost", "ready_s", "on_time_share_60hz", "lerobot_on_time_share_60hz",
              "frame_row_mismatches", "aborted_takes", "cpu_vs_lerobot")  # fmt: skip
@@ -127,12 +129,14 @@ def main() -> None:
             if part in options.only:
                 found |= measure(bench, folder, options.small)
         if "kills" in options.only:
-            found |= kills(bench, folder, options.small, options.seed)
+            found |= kills(bench, folder, options.kills or (5 if options.small else 100), options.seed)
     figures: dict[str, Any] = dict.fromkeys(names)
     path = RESULTS / "record.json"
     if len(options.only) < len(PARTS) and path.exists():
         earlier = json.loads(path.read_text())
         figures |= earlier["figures"] if earlier["small"] == options.small else {}
+    if options.more:
+        found |= {k: v + figures[k] for k, v in found.items() if "kill" in k or k == "episodes_lost"}
     figures |= found
     rounded = {k: round(v, 5) if isinstance(v, float) else v for k, v in figures.items()}
     sizes = {"cameras": "2x480x640", "late_beyond_periods": LATE, "seed": options.seed, "last": options.only}
