@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-FPS, SIZE, TAKE_S = 30, [96, 128], 0.7
+FPS, SIZE, TAKE_S = 30, [96, 128], 1.4
 
 
 def forked(work: Callable[[int], None]) -> tuple[int, int]:
@@ -48,7 +48,7 @@ def killed_once(table: dict[str, Any], root: Path, dice: random.Random) -> tuple
     from _recorders import ours
 
     pid, read = forked(lambda out: void(ours(table, root, FPS, TAKE_S, 100_000, 2, SIZE, out)))
-    heard, moment = b"", dice.uniform(0.0, 2.5)
+    heard, moment = b"", dice.uniform(0.0, 3.0)
     deadline, end = time.monotonic() + 60, float("inf")
     while time.monotonic() < min(deadline, end):
         if select.select([read], [], [], max(0.0, min(deadline, end) - time.monotonic()))[0]:
@@ -104,7 +104,7 @@ def main() -> None:
 
     arms.Bench.move_to = lambda *given, **named: None  # type: ignore[method-assign]
     root, dice = Path(root), random.Random(seed)
-    held = lost = recovered = removed = quarantined = 0
+    held = lost = recovered = cut = removed = quarantined = 0
     for number in range(count):
         said, moment = killed_once(table, root, dice)
         before = seen(root, recovering=False)
@@ -113,6 +113,7 @@ def main() -> None:
         gone = max(gone, held + said - after["episodes"] + after["bad"])
         found: dict[str, Any] = after.get("found", {})  # type: ignore[assignment]
         recovered += len(found.get("adopted", []))
+        cut += len(found.get("cut", []))
         removed += len(found.get("removed", []))
         quarantined += len(found.get("quarantined", []))
         if gone > 0:
@@ -122,7 +123,7 @@ def main() -> None:
             )
         held = after["episodes"]
     print(json.dumps({
-        "kills": count, "episodes_lost": lost, "episodes": held, "recovered": recovered, "removed": removed,
+        "kills": count, "episodes_lost": lost, "episodes": held, "recovered": recovered, "of_them_cut": cut, "removed": removed,
         "quarantined": quarantined,
     }))  # fmt: skip
 

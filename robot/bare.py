@@ -13,7 +13,7 @@ from typing import Any
 
 from robot.arms import calibration_files, open_station
 from robot.config import RobotTable
-from robot.ports import bus_error, claim_port, pseudo_terminal, wait_longer
+from robot.ports import bus_error, claim_port, forget_old_replies, pseudo_terminal, wait_for_bytes, wait_longer
 from zk0d.devices import resolve
 from zk0d.errors import ConfigError
 
@@ -36,6 +36,8 @@ def bare_arm(stack: ExitStack, table: RobotTable, role: str, *, handshake: bool 
         port = resolve(port)
         stack.callback(os.close, claim_port(role, port))
     device = _device(table, role, port, name, folder)
+    wait_for_bytes(device.bus.port_handler)
+    forget_old_replies(device.bus.port_handler)
     if pseudo_terminal(port):
         wait_longer(device.bus.port_handler)
     try:
