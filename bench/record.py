@@ -96,12 +96,12 @@ def bus(bench: Station, folder: Path, small: bool) -> dict[str, Any]:
     return {"aborted_takes": takes - mine.get("episodes", 0), "bad_bus_takes": takes}
 
 
-def kills(bench: Station, folder: Path, count: int, seed: int) -> dict[str, Any]:
+def kills(bench: Station, folder: Path, count: int, seed: int, limit_s: float) -> dict[str, Any]:
     """`kill -9` at random points, and what LeRobot's loader finds after each (_record_kills.py)."""
     print(f"seed of the kills: {seed}", flush=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "bench")])
-    job = json.dumps([bench.table, str(folder / "killed"), count, seed])
+    job = json.dumps([bench.table, str(folder / "killed"), count, seed, limit_s])
     script = str(REPOSITORY / "bench/_record_kills.py")
     done = subprocess.run([sys.executable, script, job], stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31), help="of the kills")
     parser.add_argument("--kills", type=int, default=0, help="how many (default: 5 small, 100)")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="begin no further kill after that")
     parser.add_argument("--more", action="store_true", help="count these kills beside those of the results file")
     options = parser.parse_args()
     names = ("kills", "episodes_lost", "ready_s", "on_time_share_60hz", "lerobot_on_time_share_60hz",
@@ -129,7 +130,7 @@ def main() -> None:
             if part in options.only:
                 found |= measure(bench, folder, options.small)
         if "kills" in options.only:
-            found |= kills(bench, folder, options.kills or (5 if options.small else 100), options.seed)
+            found |= kills(bench, folder, options.kills or (5 if options.small else 100), options.seed, options.seconds)
     figures: dict[str, Any] = dict.fromkeys(names)
     path = RESULTS / "record.json"
     if len(options.only) < len(PARTS) and path.exists():
