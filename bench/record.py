@@ -55,7 +55,7 @@ def default(bench: Station, folder: Path, small: bool) -> dict[str, Any]:
 
 def overload(bench: Station, folder: Path, small: bool) -> dict[str, Any]:
     """More pixels than two cores can encode: what is accepted has as many frames as rows, for each camera."""
-    sizes = (60, 2.0 if small else 5.0, 1 if small else 2, 4, [720, 1280])
+    sizes = (60, 2.0 if small else 4.0, 1 if small else 2, 3, [720, 1280])
     mine = in_process("ours", bench.table, folder / "ours-overload", *sizes)
     figures = {
         "frame_row_mismatches": mismatches(folder / "ours-overload") if "failed" not in mine else None,
