@@ -254,6 +254,7 @@ class Training:
             self.parking.park(worker, self._parked)
         else:
             grace_s = GRACE_S if decision.rule in CLAIMS else SAVE_GRACE_S
+            self._workers.hurry(worker.pid)
             self._yielding = asyncio.create_task(worker.stop(grace_s, cmd="yield"))
 
     def _freeze(self, worker: Worker) -> None:
@@ -308,8 +309,9 @@ class Training:
         try:
             result = await worker.wait()
         except WorkerError as error:
+            killed = self.parking.busy()  # by us: it did not come back from the host
             self._ended()
-            if self._closing or self._yielded():
+            if self._closing or self._yielded() or killed:
                 return
             self._died(task, error)
             return

@@ -1,0 +1,38 @@
+"""How far a trainer steps back, on a real process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from zk0d.daemon import workers
+from zk0d.daemon.workers import Workers
+
+
+@pytest.fixture
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "600"], start_new_session=True) as running:
+        yield running
+        running.kill()
+
+
+@pytest.mark.parametrize(("idle", "policy"), [(True, os.SCHED_IDLE), (False, os.SCHED_BATCH)])
+def test_a_trainer_gets_what_nobody_else_wants(process: subprocess.Popen[bytes], idle: bool, policy: int) -> None:
+    workers._step_back(process.pid, 10, idle=idle)
+    assert os.sched_getscheduler(process.pid) == policy
+    assert os.getpriority(os.PRIO_PROCESS, process.pid) == 10
+    Workers.hurry(process.pid)
+    permitted = (
+        os.SCHED_OTHER if os.geteuid() == 0 or not idle else policy
+    )  # sched(7): leaving SCHED_IDLE takes a right
+    assert os.sched_getscheduler(process.pid) == permitted
+
+
+def test_one_that_is_gone_is_no_trouble(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    workers._step_back(process.pid, 10, idle=True)
+    Workers.hurry(process.pid)
