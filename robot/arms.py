@@ -30,7 +30,7 @@ from robot.ports import (
     wait_for_bytes,
     wait_longer,
 )
-from robot.vitals import LineCounter, ServoWatch
+from robot.vitals import LineCounter, ServoWatch, clear_first
 from zk0d.devices import resolve
 from zk0d.errors import ConfigError, RobotError, Zk0Error
 
@@ -217,6 +217,7 @@ def _connect_bus(device: Any, role: str, table: RobotTable) -> None:
     """LeRobot's connect() without its calibrate(), which asks on the terminal. Torque stays off until that is right."""
     port = device.config.port
     ask_again(device.bus)
+    clear_first(device.bus)
     wait_for_bytes(device.bus.port_handler)
     forget_old_replies(device.bus.port_handler)
     if pseudo_terminal(port):

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,15 @@ def check_all(table: RobotTable, folder: Path, fps: int, reads: int, say: Callab
             found.append(item)
             say("finding", **item)
 
-    for role in ("follower", "leader"):
-        if role == "follower" or table.leader:
-            add(check_arm(table, role, reads))
+    for prefix, pair in table.each().items():
+        for role in ("follower", "leader"):
+            if role == "follower" or pair.leader:
+                add([{**f, "part": prefix.replace("_", " ") + f["part"]} for f in check_arm(pair, role, reads)])
     if not table.virtual:
-        for camera in table.cameras.values():
+        cameras = [replace(camera, name=name) for name, camera in table.all_cameras.items()]
+        for camera in cameras:
             add(check_camera(camera, fps))
-        add(check_usb(list(table.cameras.values()), fps))
+        add(check_usb(cameras, fps))
     add(check_disk(folder))
     return found
 
@@ -63,12 +66,18 @@ def check_arm(table: RobotTable, role: str, reads: int) -> list[Finding]:
         with ExitStack() as stack:
             device = bare_arm(stack, table, role, handshake=False)
             with device_errors(f"the {role}", device.config.port):
-                missing = [j for j in device.bus.motors if device.bus.ping(j, num_retry=5) is None]
+                missing = [j for j in device.bus.motors if not _answers(device.bus, j)]
                 if missing:
                     return [_silent(device.bus, role, missing)]
                 return [*_servos(device.bus, role), *_cable(device.bus, role, reads), *_calibrated(device, role)]
     except RobotError as error:
         return [_finding("bad", role, error.message, error.hint)]
+
+
+def _answers(bus: Any, joint: str) -> bool:
+    """Whether a servo answers, be it with an error bit, which LeRobot's ping takes for silence."""
+    tries = (bus.packet_handler.ping(bus.port_handler, bus.motors[joint].id) for _ in range(6))
+    return any(bus._is_comm_success(outcome) for _, outcome, _ in tries)
 
 
 def _silent(bus: Any, role: str, missing: list[str]) -> Finding:
@@ -99,7 +108,7 @@ def _servos(bus: Any, role: str) -> list[Finding]:
     for joint in bus.motors:
 
         def value(what: str, joint: str = joint) -> int:
-            return int(bus.read(what, joint, normalize=False, num_retry=5))
+            return _value(bus, what, joint)
 
         volts, celsius = value("Present_Voltage") / 10, value("Present_Temperature")
         load, status = abs(value("Present_Load")) / 1000, value("Status")
@@ -125,6 +134,16 @@ def _servos(bus: Any, role: str) -> list[Finding]:
         _finding("ok", role, f"{min(voltages):.1f}…{max(voltages):.1f} V, {min(temperatures)}…{max(temperatures)} °C")
     )
     return found
+
+
+def _value(bus: Any, what: str, joint: str) -> int:
+    """A register as a servo in trouble says it too: LeRobot's read refuses an answer with an error bit."""
+    address, length = bus.model_ctrl_table[bus.motors[joint].model][what]
+    servo = bus.motors[joint].id
+    value, outcome, _ = bus._read(address, length, servo, num_retry=5, raise_on_error=False)
+    if not bus._is_comm_success(outcome):
+        raise ConnectionError(f"{joint} (servo {servo}) does not say its {what}")
+    return int(bus._decode_sign(what, {servo: value})[servo])
 
 
 def _cable(bus: Any, role: str, reads: int) -> list[Finding]:
@@ -157,6 +176,8 @@ def _calibrated(device: Any, role: str) -> list[Finding]:
         try:
             calibrated = bool(device.is_calibrated)
             break
+        except RuntimeError as error:  # an answer with an error bit, which is a finding already
+            return [_finding("warn", role, f"whether it is calibrated cannot be told: {error}", "mend that first")]
         except ConnectionError:  # LeRobot reads each value once
             if attempt == 9:
                 raise

@@ -132,7 +132,7 @@ class RobotTable:
         # Follower and leader here are what messages show; the pairs are what is opened.
         followers, leaders = [t.follower for t in pairs.values()], [t.leader for t in pairs.values()]
         whole = replace(self, follower=" + ".join(followers), leader=" + ".join(filter(None, leaders)), pairs=pairs)
-        clash = sorted(set(self.cameras) & (set(whole.all_cameras) - set(self.cameras)))
+        clash = sorted(set(self.cameras) & {f"{s}_{n}" for s, pair in pairs.items() for n in pair.cameras})
         if clash:
             raise _bad(where, "cameras", clash[0], "another name: a side's camera is called that already")
         whole._check_cameras(where)

@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from robot.video import CameraEncoder, Frame
+from robot.video import CameraEncoder, Frame, live_path
 
 HEIGHT = 288
 LINE = 32
@@ -53,6 +53,7 @@ class Film:
             self._encoder.abort()
             return
         self._encoder.close()
+        live_path(self._part).unlink(missing_ok=True)  # its pieces while it was encoded
         self._part.replace(self._path)
 
 

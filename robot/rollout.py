@@ -11,16 +11,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from robot.config import RobotTable
+from robot.rollout_job import RolloutJob
+from robot.thinker import Policy, Thinker
 from zk0d import durable
-from zk0d.errors import ConfigError, DatasetError
+from zk0d.errors import ConfigError, RobotError
 from zk0d.worker import Message, WorkerChannel, run_worker
 
 if TYPE_CHECKING:
@@ -30,48 +29,9 @@ if TYPE_CHECKING:
 PROGRESS_EVERY_S = 0.5
 LINGER_S = 0.4
 REST_S = 2.0
-
-Policy = Callable[[NDArray[np.float32], Mapping[str, NDArray[np.uint8]]], NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class RolloutJob:
-    """The job file. `rename` maps the arm's camera features to the policy's, as the trainer's datasets do."""
-
-    policy: Path
-    out: Path
-    robot: RobotTable
-    task: str = ""
-    episodes: int = 1
-    max_s: float = 15.0
-    fps: int = 30
-    seed: int = 0
-    device: str = "auto"
-    rename: dict[str, str] = field(default_factory=dict)
-
-    @staticmethod
-    def parse(job: Mapping[str, Any]) -> RolloutJob:
-        """Raises ConfigError naming the key, the value and what is accepted."""
-
-        def refuse(key: str, accepted: str) -> ConfigError:
-            return ConfigError(f"rollout job: {key} = {job.get(key)!r} cannot be used", f"use {accepted}")
-
-        for key in ("policy", "out"):
-            if not isinstance(job.get(key), str) or not Path(job[key]).is_absolute():
-                raise refuse(key, "the absolute path of a folder")
-        if not (Path(job["policy"]) / "config.json").is_file():
-            raise DatasetError(f"{job['policy']} holds no published policy", "zk0ctl model list shows what there is")
-        for key, (low, high) in {"episodes": (1, 10_000), "fps": (5, 120), "seed": (0, 2**31)}.items():
-            value = job.get(key, low)
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise refuse(key, f"a whole number from {low} to {high}")
-        seconds = job.get("max_s", 15.0)
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0.2 <= seconds <= 3600:
-            raise refuse("max_s", "seconds, from 0.2 to 3600")
-        values = {k: v for k, v in job.items() if k in RolloutJob.__dataclass_fields__ and v is not None}
-        values |= {"policy": Path(job["policy"]), "out": Path(job["out"])}
-        values["robot"] = RobotTable.parse(job.get("robot", {}))
-        return RolloutJob(**values)
+REST_SPEED = 45.0
+"""Degrees or range units per second."""
+WARM_UP_S = 120.0
 
 
 class Rollout:
@@ -83,43 +43,76 @@ class Rollout:
         self.job = job
         self._channel = channel
         self._bench = bench
-        self._act = act
+        self._thinker = Thinker(act)
         self._reset_policy = reset
         self._film = film
         self._stop = False
+        self._verdict: bool | None = None
+        self._note = ""
 
     def run(self) -> list[dict[str, Any]]:
         """Run the episodes; gives a row for each. Real arms go back to where they stood, whatever ended it."""
-        home, _ = self._bench.observe()
+        home, images = self._bench.observe()
+        self._warm_up(home, images)
         rows: list[dict[str, Any]] = []
         try:
             for episode in range(self.job.episodes):
                 if self._stop:
                     break
                 rows.append(self._episode(episode))
-                self._channel.emit("episode", **{k: rows[-1][k] for k in ("episode", "success", "seconds")})
+                told = ("episode", "success", "seconds", "ended_by")
+                self._channel.emit("episode", **{k: rows[-1][k] for k in told})
         finally:
-            if not self._bench.virtual:
-                self._bench.move_to(home, REST_S)
+            self._thinker.close()
+            if not self._bench.virtual and not self._bench.released:
+                self._to_rest(home)
         return rows
+
+    def _warm_up(self, state: NDArray[np.float32], images: Mapping[str, NDArray[np.uint8]]) -> None:
+        """A policy's first answer takes long (kernels, caches): have it before the arm moves."""
+        self._thinker.ask(state, images)
+        if self._thinker.answer(WARM_UP_S) is None:
+            raise ConfigError(
+                f"the policy gave no first action within {WARM_UP_S:.0f} s", "is its device right? ([train] device)"
+            )
+        self._thinker.seconds.clear()
+
+    def _to_rest(self, home: NDArray[np.float32]) -> None:
+        """Slowly, from wherever the policy has left it. What went wrong before is what the person hears."""
+        try:
+            here, _ = self._bench.observe()
+            self._bench.move_to(home, max(REST_S, float(np.abs(home - here).max()) / REST_SPEED))
+        except RobotError as error:
+            self._channel.emit("log", text=f"the arm could not go to rest: {error.message}")
 
     def _episode(self, episode: int) -> dict[str, Any]:
         job, bench, period = self.job, self._bench, 1.0 / self.job.fps
         seed = job.seed * 100_003 + 50_000 + episode  # not a scene that a recorder of the same seed has shown
         bench.begin_take(seed)
+        while self._thinker.busy and self._thinker.answer(job.give_up_s) is not None:
+            pass  # an answer to the last episode
         self._reset_policy()
-        thinking: list[float] = []
+        self._thinker.seconds.clear()
+        self._verdict, self._note = None, ""
         success: bool | None = None
         frames = lingering = 0
         limit, linger = round(job.max_s * job.fps), round(LINGER_S * job.fps)
-        begin = anchor = time.perf_counter()
-        shown, since = begin, 0
-        while frames < limit and lingering < linger and not self._stop:
+        begin = anchor = acted = time.perf_counter()
+        shown, since, held_s, ended = begin, 0, 0.0, "time"
+        while frames < limit and lingering < linger:
             state, images = bench.observe()
-            thought = time.perf_counter()
-            action = self._act(state, images)
-            thinking.append(time.perf_counter() - thought)
-            bench.command(action)
+            now = time.perf_counter()
+            if self._act_in_time(state, images, now, anchor + (since + 1) * period):
+                if now - acted > job.hold_s:
+                    held_s += now - acted
+                acted = time.perf_counter()
+            elif now - acted > job.give_up_s:
+                ended, held_s, self._stop = "watchdog", held_s + now - acted, True
+                self._channel.emit("watchdog", text=f"no action for {now - acted:.1f} s: the arm goes to rest")
+                break
+            if self._cared():
+                ended, self._stop = "care", True
+                break
             frames, since = frames + 1, since + 1
             success = bench.success()
             lingering += bool(success)
@@ -127,25 +120,56 @@ class Rollout:
             now = time.perf_counter()
             if now - shown >= PROGRESS_EVERY_S:
                 shown = now
-                self._channel.emit("progress", episode=episode, seconds=round(frames * period, 2))
+                held = now - acted > job.hold_s
+                self._channel.emit("progress", episode=episode, seconds=round(frames * period, 2), held=held,
+                                   **bench.preview())  # fmt: skip
             wait = 0.0 if bench.stepped else anchor + since * period - now
             if wait < -period:
                 anchor, since, wait = now, 0, 0.0
-            if self._commands(wait):
+            if (end := self._commands(wait)) is not None:
+                ended = end
                 break
+        else:
+            ended = "success" if lingering >= linger else "time"
         reached = frames - lingering if success else frames
+        said = success if self._verdict is None else self._verdict
+        thinking = self._thinker.seconds or [0.0]
         return {
             "episode": episode,
-            "success": success,
+            "success": said,
+            "judged_by": "nobody" if said is None else "simulator" if self._verdict is None else "person",
+            "note": self._note,
+            "ended_by": ended,
             "seconds": round((reached if bench.stepped else frames) * period, 2),
             "wall_s": round(time.perf_counter() - begin, 2),
+            "held_s": round(held_s, 2),
             "frames": frames,
             "seed": seed,
             "inference_ms": {
                 "p50": round(float(np.quantile(thinking, 0.5)) * 1e3, 2),
                 "max": round(max(thinking) * 1e3, 2),
             },
+            **{k: v for k, v in bench.tally().items() if k in ("clipped", "bus_errors", "care")},
         }
+
+    def _act_in_time(
+        self, state: NDArray[np.float32], images: Mapping[str, NDArray[np.uint8]], now: float, due: float
+    ) -> bool:
+        """Ask, and send the answer when it comes by `due`. A late one is sent in the period it comes in; until then
+        nothing is sent, and the servos hold."""
+        if not self._thinker.busy:
+            self._thinker.ask(state, images)
+        answer = self._thinker.answer(self.job.give_up_s if self._bench.stepped else max(0.0, due - now))
+        if answer is None or not np.isfinite(answer).all():
+            return False
+        self._bench.command(answer)
+        return True
+
+    def _cared(self) -> bool:
+        """True when the arm had to be let go."""
+        for found in self._bench.tend():
+            self._channel.emit("care", **found)
+        return self._bench.released
 
     def _caption(self, episode: int, frames: int, success: bool | None) -> str:
         verdict = "success" if success else ""
@@ -154,19 +178,20 @@ class Rollout:
             filter(None, [f"{episode + 1}/{self.job.episodes}", f"{frames / self.job.fps:4.1f} s", task, verdict])
         )
 
-    def _commands(self, wait_s: float) -> bool:
-        """Sleep until the next period; true when a command ends the episode."""
+    def _commands(self, wait_s: float) -> str | None:
+        """Sleep until the next period; what ends the episode: a command's name."""
         deadline = time.perf_counter() + wait_s
-        ended = False
         while (message := self._channel.poll(max(0.0, deadline - time.perf_counter()))) is not None:
             match message.get("cmd"):
-                case "next" | "discard":
-                    ended = True
-                case "stop" | "finish" | "orphaned":
-                    self._stop = ended = True
-            if ended:
-                return True
-        return ended
+                case "next" | "discard" as end:
+                    return str(end)
+                case "success" | "failure" as said:
+                    self._verdict, self._note = said == "success", str(message.get("note") or "")
+                    return str(said)
+                case "stop" | "finish" | "orphaned" as end:
+                    self._stop = True
+                    return str(end)
+        return None
 
 
 def policy_function(job: RolloutJob, bench: Bench) -> tuple[Policy, Callable[[], None]]:
@@ -234,11 +259,12 @@ def main(job: Message, channel: WorkerChannel) -> Message:
     wanted.out.mkdir(parents=True, exist_ok=True)
     video = wanted.out / "rollout.mp4"
     limit = wanted.robot.max_relative_target
-    with open_bench(wanted.robot, fps=wanted.fps, seed=wanted.seed, leader=False, limit=limit) as bench:
+    with open_bench(wanted.robot, fps=wanted.fps, seed=wanted.seed, leader=False, limit=limit, guarded=True) as bench:
         act, reset = policy_function(wanted, bench)
         channel.emit("ready", ports=bench.ports, cameras=list(bench.cameras))
         with Film(video, wanted.fps) as film:
             rows = Rollout(wanted, channel, bench, act, reset, film).run()
+        health = bench.health()
     successes = sum(bool(row["success"]) for row in rows)
     report = {
         "schema": 1,
@@ -246,11 +272,14 @@ def main(job: Message, channel: WorkerChannel) -> Message:
         "task": wanted.task,
         "fps": wanted.fps,
         "max_relative_target": limit,
+        "joint_margin": wanted.robot.joint_margin,
         "successes": successes,
         "episodes": rows,
     }
     durable.write_json(wanted.out / "rollout.json", report)
-    return {"episodes": len(rows), "successes": successes, "video": str(video)}
+    ended = {"watchdog": "the policy gave no action", "care": f"the arm was let go: {health['reason']}"}
+    why = ended.get(rows[-1]["ended_by"], "") if rows else ""
+    return {"episodes": len(rows), "successes": successes, "video": str(video), "ended": why}
 
 
 if __name__ == "__main__":

@@ -41,10 +41,15 @@ class Tending:
         action, role = str(job.get("action")), str(job.get("role") or "")
         if action not in ACTIONS:
             raise UsageError(f"{action!r} is not known", f"one of {', '.join(ACTIONS)}")
-        if action in ("calibrate", "setup") and role not in ROLES:
-            raise UsageError(f"which arm? {role!r} is neither", "follower or leader")
+        table = RobotTable.parse(job["robot"])
+        side, _, rest = role.rpartition("-")
+        if action in ("calibrate", "setup"):
+            arms = [f"{prefix.replace('_', '-')}{r}" for prefix in table.each() for r in ROLES]
+            if role not in arms:
+                raise UsageError(f"which arm? {role!r} is none of them", " or ".join(arms))
+            table, role = (table.pairs[side], rest) if side else (table, role)
         return Tending(
-            action, role, RobotTable.parse(job["robot"]), int(job.get("fps") or 30), float(job.get("seconds") or 0),
+            action, role, table, int(job.get("fps") or 30), float(job.get("seconds") or 0),
             Path(str(job.get("folder") or ".")), int(job.get("reads") or 200),
         )  # fmt: skip
 
@@ -89,7 +94,12 @@ def _teleop(work: Tending, steps: Steps) -> dict[str, Any]:
         due = began
         try:
             while not work.seconds or time.perf_counter() - began < work.seconds:
+                bench.observe()
                 sent = bench.command(bench.leader_pose())
+                for found in bench.tend():
+                    steps.say("care", **found)
+                if bench.released:
+                    raise RobotError(f"the arm was let go: {bench.health()['reason']}", "let it rest; robot doctor")
                 done += 1
                 now = time.perf_counter()
                 if now - said >= _PROGRESS_S:

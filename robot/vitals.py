@@ -10,7 +10,7 @@ import time
 from collections import deque
 from typing import Any, Final
 
-from robot.care import GRIPPER, RELEASE, Care, CareTable, Finding, Vital
+from robot.care import CURRENT_BIT, GRIPPER, OVERLOAD_BIT, RELEASE, Care, CareTable, Finding, Vital
 
 EVERY_S: Final = 0.25
 POSITION: Final = (56, 2)
@@ -21,6 +21,33 @@ _LIMIT: Final = 1000
 """Torque_Limit in 0.1 % of stall torque."""
 _SINK: Final = (600, 400, 250, 120)
 _SINK_STEP_S: Final = 0.25
+
+
+def clear_first(bus: Any) -> None:
+    """An overload from before is cleared when `bus` is opened: until then a servo answers all with an error bit, which
+    LeRobot takes for a missing servo."""
+    greet = bus._handshake
+
+    def handshake() -> None:
+        _clear_overloads(bus)
+        greet()
+
+    bus._handshake = handshake
+
+
+def _clear_overloads(bus: Any) -> None:
+    """Torque off and on where the servo stands, then off; nothing when all is well or somebody does not answer."""
+    read = type(bus)._sync_read  # not the patient one: a missing servo is told by the handshake
+    status, outcome = read(bus, *_STATUS, bus.ids, num_retry=1, raise_on_error=False)
+    tripped = [name for name, m in bus.motors.items() if status[m.id] & (OVERLOAD_BIT | CURRENT_BIT)]
+    if not bus._is_comm_success(outcome) or not tripped:
+        return
+    at, outcome = read(bus, *POSITION, bus.ids, num_retry=3, raise_on_error=False)
+    if bus._is_comm_success(outcome):
+        bus.sync_write("Torque_Enable", dict.fromkeys(tripped, 0))
+        bus.sync_write("Goal_Position", {name: at[bus.motors[name].id] for name in tripped}, normalize=False)
+        bus.sync_write("Torque_Enable", dict.fromkeys(tripped, 1))
+        bus.sync_write("Torque_Enable", dict.fromkeys(tripped, 0))
 
 
 class LineCounter:

@@ -94,5 +94,8 @@ def test_check_and_edit_by_the_daemon(tmp_path: Path) -> None:
         assert sheet.code == 0 and (tmp_path / "sheet.png").stat().st_size > 1000
         exported = node.ctl("dataset", "export", "cubes", str(tmp_path / "out"))
         assert exported.code == 0 and load(tmp_path / "out").num_episodes == 2
+        assert "2 of 2, " in (told := node.ctl("dataset", "show", "cubes").out) and str(tmp_path / "out") in told
+        told = node.ctl("dataset", "show", "lifts", "--episodes").out
+        assert "backup   none" in told and "3 episodes, 1 not trained on" in told and "excluded by you" in told
         there = node.ctl("dataset", "export", "cubes", str(tmp_path / "out"))
         assert there.code == 1 and "there already" in there.err

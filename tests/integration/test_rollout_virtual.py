@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +112,99 @@ def test_what_a_policy_asks_is_limited() -> None:
         assert np.abs(sent - before).max() == pytest.approx(5.0, abs=0.3)
         after, _ = bench.observe()
         assert np.abs(after - before).max() < 6
+
+
+class Line:
+    """A worker's channel whose commands the test gives."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.commands: list[dict[str, Any]] = []
+
+    def emit(self, event: str, **fields: Any) -> None:
+        self.events.append({"event": event, **fields})
+
+    def poll(self, timeout_s: float = 0.0) -> dict[str, Any] | None:
+        if self.commands and len(self.of("progress")) >= self.commands[0].get("after", 0):
+            return self.commands.pop(0)
+        time.sleep(timeout_s)
+        return None
+
+    def of(self, name: str) -> list[dict[str, Any]]:
+        return [e for e in self.events if e["event"] == name]
+
+
+@pytest.fixture
+def by_port(tmp_path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """An arm behind a port, as a real one is: the worker cannot know that it is virtual."""
+    from robot.virtual.spec import StationSpec
+    from robot.virtual.station import VirtualStation
+
+    with VirtualStation(StationSpec("Touch", leader="rest", clock="wall")) as station:
+        station.write_calibration(tmp_path / "calibration", "follower", "leader")
+        yield station, {"follower": station.follower_port, "calibration_dir": str(tmp_path / "calibration")}
+
+
+def roll_out(policy: Path, out: Path, robot: dict[str, Any], act: Any, line: Line, **changes: Any) -> Any:
+    """One rollout of `act` in this process; gives its rows and how far the arm is from where it stood."""
+    from robot.arms import open_bench
+    from robot.film import Film
+    from robot.rollout import Rollout
+    from robot.rollout_job import RolloutJob
+
+    wanted = RolloutJob.parse({"policy": str(policy), "out": str(out), "robot": robot, "episodes": 1, **changes})
+    out.mkdir()
+    limit = wanted.robot.max_relative_target
+    with open_bench(wanted.robot, fps=30, leader=False, limit=limit, guarded=True) as bench:
+        home, _ = bench.observe()
+        with Film(out / "rollout.mp4", 30) as film:
+            rows = Rollout(wanted, line, bench, lambda s, i: act(home, s), lambda: None, film).run()  # type: ignore[arg-type]
+        now, _ = bench.observe()
+    return rows, float(np.abs(now - home).max())
+
+
+def test_a_policy_that_hangs_is_held_then_given_up_and_the_arm_goes_to_rest(
+    by_port: tuple[Any, dict[str, Any]], policy: Path, tmp_path: Path
+) -> None:
+    line, asked, over = Line(), [0], threading.Event()
+
+    def act(home: Any, state: Any) -> Any:
+        asked[0] += 1
+        if asked[0] > 40:
+            over.wait(30)
+        return home + np.float32([0, 0, 0, 0, 25, 0])
+
+    try:
+        rows, away = roll_out(policy, tmp_path / "out", by_port[1], act, line, max_s=20, give_up_s=1.0, hold_s=0.3)
+    finally:
+        over.set()
+    (row,) = rows
+    assert row["ended_by"] == "watchdog" and row["held_s"] >= 1.0 and row["success"] is None
+    assert "no action for 1." in line.of("watchdog")[0]["text"]
+    assert any(e["held"] for e in line.of("progress"))
+    assert away < 4  # it was 25 degrees away
+
+
+def test_a_persons_verdict_ends_the_episode_and_slow_answers_are_taken_late(
+    by_port: tuple[Any, dict[str, Any]], policy: Path, tmp_path: Path
+) -> None:
+    line = Line()
+    line.commands = [{"cmd": "success", "note": "by a hair", "after": 2}]
+
+    def act(home: Any, state: Any) -> Any:
+        time.sleep(0.08)  # more than two periods
+        return np.float32([500, 0, 0, 0, 0, 0]) + home
+
+    rows, _ = roll_out(policy, tmp_path / "out", by_port[1], act, line, max_s=20)
+    (row,) = rows
+    assert (row["success"], row["judged_by"], row["note"], row["ended_by"]) == (True, "person", "by a hair", "success")
+    assert row["clipped"] > 3 and row["held_s"] == 0 and row["frames"] > 25
+
+
+def test_an_arm_too_hot_ends_a_rollout(by_port: tuple[Any, dict[str, Any]], policy: Path, tmp_path: Path) -> None:
+    station, robot = by_port
+    line = Line()
+    station.faults.follower.temperature("gripper", 75)
+    rows, _ = roll_out(policy, tmp_path / "out", robot, lambda home, state: state, line, max_s=20)
+    assert rows[0]["ended_by"] == "care" and line.of("care")[-1]["level"] == "release"
+    assert not any(s.table[40] for s in station._follower.servos)

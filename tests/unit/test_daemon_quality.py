@@ -44,7 +44,7 @@ def dataset(tmp_path: Path, *changes: dict[str, Any]) -> Dataset:
         ({"stale": {"front": 0, "wrist": 40}}, "40% stale images of wrist"),
         ({"clipped": 51}, "51% clipped goals"),
         ({"bus_errors": {"follower": 8, "leader": 8}}, "16% bus errors"),
-        ({"seconds": 0.3}, "only 0.3 s long"),
+        ({"seconds": 0.1}, "only 0.1 s long"),
         ({"care": "slow"}, ""),
         ({"care": "release"}, "the arm was let go"),
     ],

@@ -8,7 +8,7 @@ import pytest
 
 from robot.config import RobotTable
 from robot.recorder_job import RecorderJob
-from robot.rollout import RolloutJob
+from robot.rollout_job import RolloutJob
 from zk0d.errors import ConfigError, DatasetError
 
 REAL: dict[str, Any] = {
@@ -78,3 +78,34 @@ def test_a_recorder_job_is_refused_in_the_same_way(change: dict[str, Any], named
 def test_a_rollout_job_needs_a_policy_folder() -> None:
     with pytest.raises(DatasetError, match="no published policy"):
         RolloutJob.parse({"policy": "/nowhere", "out": "/tmp/out", "robot": REAL})
+
+
+def test_two_pairs_are_called_as_lerobot_calls_them() -> None:
+    left = {"follower": "/dev/a", "leader": "/dev/b", "cameras": {"wrist": {"source": "0"}}}
+    right = {"follower": "/dev/c", "leader": "/dev/d"}
+    table = RobotTable.parse({"id": "mine", "type": "so100", "left": left, "right": right, "care": {"slow_c": 60}})
+    pairs = table.each()
+    assert list(pairs) == ["left_", "right_"] and not table.virtual
+    assert (pairs["left_"].follower_id, pairs["right_"].leader_id) == ("mine_left", "mine_right")
+    assert pairs["right_"].type == "so100" and pairs["right_"].care.slow_c == 60
+    assert list(table.all_cameras) == ["left_wrist"]
+    virtual = {"follower": "virtual:Touch"}
+    assert RobotTable.parse({"left": virtual, "right": virtual}).virtual
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"right": None}, "only one of left and right"),
+        ({"right": {"follower": "/dev/a", "leader": "/dev/d"}}, "same port"),
+        ({"right": {"follower": "virtual:Touch"}}, "one side is virtual"),
+        ({"right": {"follower": "/dev/c", "port": "x"}}, "port"),
+        ({"cameras": {"left_wrist": {"source": "1"}}}, "left_wrist"),
+        ({"limits": {"left_gripper": [5, 1]}}, "limits.left_gripper"),
+    ],
+)
+def test_two_pairs_that_do_not_go_together(change: dict[str, Any], said: str) -> None:
+    left = {"follower": "/dev/a", "leader": "/dev/b", "cameras": {"wrist": {"source": "0"}}}
+    whole = {"left": left, "right": {"follower": "/dev/c", "leader": "/dev/d"}, **change}
+    with pytest.raises(ConfigError, match=said):
+        RobotTable.parse(whole)

@@ -7,7 +7,7 @@ from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.dataset_edit import SUBS
-from zk0d.ctl.render import paint, plural, safe, show_json, table
+from zk0d.ctl.render import clock, paint, plural, safe, show_json, table
 from zk0d.errors import UsageError
 
 _JSON = arg("--json", help="as JSON", action="store_true")
@@ -46,6 +46,11 @@ def _show(context: Context, args: Args) -> int:
     )
     print(f"  folder   {safe(d['root'])}")
     print(f"  training {'yes' if d['train'] else 'no'}, joints in {safe(d['units'])}")
+    if d["copy"]:
+        kept = min(d["copy"]["episodes"], d["episodes"])
+        print(f"  backup   {kept} of {d['episodes']}, {clock(d['copy']['at'])}, in {safe(d['copy']['folder'])}")
+    else:
+        print("  backup   none that zk0d made (`zk0ctl dataset export`)")
     for task in d["tasks"]:
         print(f"  task     {safe(task)}")
     for name, feature in d["features"].items():

@@ -135,7 +135,9 @@ def _watch(context: Context, args: Args) -> int:
     return 0
 
 
-def _control(action: str, help: str) -> Command:
+def control(action: str, help: str) -> Command:
+    """A command that steers the session that runs."""
+
     def run(context: Context, args: Args) -> int:
         r = context.call("record_control", action=action)
         print(f"{action}: {r['kind']} by {safe(r['by'])}, {r['saved']} of {r['goal']} saved")
@@ -188,12 +190,12 @@ COMMAND = Command(
             (arg("--once", help="one look", action="store_true"),),
             _watch,
         ),
-        _control("next", "end this take and keep it; when paused, begin one"),
-        _control("rerecord", "drop this take, or after it has ended the one kept last, and record it again"),
-        _control("pause", "wait after this take"),
-        _control("resume", "go on after a pause"),
-        _control("discard", "end this take and drop it"),
-        _control("finish", "end after this take"),
-        _control("stop", "end now"),
+        control("next", "end this take and keep it; when paused, begin one"),
+        control("rerecord", "drop this take, or after it has ended the one kept last, and record it again"),
+        control("pause", "wait after this take"),
+        control("resume", "go on after a pause"),
+        control("discard", "end this take and drop it"),
+        control("finish", "end after this take"),
+        control("stop", "end now"),
     ),
 )

@@ -71,12 +71,19 @@ def _show(context: Context, args: Args) -> int:
     for part, place in found["places"].items():
         where = place["bound"] + (f" at {place['at']}" if place["at"] != place["bound"] else "")
         if part.startswith("camera "):
-            size = r["cameras"][part.removeprefix("camera ")]
+            size = _camera(r, part.removeprefix("camera "))
             where += f", {size.get('width', 640)}×{size.get('height', 480)}"
         problems += bool(place["problem"])
         print(f"  {part:<16} {safe(where) if place['bound'] else 'not set'}"
               + (f"  {paint(safe(place['problem']), 'red')}" if place["problem"] else ""))  # fmt: skip
-    return 2 if problems or not r.get("follower") else 0
+    return 2 if problems or not (r.get("follower") or r.get("left")) else 0
+
+
+def _camera(robot: dict[str, Any], name: str) -> dict[str, Any]:
+    """The table of a camera by its name in a dataset."""
+    side, _, own = name.partition("_")
+    found: dict[str, Any] = robot["cameras"].get(name) or robot.get(side, {}).get("cameras", {}).get(own) or {}
+    return found
 
 
 @contextlib.contextmanager
@@ -112,6 +119,8 @@ def _told(progress: Progress, event: dict[str, Any]) -> None:
         progress.say(f"{paint('again', 'yellow')}: {safe(event['text'])}")
     elif kind == "named":
         progress.say(f"{paint('done', 'green')}: {safe(event['step'])} is servo {event['id']} (was {event['was']})")
+    elif kind == "care":
+        progress.say(f"{paint('care: ' + safe(event['level']), 'yellow')} {safe(event['text'])}")
     elif kind == "finding":
         word = paint(f"{event['level']:<4}", _LEVELS.get(event["level"], "dim"))
         progress.say(f"{word} {safe(event['part'])}: {safe(event['what'])}"
@@ -174,7 +183,9 @@ def _control(name: str, action: str, help: str) -> Command:
 
 
 _JSON = arg("--json", help="as JSON", action="store_true")
-_ARM = arg("arm", help="which arm", choices=("follower", "leader"))
+_ROLES = ("follower", "leader")
+_ARM = arg("arm", help="which arm; left-… and right-… of two pairs",
+           choices=(*_ROLES, *(f"{side}-{r}" for side in ("left", "right") for r in _ROLES)))  # fmt: skip
 _PORTS = (
     arg("--follower", help="the arm's port, serial:NUMBER or virtual:TASK (default: zk0d.toml)", metavar="PORT"),
     arg("--leader", help="the leader's, likewise", metavar="PORT"),

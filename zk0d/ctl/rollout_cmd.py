@@ -7,7 +7,7 @@ from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.dataset_cmd import renames
-from zk0d.ctl.record_cmd import interruptible, robot
+from zk0d.ctl.record_cmd import DEGRADED, control, interruptible, robot
 from zk0d.ctl.render import Progress, plural, safe, show_json
 
 
@@ -18,9 +18,13 @@ def run(context: Context, args: Args) -> int:
         kind = event["event"]
         if kind == "episode":
             how = {"True": "success", "False": "no success"}.get(str(event.get("success")), "done")
-            progress.say(f"episode {event.get('episode')}: {how} after {event.get('seconds', 0):.1f} s")
+            ended = f" ({safe(event['ended_by'])})" if event.get("ended_by") in ("watchdog", "care", "next") else ""
+            progress.say(f"episode {event.get('episode')}: {how} after {event.get('seconds', 0):.1f} s{ended}")
         elif kind == "progress":
-            progress.update(f"episode {event.get('episode')}: {event.get('seconds', 0):.1f} s")
+            held = ", held: no action yet" if event.get("held") else ""
+            progress.update(f"episode {event.get('episode')}: {event.get('seconds', 0):.1f} s{held}")
+        elif kind in ("care", "watchdog"):
+            progress.say(f"{kind}: {safe(event.get('text'))}")
         else:
             progress.update(f"{kind} …")
 
@@ -35,22 +39,45 @@ def run(context: Context, args: Args) -> int:
         return 0
     done = f"{result.get('successes')} of {plural(result.get('episodes', 0), 'episode')} succeeded"
     progress.say(f"version {result['version']}: {done}; video: {safe(result.get('video'))}")  # fmt: skip
-    return 0
+    if result.get("ended"):
+        progress.say(f"ended early: {safe(result['ended'])}")
+    return DEGRADED if result.get("ended") else 0
+
+
+def _said(action: str, help: str) -> Command:
+    def say(context: Context, args: Args) -> int:
+        r = context.call("record_control", action=action, note=args.note)
+        print(f"{action}: {r['kind']} by {safe(r['by'])}, {r['saved']} of {r['goal']} done")
+        return 0
+
+    return Command(action, help, (arg("--note", help="a remark for rollout.json", metavar="TEXT"),), say)
 
 
 COMMAND = Command(
     "rollout",
     "run a version of the policy on the arm",
-    (
-        arg("--model", help='version to run (default "latest")', default="latest", metavar="VERSION"),
-        arg("--episodes", help="how many times (default 3)", type=int, default=3, metavar="N"),
-        arg("--max-s", help="longest episode in seconds (default 15)", type=float, default=15.0, metavar="S"),
-        arg("--out", help="folder for the video and rollout.json", required=True, metavar="DIR"),
-        arg("--task", help="task text (default: that of the last recording)", metavar="TEXT"),
-        arg("--follower", help="the arm's port, or virtual:TASK", metavar="PORT"),
-        arg("--seed", help="seed of a virtual bench", type=int, default=0, metavar="N"),
-        arg("--rename", help="this camera is the policy's THEIRS", action="append", metavar="OWN=THEIRS"),
-        arg("--json", help="the result as JSON", action="store_true"),
+    default="start",
+    subs=(
+        Command(
+            "start",
+            "run it (the default action)",
+            (
+                arg("--model", help='version to run (default "latest")', default="latest", metavar="VERSION"),
+                arg("--episodes", help="how many times (default 3)", type=int, default=3, metavar="N"),
+                arg("--max-s", help="longest episode in seconds (default 15)", type=float, default=15.0, metavar="S"),
+                arg("--out", help="folder for the video and rollout.json", required=True, metavar="DIR"),
+                arg("--task", help="task text (default: that of the last recording)", metavar="TEXT"),
+                arg("--follower", help="the arm's port, or virtual:TASK", metavar="PORT"),
+                arg("--seed", help="seed of a virtual bench", type=int, default=0, metavar="N"),
+                arg("--rename", help="this camera is the policy's THEIRS", action="append", metavar="OWN=THEIRS"),
+                arg("--json", help="the result as JSON", action="store_true"),
+            ),
+            run,
+        ),
+        _said("success", "the episode that runs has succeeded: end it and note that"),
+        _said("failure", "it has failed: end it and note that"),
+        control("next", "end this episode, without a word on success"),
+        control("finish", "end after this episode"),
+        control("stop", "end now; the arm goes to rest"),
     ),
-    run,
 )

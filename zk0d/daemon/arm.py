@@ -140,7 +140,7 @@ class Arm:
         """Run `work` to its end even if the caller is cancelled or leaves."""
         return await asyncio.shield(self.background(work))
 
-    def control(self, action: str) -> dict[str, Any]:
+    def control(self, action: str, note: str = "") -> dict[str, Any]:
         """Steer the running session: next, discard, finish, stop."""
         if action not in CONTROLS:
             raise UsageError(f"record_control {action!r} is not known", f"one of {', '.join(CONTROLS)}")
@@ -157,7 +157,7 @@ class Arm:
                 idle = live.kind == "recording" and live.worker.last.get("event") in (None, "ready")
                 self.background(live.worker.stop(GRACE_S if idle else _SAVE_S))
             else:
-                live.worker.send(action)
+                live.worker.send(action, **({"note": note} if note else {}))
         return {"kind": live.kind, "by": live.by, "dataset": live.dataset, "saved": live.saved, "goal": live.goal}
 
     def begin_close(self) -> None:
@@ -227,6 +227,8 @@ class Arm:
                 self._superseded(live, int(event["episode"]))
             elif event["event"] == "paused":
                 live.progress = {"phase": "paused"}
+            elif event["event"] == "watchdog":
+                self._store.event(live.kind, str(event.get("text")))
             elif event["event"] == "care":
                 self._cared(event)
             elif event["event"] == "ready":

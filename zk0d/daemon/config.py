@@ -167,7 +167,7 @@ SETTINGS: tuple[Setting, ...] = (
             "an episode in which more goals were changed by a limit is not trained on"),
     Setting("quality", "bus_errors", 10.0, _number(0, 100), _SHARE,
             "an episode with more lost or damaged servo packets, to its rows, is not trained on"),
-    Setting("quality", "min_s", 0.5, _number(0, 3600), "seconds, 0 … 3600", "a shorter episode is not trained on"),
+    Setting("quality", "min_s", 0.2, _number(0, 3600), "seconds, 0 … 3600", "a shorter episode is not trained on"),
     Setting("quality", "care", "release", _choice("never", "warn", "slow", "release"),
             '"never", "warn", "slow" or "release"', "an episode in which care had to do this is not trained on"),
     Setting("models", "keep", 3, _integer(1, 1000), "1 … 1000", "newest versions of a federation kept on disk"),

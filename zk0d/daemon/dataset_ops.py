@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from zk0d.control_server import ControlConnection
     from zk0d.daemon.service import Service
 
+COPIES = "dataset_copies"
+"""The store's key of the last export of each dataset: when, how many episodes, where to."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -189,7 +191,11 @@ async def op_dataset_export(service: Service, request: dict[str, Any], connectio
         raise UsageError(f"{target} is not an absolute path")
     if target.exists():
         raise DatasetError(f"{target} is there already", "choose another name")
-    return await _work(service, {"action": "copy", "source": str(dataset.root), "target": str(target)}, connection)
+    job = {"action": "copy", "source": str(dataset.root), "target": str(target)}
+    result = await _work(service, job, connection)
+    copy = {"at": time.time(), "episodes": int(result["episodes"]), "folder": str(target)}
+    service.store.put(COPIES, {**service.store.get(COPIES, {}), dataset.name: copy})
+    return result
 
 
 async def op_dataset_repair(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:

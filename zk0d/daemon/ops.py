@@ -125,7 +125,7 @@ async def op_make_way(service: Service, request: Request, connection: ControlCon
 
 
 async def op_record_control(service: Service, request: Request, connection: ControlConnection) -> Any:
-    return service.arm.control(_text(request, "action"))
+    return service.arm.control(_text(request, "action"), str(request.get("note") or ""))
 
 
 def _described(d: Dataset) -> dict[str, Any]:
@@ -148,7 +148,8 @@ async def op_dataset_show(service: Service, request: Request, connection: Contro
         if federation.spec_digest and service.uplink.blobs.has(federation.spec_digest):
             spec = ModelSpec.load(service.uplink.blobs.path(federation.spec_digest))
             fit[federation.name] = datasets.misfits(dataset, spec)
-    return {**_described(dataset), "misfits": fit, "quality": _quality(service, dataset)}
+    copy = service.store.get(dataset_ops.COPIES, {}).get(dataset.name)
+    return {**_described(dataset), "misfits": fit, "copy": copy, "quality": _quality(service, dataset)}
 
 
 def _quality(service: Service, dataset: Dataset) -> list[dict[str, Any]]:

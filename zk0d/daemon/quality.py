@@ -31,7 +31,7 @@ class Rules:
     stale: float = 25.0
     clipped: float = 50.0
     bus_errors: float = 10.0
-    min_s: float = 0.5
+    min_s: float = 0.2
     care: str = "release"
 
     @classmethod

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from zk0d import devices
 from zk0d.daemon.arm import Arm, Live
+from zk0d.daemon.robot_table import SIDES
 from zk0d.errors import UsageError, Zk0Error
 
 if TYPE_CHECKING:
@@ -27,8 +28,14 @@ async def op_robot_find(service: Service, request: dict[str, Any], connection: C
 async def op_robot_show(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
     """The `[robot]` table, and for each arm and camera where it is now, or why that cannot be told."""
     robot = service.config.robot
-    bound = [(role, "port", robot.get(role, "")) for role in ("follower", "leader")]
-    bound += [(f"camera {n}", "camera", str(c.get("source", ""))) for n, c in robot.get("cameras", {}).items()]
+    bound: list[tuple[str, str, str]] = []
+    for side, pair in [(f"{s} ", robot[s]) for s in SIDES if robot.get(s)] or [("", robot)]:
+        bound += [(side + role, "port", pair.get(role, "")) for role in ("follower", "leader")]
+        prefix = side.replace(" ", "_")
+        cameras = pair.get("cameras", {}).items()
+        bound += [(f"camera {prefix}{n}", "camera", str(c.get("source", ""))) for n, c in cameras]
+    if any(robot.get(s) for s in SIDES):
+        bound += [(f"camera {n}", "camera", str(c.get("source", ""))) for n, c in robot.get("cameras", {}).items()]
     places: dict[str, dict[str, str]] = {}
     for part, kind, name in bound:
         try:

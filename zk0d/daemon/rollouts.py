@@ -35,5 +35,7 @@ async def rollout(
         result = await arm.run(live, "rollout", job, emit)
     finally:
         arm.release()
-    store.event("rollout", f"rollout by {by}: {result.get('successes')} of {result.get('episodes')} succeeded")
+    why = f": {result['ended']}" if result.get("ended") else ""
+    told = f"{result.get('successes')} of {result.get('episodes')} succeeded"
+    store.event("rollout", f"rollout by {by}: {told}{why}")
     return result
