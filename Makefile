@@ -14,6 +14,7 @@ help:
 	@echo "make bench, make bench-NAME                     benchmarks, small or one at full size"
 	@echo "make setup-core                                 only what zk0d, zk0-hub and zk0ctl need (seconds)"
 	@echo "make deb                                        Debian packages into dist/"
+	@echo "make deb-check                                  the same, then lintian, piuparts and hadolint (piuparts needs root)"
 	@echo "make test-booted                                install, use and purge them in a booted Debian 13 (needs root)"
 	@echo "make test-oldest                                daemon, hub, link and CLI on the oldest versions promised"
 	@echo "make lock                                       resolve packaging/lock anew"
@@ -55,9 +56,11 @@ lock: setup
 	@echo "systemd-python>=235" | $(COMPILE) - -o packaging/lock/systemd.txt
 
 # Packages, and a booted Debian 13 to try them in; neither needs the Python environment's training packages.
-.PHONY: deb test-booted test-oldest
+.PHONY: deb deb-check test-booted test-oldest
 deb:
 	@packaging/deb/build.sh dist
+deb-check: deb
+	@packaging/deb/lint.sh dist && packaging/docker/lint.sh && packaging/deb/piuparts.sh dist
 test-booted: setup
 	@ZK0_BOOTED=1 $(PY) -m pytest tests/booted $(ARGS)
 test-oldest: setup-core
