@@ -55,14 +55,13 @@ fi
 # Every test is run but those of other rooms (training, robots, which have the managed runtime's versions), a few that need a package of
 # that runtime or look for one, and the bad lines, which take long and show the same as the bad proxies.
 others='/test_(train|robot|recorder|virtual|rollout|end_to_end|daemon_recording|ctl_dataset|ctl_robot|hub_flower|hub_evaluation|hub_outlets)'
-others+='|/test_(codec|payload|hub_schedules|privacy|model_pull|packaging|line)'
+others+='|/test_(codec|payload|hub_schedules|privacy|model_pull|packaging|line|runtime_install|daemon_training|gpu_memory)'
 without=(
     integration/test_daemon_federation.py::test_life_of_an_update               # trains
     integration/test_daemon_process.py::test_fresh_daemon_says_what_it_waits_for   # idle for want of a hub, not of a runtime
     integration/test_daemon_process.py::test_systemd_sees_ready_status_and_watchdog
+    integration/test_daemon_process.py::test_the_log_by_its_fields
     integration/test_hub_stewardship.py::test_synchronous_private_rounds        # dp-accounting
-    unit/test_daemon_training.py::test_a_task_is_given_up_visibly               # starts a trainer
-    unit/test_daemon_training.py::test_a_trainer_that_cannot_even_start_is_given_up_too
     unit/test_hub_config.py::test_chart_of_any_length                           # matplotlib
     unit/test_arbiter.py::test_a_week                                           # long, and a matter of no version
 )
