@@ -17,6 +17,7 @@ from hub_cast import TOML, HubProcess, TestNode, make_parts
 
 from zk0d.errors import WorkerError
 from zk0d.hub.admin import READS, Admin
+from zk0d.hub.main import main
 from zk0d.link.enroll import enroll
 
 
@@ -60,7 +61,7 @@ async def a_hub_with_a_past(hub: HubProcess, folder: Path) -> TestNode:
     return node
 
 
-def test_every_act_is_in_the_audit(hub: HubProcess, tmp_path: Path) -> None:
+def test_every_act_is_in_the_audit(hub: HubProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asyncio.run(a_hub_with_a_past(hub, tmp_path))
     toml = TOML.format(nodes=1, versions=0, dtype="bfloat16", deadline_s=600)
     acts: dict[str, tuple[str, dict[str, Any]]] = {
@@ -89,7 +90,10 @@ def test_every_act_is_in_the_audit(hub: HubProcess, tmp_path: Path) -> None:
         new = hub.ask("audit", count=1000)[before:]
         assert [(a["actor"], a["action"]) for a in new] == [(user, action)], op
     before = len(hub.ask("audit", count=1000, all=True))
-    assert [f["path"] for f in hub.ask("push", name="fed", dry_run=True)["files"]] == ["config.json"]
+    capsys.readouterr()
+    assert main(["--dir", str(hub.folder), "push", "fed", "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "us/cubes (private), branch main, tag v0001: 1 files, 2 B" in told and "\nconfig.json  2 " in told
     kept = {"update": "abab"}
     for op in READS - {"quarantine_show"}:
         hub.ask(op, name="fed", **kept)

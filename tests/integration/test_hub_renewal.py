@@ -17,6 +17,7 @@ from zk0d.daemon.renewal import Renewal
 from zk0d.daemon.store import Hub, Store
 from zk0d.errors import LinkLostError, RefusedError
 from zk0d.hub import tables
+from zk0d.hub.main import main
 from zk0d.hub.store import Store as HubStore
 from zk0d.invitation import Invitation
 from zk0d.link.enroll import enroll
@@ -133,8 +134,8 @@ def test_a_lost_key_has_a_successor_by_the_maintainers_word_only(hub: HubProcess
         stranger = await enroll(*where, request, ca)
         assert stranger["state"] == "pending"
         pending = await asyncio.to_thread(hub.ask, "nodes", state="pending")
-        done = await asyncio.to_thread(hub.ask, "approve", node=pending[0]["node"], instead_of=ident)
-        assert (done["node"], done["state"]) == (ident, "approved")
+        words = ["--dir", str(hub.folder), "nodes", "approve", pending[0]["node"], "--as", ident]
+        assert await asyncio.to_thread(main, words) == 0
         assert old.link is not None
         await until(lambda: old.link.state.phase == "refused", "the old key is out")  # type: ignore[union-attr]
         assert old.link.state.code == "not_allowed"

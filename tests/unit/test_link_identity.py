@@ -14,10 +14,10 @@ from zk0d.link.identity import (
     NodeIdentity,
     csr_fingerprint,
     fingerprint,
-    load_certificate,
     phrase,
     verify,
 )
+from zk0d.link.keyfiles import load_certificate
 from zk0d.link.lifetime import Lifetime
 from zk0d.link.tls import link_context, server_context
 from zk0d.link.words import WORDS

@@ -95,7 +95,12 @@ class Outlets:
             "folder": str(self._folder(name, number)),
             "endpoint": self._settings["outlets.hf_endpoint"],
         }
-        env = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", **self._token("HF_TOKEN", "hf_token")}
+        env = {
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HOME": str(self._directory / "cache" / "huggingface"),
+            **self._token("HF_TOKEN", "hf_token"),
+        }
         try:
             done = await self._work("zk0d.hub.push", "push", job, env, LIMIT_S)
         except Zk0Error as error:

@@ -24,7 +24,11 @@ LOOK_S, RETRY_S = 600.0, 60.0
 def fresh_server(authority: Authority, directory: Path, days: float) -> ServerIdentity:
     """The hub's server identity in `directory`, renewed first when less than a third of its life is left."""
     found = ServerIdentity.load(directory)
-    if Lifetime.of(found.certificate.read_bytes()).due(time.time()):
+    try:
+        due = Lifetime.of(found.certificate.read_bytes()).due(time.time())
+    except ValueError:
+        return found  # not a certificate: TLS says so, with the file's name
+    if due:
         authority.renew_server(found, days)
         log.info("server certificate renewed", days=days)
     return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import os
 import re
 import threading
 from dataclasses import dataclass
@@ -19,16 +18,14 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
-    NoEncryption,
-    PrivateFormat,
     PublicFormat,
-    load_pem_private_key,
     load_pem_public_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from zk0d.durable import fsync_dir, write_bytes
+from zk0d.durable import write_bytes
 from zk0d.errors import ConfigError, ProtocolError
+from zk0d.link.keyfiles import finish_switch, load_certificate, read_certificate, read_key, write_key
 from zk0d.link.lifetime import span
 from zk0d.link.words import WORDS
 
@@ -88,13 +85,6 @@ def verify(public_key_pem_or_cert: bytes, data: bytes, signature: bytes) -> None
         raise ProtocolError(f"the signer's key cannot be read: {error}") from None
 
 
-def load_certificate(data: bytes) -> x509.Certificate:
-    """A certificate from PEM or DER; ValueError if it is neither."""
-    if data.lstrip().startswith(b"-----BEGIN"):
-        return x509.load_pem_x509_certificate(data)
-    return x509.load_der_x509_certificate(data)
-
-
 @dataclass(frozen=True)
 class ServerIdentity:
     """The hub's TLS certificate and key, as files (what `ssl` wants)."""
@@ -130,7 +120,7 @@ class Authority:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         # A key without a certificate is one that a kill left here: nobody has seen it, so it is taken up.
         left = directory / "ca.key"
-        key = _read_key(left) if left.exists() else Ed25519PrivateKey.generate()
+        key = read_key(left) if left.exists() else Ed25519PrivateKey.generate()
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"{name} authority")])
         builder = (
             _builder(subject, subject, key.public_key(), days)
@@ -138,15 +128,15 @@ class Authority:
             .add_extension(_usage(cert_sign=True), critical=True)
         )
         certificate = builder.sign(key, None)
-        _write_key(directory / "ca.key", key)
+        write_key(directory / "ca.key", key)
         write_bytes(directory / "ca.pem", certificate.public_bytes(Encoding.PEM))
         return cls(directory, key, certificate)
 
     @classmethod
     def load(cls, directory: Path) -> Authority:
         """From `ca.key` and `ca.pem`; ConfigError when they are missing or unreadable."""
-        key = _read_key(directory / "ca.key")
-        return cls(directory, key, _read_certificate(directory / "ca.pem"))
+        key = read_key(directory / "ca.key")
+        return cls(directory, key, read_certificate(directory / "ca.pem"))
 
     @property
     def pem(self) -> bytes:
@@ -173,19 +163,19 @@ class Authority:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, HUB_NAME)])
         wanted = list(dict.fromkeys((HUB_NAME, *names)))
         certificate = self._issue(subject, key.public_key(), ExtendedKeyUsageOID.SERVER_AUTH, days, wanted)
-        _write_key(directory / "server.key", key)
+        write_key(directory / "server.key", key)
         write_bytes(directory / "server.pem", certificate.public_bytes(Encoding.PEM))
         return ServerIdentity(directory / "server.pem", directory / "server.key")
 
     def renew_server(self, server: ServerIdentity, days: float = SERVER_DAYS) -> None:
         """Another certificate for the same key and names in place of the old one; atomic, as only one file changes."""
-        old = _read_certificate(server.certificate)
+        old = read_certificate(server.certificate)
         try:
             names = old.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
             wanted = names.get_values_for_type(x509.DNSName)
         except x509.ExtensionNotFound:
             wanted = [HUB_NAME]
-        key = _read_key(server.key).public_key()
+        key = read_key(server.key).public_key()
         made = self._issue(old.subject, key, ExtendedKeyUsageOID.SERVER_AUTH, days, wanted)
         write_bytes(server.certificate, made.public_bytes(Encoding.PEM))
 
@@ -228,14 +218,14 @@ class NodeIdentity:
             )
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         key = Ed25519PrivateKey.generate()
-        _write_key(directory / "node.key", key)
+        write_key(directory / "node.key", key)
         return cls(directory, key)
 
     @classmethod
     def load(cls, directory: Path) -> NodeIdentity:
         """From `node.key`; ConfigError when it is missing or others can read it."""
-        _finish_switch(directory)
-        return cls(directory, _read_key(directory / "node.key"))
+        finish_switch(directory)
+        return cls(directory, read_key(directory / "node.key"))
 
     @property
     def key_path(self) -> Path:
@@ -257,7 +247,7 @@ class NodeIdentity:
     @property
     def node_id(self) -> str:
         """The certificate's CN; ConfigError before enrolment."""
-        return common_name(_read_certificate(self.certificate_path))
+        return common_name(read_certificate(self.certificate_path))
 
     @property
     def certificate(self) -> bytes:
@@ -278,8 +268,8 @@ class NodeIdentity:
         key, following = self._key, self.directory / "node.next.key"
         if new_key:
             if not following.exists():
-                _write_key(following, Ed25519PrivateKey.generate())
-            key = _read_key(following)
+                write_key(following, Ed25519PrivateKey.generate())
+            key = read_key(following)
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "zk0 node")])
         return x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, None).public_bytes(Encoding.DER)
 
@@ -296,7 +286,7 @@ class NodeIdentity:
         following = self.directory / "node.next.key"
         key = self._key
         if cert.public_key() != key.public_key():
-            key = _read_key(following) if following.exists() else key
+            key = read_key(following) if following.exists() else key
         if cert.public_key() != key.public_key():
             raise ProtocolError("the certificate from the hub is for another key")
         if common_name(cert) != node_id:
@@ -308,22 +298,12 @@ class NodeIdentity:
                 write_bytes(self.certificate_path, cert.public_bytes(Encoding.PEM))
                 return
             write_bytes(self.directory / "node.next.pem", cert.public_bytes(Encoding.PEM))
-            _finish_switch(self.directory)
+            finish_switch(self.directory)
             self._key = key
 
     def sign(self, data: bytes) -> bytes:
         """Ed25519 signature, 64 bytes. Callers prefix `data` with what kind of statement it is."""
         return self._key.sign(data)
-
-
-def _finish_switch(directory: Path) -> None:
-    """Put the next key and its certificate in the place of the old ones, if that was decided; each step once only."""
-    decided, key = directory / "node.next.pem", directory / "node.next.key"
-    if decided.exists():
-        if key.exists():
-            os.replace(key, directory / "node.key")
-        os.replace(decided, directory / "node.pem")
-        fsync_dir(directory)
 
 
 def common_name(certificate: x509.Certificate) -> str:
@@ -367,35 +347,3 @@ def _usage(*, cert_sign: bool) -> x509.KeyUsage:
         digital_signature=not cert_sign, key_cert_sign=cert_sign, crl_sign=cert_sign, content_commitment=False,
         key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
     )  # fmt: skip
-
-
-def _write_key(path: Path, key: Ed25519PrivateKey) -> None:
-    write_bytes(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600)
-
-
-def _read_key(path: Path) -> Ed25519PrivateKey:
-    try:
-        data = path.read_bytes()
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: {os.strerror(error.errno or 0)}", "it is made by init (hub) or enroll (node)"
-        ) from None
-    if mode & 0o077:
-        raise ConfigError(f"{path} can be read by others (mode {mode & 0o777:o})", f"chmod 600 {path}")
-    try:
-        key = load_pem_private_key(data, None)
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is not a private key: {error}") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(f"{path} is not an Ed25519 key")
-    return key
-
-
-def _read_certificate(path: Path) -> x509.Certificate:
-    try:
-        return load_certificate(path.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{path}: {os.strerror(error.errno or 0)}", "enrol first") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not a certificate: {error}") from None

@@ -18,7 +18,8 @@ import structlog
 
 from zk0d.errors import ProtocolError
 from zk0d.link.gate import Gate, GateError, ReverseHold, refusal_record
-from zk0d.link.identity import check_node_id, common_name, fingerprint, load_certificate
+from zk0d.link.identity import check_node_id, common_name, fingerprint
+from zk0d.link.keyfiles import load_certificate
 from zk0d.link.lane import Bytes, Inbox, Lane, Splitter
 from zk0d.link.pump import Wire, WireEnd
 from zk0d.link.state import LinkLimits, NodeLinkInfo
