@@ -77,7 +77,7 @@ class Evaluations:
             await self.report(name)  # a kill may have come between an evaluation and its line
         while True:
             self._wake.clear()
-            version = self._ledger.to_evaluate()
+            version = self._ledger.assessments.to_evaluate()
             if version is None:
                 # Drawing takes seconds of a core: not while a version waits.
                 while self._undrawn and not self._wake.is_set():
@@ -117,7 +117,7 @@ class Evaluations:
             loss = result.get("loss")
             if loss is not None and not math.isfinite(loss):
                 raise WorkerError(f"the held-out loss of version {number} is {loss}", "lower the learning rate")
-            self._ledger.evaluated(name, number, loss, result)
+            self._ledger.assessments.evaluated(name, number, loss, result)
             self._keep_and_stop(name)
             log.info("evaluated", federation=name, version=number, loss=loss, seconds=result.get("seconds"))
         except TimeoutError:
@@ -148,7 +148,7 @@ class Evaluations:
 
     def _failed(self, version: Row, reason: str) -> None:
         name, number = version["federation"], version["number"]
-        last = self._ledger.evaluation_failed(name, number, reason, self._settings["runtime.attempts"])
+        last = self._ledger.assessments.evaluation_failed(name, number, reason, self._settings["runtime.attempts"])
         log.warning("evaluation failed", federation=name, version=number, reason=reason, given_up=last)
 
     def _job(self, version: Row, folder: Path) -> dict[str, Any]:
@@ -221,7 +221,7 @@ class Evaluations:
                     "norms": {u["node"]: u["norm"] for u in updates},
                     "staleness": {u["node"]: version["number"] - 1 - u["base_version"] for u in updates},
                     "bytes_up": sum(u["size"] for u in updates),
-                    "bytes_down": self._ledger.bytes_down(name, before, version["created_at"]),
+                    "bytes_down": self._ledger.assessments.bytes_down(name, before, version["created_at"]),
                     "seconds": {
                         "round": round(version["created_at"] - before, 3) if before else 0.0,
                         "merge": round(version["merge_s"], 3),

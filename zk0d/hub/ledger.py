@@ -11,9 +11,9 @@ import sqlite3
 from collections.abc import Iterable
 from typing import Any
 
-from zk0d.durable import canonical_json
 from zk0d.errors import UsageError
 from zk0d.hub.aggregate import Merged
+from zk0d.hub.assessments import Assessments
 from zk0d.hub.custody import take_settings
 from zk0d.hub.receipt_log import ReceiptLog
 from zk0d.hub.receipts import ReceiptKey, Statement, task_id
@@ -28,6 +28,7 @@ class Ledger:
         self._store = store
         self._key = key
         self.log = ReceiptLog(store, key)
+        self.assessments = Assessments(store)
 
     # -- federations -----------------------------------------------------------------------------------------------
 
@@ -362,49 +363,3 @@ class Ledger:
         return self._store.all(
             "SELECT * FROM updates WHERE federation = ? AND new_version = ? ORDER BY node", name, number
         )
-
-    # -- evaluation and downloads ----------------------------------------------------------------------------------
-
-    def to_evaluate(self) -> Row | None:
-        """The oldest version of any federation that waits for its evaluation."""
-        return self._store.one(
-            "SELECT * FROM versions WHERE evaluation = 'waiting' ORDER BY created_at, number LIMIT 1"
-        )
-
-    def evaluated(self, name: str, number: int, loss: float | None, result: dict[str, Any]) -> None:
-        with self._store.write() as db:
-            db.execute(
-                "UPDATE versions SET evaluation = 'done', loss = ?, result = ?, attempts = attempts + 1"
-                " WHERE federation = ? AND number = ?",
-                (loss, canonical_json(result).decode(), name, number),
-            )
-            self._store.audit(db, "hub", "evaluation", name, version=number, loss=loss)
-
-    def evaluation_failed(self, name: str, number: int, reason: str, limit: int) -> bool:
-        """Count a failed attempt → whether that was the last one."""
-        with self._store.write() as db:
-            db.execute(
-                "UPDATE versions SET attempts = attempts + 1, result = ?,"
-                " evaluation = CASE WHEN attempts + 1 >= ? THEN 'failed' ELSE 'waiting' END"
-                " WHERE federation = ? AND number = ?",
-                (json.dumps({"error": reason}, ensure_ascii=False), limit, name, number),
-            )
-            self._store.audit(db, "hub", "evaluation.failed", name, version=number, reason=reason)
-        row = self.version(name, number)
-        return row is not None and row["evaluation"] == "failed"
-
-    def downloaded(self, node: str, digest: str, federation: str, size: int) -> None:
-        """Note that a node takes a blob; once per node and blob."""
-        with self._store.write() as db:
-            db.execute(
-                "INSERT OR IGNORE INTO downloads (node, digest, federation, size, at) VALUES (?, ?, ?, ?, ?)",
-                (node, digest, federation, size, self._store.now()),
-            )
-
-    def bytes_down(self, name: str, after: float, until: float) -> int:
-        """Bytes of blobs that nodes took in a span of time."""
-        row = self._store.one(
-            "SELECT coalesce(sum(size), 0) AS n FROM downloads WHERE federation = ? AND at > ? AND at <= ?",
-            name, after, until,
-        )  # fmt: skip
-        return 0 if row is None else int(row["n"])

@@ -174,7 +174,7 @@ class Hub:
             return True
         for federation in self.federations.values():
             if digest in federation.public_digests() and node in self.ledger.snapshot(federation.name).members:
-                self.ledger.downloaded(node, digest, federation.name, self.blobs.size(digest))
+                self.ledger.assessments.downloaded(node, digest, federation.name, self.blobs.size(digest))
                 self._taken.add((node, digest))
                 return True
         return False

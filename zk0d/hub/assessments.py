@@ -1,0 +1,63 @@
+"""Versions once they are out: their evaluations, and the bytes that nodes took of them. Queries over store.py.
+
+How versions come about is in ledger.py; evaluating itself in evaluation.py.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from zk0d.durable import canonical_json
+from zk0d.hub.store import Row, Store
+
+
+class Assessments:
+    """The queries; each change is durable when its method returns."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def to_evaluate(self) -> Row | None:
+        """The oldest version of any federation that waits for its evaluation."""
+        return self._store.one(
+            "SELECT * FROM versions WHERE evaluation = 'waiting' ORDER BY created_at, number LIMIT 1"
+        )
+
+    def evaluated(self, name: str, number: int, loss: float | None, result: dict[str, Any]) -> None:
+        with self._store.write() as db:
+            db.execute(
+                "UPDATE versions SET evaluation = 'done', loss = ?, result = ?, attempts = attempts + 1"
+                " WHERE federation = ? AND number = ?",
+                (loss, canonical_json(result).decode(), name, number),
+            )
+            self._store.audit(db, "hub", "evaluation", name, version=number, loss=loss)
+
+    def evaluation_failed(self, name: str, number: int, reason: str, limit: int) -> bool:
+        """Count a failed attempt → whether that was the last one."""
+        with self._store.write() as db:
+            db.execute(
+                "UPDATE versions SET attempts = attempts + 1, result = ?,"
+                " evaluation = CASE WHEN attempts + 1 >= ? THEN 'failed' ELSE 'waiting' END"
+                " WHERE federation = ? AND number = ?",
+                (json.dumps({"error": reason}, ensure_ascii=False), limit, name, number),
+            )
+            self._store.audit(db, "hub", "evaluation.failed", name, version=number, reason=reason)
+        row = self._store.one("SELECT evaluation FROM versions WHERE federation = ? AND number = ?", name, number)
+        return row is not None and row["evaluation"] == "failed"
+
+    def downloaded(self, node: str, digest: str, federation: str, size: int) -> None:
+        """Note that a node takes a blob; once per node and blob."""
+        with self._store.write() as db:
+            db.execute(
+                "INSERT OR IGNORE INTO downloads (node, digest, federation, size, at) VALUES (?, ?, ?, ?, ?)",
+                (node, digest, federation, size, self._store.now()),
+            )
+
+    def bytes_down(self, name: str, after: float, until: float) -> int:
+        """Bytes of blobs that nodes took in a span of time."""
+        row = self._store.one(
+            "SELECT coalesce(sum(size), 0) AS n FROM downloads WHERE federation = ? AND at > ? AND at <= ?",
+            name, after, until,
+        )  # fmt: skip
+        return 0 if row is None else int(row["n"])
