@@ -45,16 +45,22 @@ def flower_rounds(nodes: int, mb: float, count: int, patience_s: float) -> tuple
                 with contextlib.suppress(OSError, ValueError):
                     at = json.loads((folder / "times.json").read_text())
                 _look(processes, peaks)
+                why = ""
                 if psutil.virtual_memory().available < _SPARE:
-                    return None, f"it needs more memory than this machine has ({_told(peaks)})"
-                if time.monotonic() > end:
-                    return None, f"{len(at)} of {count + 1} marks after {patience_s:g} s ({_told(peaks)})" + _tail(
-                        folder
-                    )
+                    why = "it needs more memory than this machine has"
+                elif time.monotonic() > end:
+                    why = f"it was not done after {patience_s:g} s"
+                if why and at:
+                    return {
+                        "wall_s": None,
+                        "unfinished_after_s": time.time() - at[-1],
+                        "why": why,
+                        **_sizes(peaks),
+                    }, why
+                if why:
+                    return None, why + _tail(folder)
         walls = [b - a for a, b in itertools.pairwise(at)]
-        return {"wall_s": sorted(walls)[len(walls) // 2], "walls_s": walls, "server_rss_mb": peaks["server"],
-                "node_rss_mb": max(v for k, v in peaks.items() if k != "server"),
-                "path": "flower-superlink, flower-supernode (TLS)"}, ""  # fmt: skip
+        return {"wall_s": sorted(walls)[len(walls) // 2], "walls_s": walls, **_sizes(peaks)}, ""
 
 
 @contextlib.contextmanager
@@ -130,8 +136,9 @@ def _end(processes: dict[str, subprocess.Popen[bytes]]) -> None:
         process.wait()
 
 
-def _told(peaks: dict[str, float]) -> str:
-    return ", ".join(f"{k}: {v:.0f} MB" for k, v in peaks.items())
+def _sizes(peaks: dict[str, float]) -> dict[str, Any]:
+    return {"server_rss_mb": peaks["server"], "node_rss_mb": max(v for k, v in peaks.items() if k != "server"),
+            "path": "flower-superlink, flower-supernode (TLS)"}  # fmt: skip
 
 
 def _tail(folder: Path) -> str:

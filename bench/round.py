@@ -11,6 +11,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -126,8 +127,8 @@ def measure(part: str, small: bool, seed: int, kills: int) -> dict[str, Any]:
                 made |= {"hub_rss_mb_900mb_n4": ours["hub_rss_mb"], "node_rss_mb_900mb": ours["node_rss_mb"]}
             return made
         # At 900 MB one round of Flower's is minutes: each of its rounds does the same from the beginning.
-        theirs, why = flower_rounds(4, size, 1 if label == "900mb" else count, 170)
-        if theirs is None:
+        theirs, why = flower_rounds(4, size, 1 if label == "900mb" else count, 150)
+        if why:
             print(f"Flower at {label}: no figure: {why}")
         return {f"flower_wall_s_{label}": theirs and theirs["wall_s"], "detail": theirs or why}
     if kind == "growth":
@@ -158,6 +159,9 @@ def figures_of(parts: dict[str, Any]) -> dict[str, Any]:
     for label in SIZES:
         ours, theirs = figures.get(f"round_wall_s_{label}"), figures.get(f"flower_wall_s_{label}")
         figures[f"round_wall_vs_flower_{label}"] = ours / theirs if ours and theirs else None
+        detail = parts.get(f"flower-{label}", {}).get("detail")
+        if ours and isinstance(detail, dict) and "unfinished_after_s" in detail:
+            figures[f"round_wall_vs_flower_{label}_at_most"] = ours / detail["unfinished_after_s"]
     return figures
 
 
@@ -172,6 +176,7 @@ def main() -> None:
     only = options.only.split(",")
     if unknown := set(only) - set(PARTS):
         sys.exit(f"unknown parts: {', '.join(sorted(unknown))}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended from outside"))  # what was started is ended, not left
     seed = options.seed or random.SystemRandom().randrange(1, 1 << 30)
     parts = {} if only == list(PARTS) else before(options.small)
     for part in only:
