@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,21 @@ def test_damage_on_disk_is_not_served(store: BlobStore) -> None:
     path.write_bytes(DATA[:-1] + b"!")
     with pytest.raises(PayloadError, match="damaged"):
         store.manifest(digest)
+
+
+def test_a_blob_that_was_just_stored_is_hashed_by_chunks_alone_until_its_file_is_touched(store: BlobStore) -> None:
+    digest = store.add_bytes(DATA)
+    path, was = store.path(digest), store.path(digest).stat()
+    path.chmod(0o600)
+    path.write_bytes(DATA[:-1] + b"!")
+    os.utime(path, ns=(was.st_atime_ns, was.st_mtime_ns))  # as a disk that rots leaves it; the ctime still tells
+    with pytest.raises(PayloadError, match="damaged"):
+        store.manifest(digest)
+    path.write_bytes(DATA)
+    before = store.manifest(digest)
+    with ThreadPoolExecutor(4) as pool:  # however many ask, it is read once
+        assert all(m is before for m in pool.map(lambda _: store.manifest(digest), range(4)))
+    assert BlobStore(store.directory, reserve=0).manifest(digest) == before
 
 
 def test_what_a_killed_process_was_adding_is_cleared(store: BlobStore) -> None:

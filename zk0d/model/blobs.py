@@ -231,6 +231,10 @@ class BlobStore:
         self.partials = directory / "partial"
         self._reserve = reserve
         self._manifests: OrderedDict[tuple[str, int], Manifest] = OrderedDict()
+        self._making: dict[tuple[str, int], threading.Lock] = {}
+        self._fresh: OrderedDict[str, tuple[int, ...]] = OrderedDict()
+        """Blobs whose digest this process has worked out, and what `_look` said of the file then: while it says so
+        still, their first manifest need not hash the whole again."""
         self._lock = threading.Lock()
         self.partials.mkdir(parents=True, exist_ok=True)
         (directory / "sha256").mkdir(exist_ok=True)
@@ -289,6 +293,10 @@ class BlobStore:
             fsync_dir(path.parent.parent)
         finished.replace(path)
         fsync_dir(path.parent)
+        with self._lock:
+            self._fresh[digest] = _look(path.stat())
+            while len(self._fresh) > _MANIFESTS_KEPT:
+                self._fresh.popitem(last=False)
         return path
 
     def add_bytes(self, data: bytes) -> str:
@@ -331,6 +339,9 @@ class BlobStore:
             tmp.unlink(missing_ok=True)
         if move:
             path.unlink()
+            with self._lock:
+                if digest in self._fresh:  # the link that went changed the file's ctime
+                    self._fresh[digest] = _look(self.path(digest).stat())
         return digest
 
     def partial(self, digest: str, manifest: Manifest) -> Partial:
@@ -346,31 +357,48 @@ class BlobStore:
         return partial
 
     def manifest(self, digest: str, chunk_size: int = CHUNK) -> Manifest:
-        """How a blob that is here is cut; reads all of it once. PayloadError if it is absent or damaged on disk."""
+        """How a blob that is here is cut; reads all of it once, however many ask at a time. PayloadError if it is
+        absent or damaged on disk."""
         key = (digest, chunk_size)
         with self._lock:
-            if key in self._manifests:
-                self._manifests.move_to_end(key)
-                return self._manifests[key]
+            making = self._making.setdefault(key, threading.Lock())
+        with making:
+            with self._lock:
+                found, seen = self._manifests.get(key), self._fresh.get(digest)
+                if found is not None:
+                    self._manifests.move_to_end(key)
+                    return found
+            try:
+                manifest = self._cut(digest, chunk_size, seen)
+            finally:
+                with self._lock:
+                    self._making.pop(key, None)
+            with self._lock:
+                self._manifests[key] = manifest
+                self._fresh.pop(digest, None)
+                while len(self._manifests) > _MANIFESTS_KEPT:
+                    self._manifests.popitem(last=False)
+            return manifest
+
+    def _cut(self, digest: str, chunk_size: int, seen: tuple[int, ...] | None) -> Manifest:
         whole, chunks, size = hashlib.sha256(), [], 0
+        buffer = bytearray(chunk_size)
         try:
             with self.path(digest).open("rb", buffering=0) as f:
-                while data := f.read(chunk_size):
-                    whole.update(data)
+                fresh = seen == _look(os.fstat(f.fileno()))
+                while n := f.readinto(buffer):
+                    data = memoryview(buffer)[:n]
+                    if not fresh:
+                        whole.update(data)
                     chunks.append(hashlib.sha256(data).digest())
-                    size += len(data)
+                    size += n
         except FileNotFoundError:
             raise _absent(digest) from None
-        if whole.hexdigest() != hex_of(digest):
+        if not fresh and whole.hexdigest() != hex_of(digest):
             raise PayloadError(
                 f"the blob {digest} is damaged on disk", f"delete {self.path(digest)} and fetch it again"
             )
-        manifest = Manifest(digest, size, chunk_size, tuple(chunks))
-        with self._lock:
-            self._manifests[key] = manifest
-            while len(self._manifests) > _MANIFESTS_KEPT:
-                self._manifests.popitem(last=False)
-        return manifest
+        return Manifest(digest, size, chunk_size, tuple(chunks))
 
     def read_chunk(self, digest: str, index: int, chunk_size: int = CHUNK) -> bytes:
         """Chunk `index`, shorter at the end; PayloadError when the blob or the chunk is not there."""
@@ -392,6 +420,7 @@ class BlobStore:
         for leftover in (self.partials / f"{name}.part", self.partials / f"{name}.have"):
             leftover.unlink(missing_ok=True)
         with self._lock:
+            self._fresh.pop(digest, None)
             for key in [k for k in self._manifests if k[0] == digest]:
                 del self._manifests[key]
         try:
@@ -400,6 +429,11 @@ class BlobStore:
             return False
         fsync_dir(path.parent)
         return True
+
+
+def _look(stat: os.stat_result) -> tuple[int, ...]:
+    """What a write to the file, or another file in its place, would change."""
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 def _absent(digest: str) -> PayloadError:
