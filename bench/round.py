@@ -89,6 +89,8 @@ def merging(mb: float, updates: int = 8) -> dict[str, float]:
             began = time.perf_counter()
             _limit(files)
             best_limit = min(best_limit, time.perf_counter() - began)
+            for name in ("master", "published"):  # each merge makes new files, as the hub's do
+                (disk / name).unlink(missing_ok=True)
             began = time.perf_counter()
             merge(
                 spec,

@@ -28,6 +28,8 @@ from zk0d.model.codec import BLOCK, Float32, encode_bfloat16
 from zk0d.model.payload import Payload, PayloadWriter, exchange_entries, write_exchange
 from zk0d.model.spec import ModelSpec
 
+_RELEASE = 4 * BLOCK
+"""Elements whose pages are given back together."""
 CORES = min(4, os.cpu_count() or 1)
 MEAN = Recipe()
 
@@ -90,7 +92,8 @@ def merge(
 def _blocks(spec: ModelSpec) -> Iterator[Block]:
     for number, tensor in enumerate(spec.exchange):
         for start in range(0, tensor.elements, BLOCK):
-            yield Block(number, tensor.name, start, min(start + BLOCK, tensor.elements))
+            stop = min(start + BLOCK, tensor.elements)
+            yield Block(number, tensor.name, start, stop, stop == tensor.elements)
 
 
 @dataclass
@@ -114,9 +117,11 @@ class _Job:
             slot.fill(self.work, block.tensor, start, base, rows, old)
         except InfiniteError:
             raise PayloadError(f"merging makes tensor {block.name!r} infinite", "the updates are too large") from None
-        self.base.release(block.name, start, stop)
-        for payload in (*self.deltas, *self.state):
-            payload.release(block.name, start, stop)
+        if stop % _RELEASE == 0 or block.last:  # some blocks at once: each time costs all cores a moment
+            begun = (stop - 1) // _RELEASE * _RELEASE
+            self.base.release(block.name, begun, stop)
+            for payload in (*self.deltas, *self.state):
+                payload.release(block.name, begun, stop)
 
 
 def _distances(spec: ModelSpec, deltas: list[Payload], scales: Float64, cancelled: Callable[[], bool]) -> Float64:

@@ -19,18 +19,19 @@ from zk0d.model.payload import PayloadWriter
 
 @dataclass(frozen=True)
 class Block:
-    """Elements `start` to `stop` of tensor `name`, the spec's number `tensor`."""
+    """Elements `start` to `stop` of tensor `name`, the spec's number `tensor`; `last`: there are no more of it."""
 
     tensor: int
     name: str
     start: int
     stop: int
+    last: bool
 
 
 class _Round:
     """A slot on its way: back among the free ones when the last file has it."""
 
-    def __init__(self, slot: Slot, free: queue.SimpleQueue[Slot], files: int) -> None:
+    def __init__(self, slot: Slot, free: queue.LifoQueue[Slot], files: int) -> None:
         self.slot, self._free, self._left, self._lock = slot, free, files, threading.Lock()
 
     def written(self) -> None:
@@ -50,9 +51,10 @@ def run(
 ) -> None:
     """Fill slots with `blocks` on `cores` threads, and write each of a slot's outputs to its file, in order.
 
-    Ends when all is written, or with the first block's error after what was under way has ended.
+    Ends when all is written, flushed and in its place, or with the first block's error once what was under way has
+    ended.
     """
-    free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+    free: queue.LifoQueue[Slot] = queue.LifoQueue()  # the one that came back last is still in the cache
     for slot in slots:
         free.put(slot)
     failed = threading.Event()
@@ -84,5 +86,7 @@ def run(
             puts += [lane.submit(put, made, number, block, going) for number, lane in enumerate(lanes)]
             if len(puts) > 64 * len(files) and puts[0].done():
                 puts = [p for p in puts if not p.done() or p.exception() is not None]
-    for done in puts:
-        done.result()
+        for done in puts:
+            done.result()
+        for closing in [lane.submit(file.close) for lane, file in zip(lanes, files, strict=True)]:
+            closing.result()

@@ -323,7 +323,9 @@ class PayloadWriter:
             self._left.pop()
 
     def close(self) -> None:
-        """Make the file durable and visible at `path`. Raises ValueError if tensors are missing."""
+        """Make the file durable and visible at `path`, once. Raises ValueError if tensors are missing."""
+        if self.digest:
+            return
         if self._left:
             self.abort()
             raise ValueError(f"tensor {self._left[-1]} was not written")
