@@ -83,7 +83,7 @@ def merge(
             weights = krum_weights(recipe, _distances(spec, deltas, given, cancelled), weights)
         job = _Job(Work(recipe, weights, given, spec.dtype), base, deltas, state, cancelled)
         slots = [Slot(spec.dtype, len(out_moments)) for _ in range(CORES + 3)]
-        run(job.fill, slots, _blocks(spec), files, CORES)
+        run(job.fill, slots, _blocks(spec), files, CORES, job.passed)
     master_file, kept = files[-1 - len(out_moments)], files[len(files) - len(out_moments) :]
     summed = None if recipe.strategy in ("median", "trimmed_mean") else tuple(float(w) for w in weights)
     return Merged(master_file.digest, published.digest, published.size, tuple(w.digest for w in kept), summed)
@@ -107,7 +107,7 @@ class _Job:
     cancelled: Callable[[], bool]
 
     def fill(self, block: Block, slot: Slot) -> None:
-        """One block of all outputs. Pages that were read are given back, as mapped files count as this process's."""
+        """One block of all outputs."""
         if self.cancelled():
             raise CancelledError
         start, stop = block.start, block.stop
@@ -117,11 +117,15 @@ class _Job:
             slot.fill(self.work, block.tensor, start, base, rows, old)
         except InfiniteError:
             raise PayloadError(f"merging makes tensor {block.name!r} infinite", "the updates are too large") from None
-        if stop % _RELEASE == 0 or block.last:  # some blocks at once: each time costs all cores a moment
-            begun = (stop - 1) // _RELEASE * _RELEASE
-            self.base.release(block.name, begun, stop)
+
+    def passed(self, block: Block) -> None:
+        """Give pages back that no block under way reads, as mapped files count as this process's memory; those of some
+        blocks at once, since each time costs all cores a moment."""
+        if block.stop % _RELEASE == 0 or block.last:
+            begun = (block.stop - 1) // _RELEASE * _RELEASE
+            self.base.release(block.name, begun, block.stop)
             for payload in (*self.deltas, *self.state):
-                payload.release(block.name, begun, stop)
+                payload.release(block.name, begun, block.stop)
 
 
 def _distances(spec: ModelSpec, deltas: list[Payload], scales: Float64, cancelled: Callable[[], bool]) -> Float64:

@@ -48,9 +48,11 @@ def run(
     blocks: Iterable[Block],
     files: Sequence[PayloadWriter],
     cores: int,
+    passed: Callable[[Block], None] = lambda block: None,
 ) -> None:
     """Fill slots with `blocks` on `cores` threads, and write each of a slot's outputs to its file, in order.
 
+    `passed` hears of each block, in order, when it and all before it have been worked out.
     Ends when all is written, flushed and in its place, or with the first block's error once what was under way has
     ended.
     """
@@ -66,6 +68,8 @@ def run(
     def put(made: Future[None], number: int, block: Block, going: _Round) -> None:
         try:
             made.result()
+            if not number:
+                passed(block)
             if not failed.is_set():
                 files[number].append(block.name, going.slot.outputs[number][: block.stop - block.start])
         except BaseException:
