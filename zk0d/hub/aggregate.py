@@ -165,6 +165,8 @@ def first_master(spec: ModelSpec, exchange: Path, base: Path, out: Path) -> Merg
         published.check_finite()
 
         def tensor(name: str) -> Float32:
+            published.release()  # what was read for the tensor before this one
+            full.release()
             rounded = published.tensor(name)
             entry = full.entries.get(name)
             if spec.dtype == "bfloat16" and entry is not None and entry.dtype == "F32" and entry.shape == rounded.shape:

@@ -174,6 +174,7 @@ class Payload:
         for name in self.names:
             if self.entries[name].dtype in ("F32", "BF16") and not is_finite(self.tensor(name)):
                 raise PayloadError(f"tensor {name!r} holds a NaN or an infinity")
+            self.release()
 
     def norm(self) -> float:
         """Euclidean norm over all F32 and BF16 tensors, summed in float64 in name order."""
