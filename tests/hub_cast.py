@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -93,7 +93,7 @@ def free_port() -> int:
 
 
 class HubProcess:
-    """`zk0-hub serve` in `folder`, as a process of its own."""
+    """`zk0-hub serve` in `folder`, as a process of its own. A context manager: it runs inside, and is killed at the end."""
 
     def __init__(self, folder: Path, runtime: str = 'python = "/bin/false"\nattempts = 1\n') -> None:
         self.folder = folder
@@ -103,6 +103,14 @@ class HubProcess:
         if not settings.exists():
             assert main(["--dir", str(folder), "init", "--listen", f"127.0.0.1:{free_port()}", "--name", "test"]) == 0
             write_text(settings, settings.read_text() + f"[runtime]\n{runtime}")
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.kill()
 
     def start(self) -> None:
         """Begin, and wait until it answers."""

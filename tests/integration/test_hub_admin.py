@@ -23,13 +23,8 @@ from zk0d.link.enroll import enroll
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubProcess]:
-    made = HubProcess(tmp_path / "hub")
-    made.start()
-    try:
+    with HubProcess(tmp_path / "hub") as made:
         yield made
-    finally:
-        if made.process is not None and made.process.poll() is None:
-            made.kill()
 
 
 async def a_hub_with_a_past(hub: HubProcess, folder: Path) -> TestNode:

@@ -19,13 +19,8 @@ from zk0d.model.spec import ModelSpec
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[HubProcess]:
-    made = HubProcess(tmp_path / "hub")
-    made.start()
-    try:
+    with HubProcess(tmp_path / "hub") as made:
         yield made
-    finally:
-        if made.process is not None and made.process.poll() is None:
-            made.kill()
 
 
 async def ask(hub: HubProcess, op: str, **fields: Any) -> Any:

@@ -15,8 +15,8 @@ from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.keys import HELP, keys_steer
 from zk0d.ctl.preview import Block, picture
 from zk0d.ctl.render import Progress, clock, paint, plural, safe, show_json
-from zk0d.ctl.watching import watch
 from zk0d.errors import Zk0Error
+from zk0d.watching import watch
 
 DEGRADED = 2
 

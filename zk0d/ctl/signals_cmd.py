@@ -7,7 +7,7 @@ from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.render import paint, safe, show_json, table
-from zk0d.ctl.watching import watch
+from zk0d.watching import watch
 
 _LEVELS = {"clear": ("", ()), "wary": ("none starts", ("yellow",)), "stop": ("none runs", ("red", "bold"))}
 

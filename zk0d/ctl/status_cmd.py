@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Never
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.render import duration
 from zk0d.ctl.status_text import document, show, show_document, text
-from zk0d.ctl.watching import watch
 from zk0d.errors import DegradedError, NotRunningError, UsageError
+from zk0d.watching import watch
 
 if TYPE_CHECKING:
     from zk0d.ctl.status_text import Document

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from zk0d.control import call
 from zk0d.errors import ConfigError
 from zk0d.hub import tables
+from zk0d.watching import watch
 
 
 def ask(options: argparse.Namespace, op: str, **fields: Any) -> Any:
@@ -41,17 +40,15 @@ def serve(options: argparse.Namespace) -> int:
 
 
 def status(options: argparse.Namespace) -> int:
-    while True:
-        value = ask(options, "status")
-        if options.watch and sys.stdout.isatty() and not options.json:
-            print("\033[H\033[2J", end="")
-        if options.json and options.watch:
-            print(json.dumps(value, ensure_ascii=False), flush=True)
-        else:
-            show(options, value, tables.status(value))
-        if not options.watch:
-            return 2 if value["health"] else 0
-        time.sleep(1.0)
+    def picture() -> str:
+        now = ask(options, "status")
+        return json.dumps(now, ensure_ascii=False) if options.json else tables.status(now).rstrip("\n")
+
+    if options.watch:
+        watch(picture, screen=not options.json)
+    value = ask(options, "status")
+    show(options, value, tables.status(value))
+    return 2 if value["health"] else 0
 
 
 def invite(options: argparse.Namespace) -> int:

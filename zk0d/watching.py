@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable
 from typing import Never
 
-from zk0d.ctl.render import paint
-
 
 def watch(picture: Callable[[], str], *, screen: bool) -> Never:
     """Show `picture()` every second until Ctrl-C. `screen=False` (JSON) never clears the terminal."""
@@ -19,7 +17,7 @@ def watch(picture: Callable[[], str], *, screen: bool) -> Never:
     while True:
         now = picture()
         if screen and sys.stdout.isatty():
-            sys.stdout.write(f"\x1b[H\x1b[J{now}\n\n{paint('every second; Ctrl-C ends', 'dim')}\n")
+            sys.stdout.write(f"\x1b[H\x1b[J{now}\n\nevery second; Ctrl-C ends\n")
         elif now != shown:
             print(now)
         sys.stdout.flush()
