@@ -14,10 +14,9 @@ import mmap
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +24,9 @@ from numpy.typing import NDArray
 from zk0d.durable import fsync_dir
 from zk0d.errors import PayloadError, Zk0Error
 from zk0d.model.codec import BLOCK, Float32, Uint16, decode_bfloat16, encode_bfloat16, is_finite, sum_of_squares
+from zk0d.model.header import MAX_HEADER, Entry, parse_header, short
 from zk0d.model.spec import ModelSpec
 from zk0d.model.writeback import start_writeback
-
-MAX_HEADER = 100_000_000
-"""Bytes; the safetensors library's own limit."""
-MAX_DIMENSIONS = 32
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
@@ -40,24 +36,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
 """safetensors name → numpy dtype. BF16 is read as bit patterns."""
 WIRE = {"float32": "F32", "bfloat16": "BF16"}
 """A spec's dtype → safetensors name."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor as the header declares it; `start` and `end` are bytes from the beginning of the data part."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int = 0
-    end: int = 0
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def bytes(self) -> int:
-        return self.elements * DTYPES[self.dtype].itemsize
 
 
 class Payload:
@@ -161,7 +139,7 @@ class Payload:
         if missing:
             raise PayloadError(f"tensor {missing[0]!r} is missing ({len(missing)} of {len(wanted)} are)")
         if extra:
-            raise PayloadError(f"tensor {_short(extra[0])!r} is not in the exchange set ({len(extra)} are not)")
+            raise PayloadError(f"tensor {short(extra[0])!r} is not in the exchange set ({len(extra)} are not)")
         for name, shape in wanted.items():
             entry = self.entries[name]
             if entry.shape != shape:
@@ -180,70 +158,6 @@ class Payload:
         """Euclidean norm over all F32 and BF16 tensors, summed in float64 in name order."""
         floats = (n for n in self.names if self.entries[n].dtype in ("F32", "BF16"))
         return math.sqrt(sum(sum_of_squares(self.tensor(n)) for n in floats))
-
-
-def parse_header(header: bytes, data_bytes: int) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Check a safetensors header (JSON bytes) against a data part of `data_bytes` bytes → entries and metadata.
-
-    Raises PayloadError: not one JSON object, doubled keys, unknown dtype, shape that does not fill its extent,
-    extents that overlap, leave a gap, are out of order or do not end at the end of the data.
-    """
-    if not header.startswith(b"{"):
-        raise PayloadError("the header does not begin with '{'")
-    try:
-        value = json.loads(header.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise PayloadError(f"the header is not JSON that is accepted here: {_short(str(error))}") from None
-    metadata = value.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or any(not isinstance(v, str) for v in metadata.values()):
-        raise PayloadError("__metadata__ is not a map of text to text")
-    entries, position = {}, 0
-    for name, raw in value.items():
-        entry = _entry(_short(name), raw)
-        if entry.start != position:
-            kind = "overlaps what is before it" if entry.start < position else "leaves a gap before it"
-            raise PayloadError(f"tensor {_short(name)!r} starts at {entry.start} and {kind} (expected {position})")
-        entries[name] = entry
-        position = entry.end
-    if position != data_bytes:
-        raise PayloadError(f"tensors end at byte {position} of {data_bytes} of data")
-    return entries, metadata
-
-
-def _entry(name: str, raw: object) -> Entry:
-    if not isinstance(raw, dict) or raw.keys() != {"dtype", "shape", "data_offsets"}:
-        raise PayloadError(f"tensor {name!r} is not described by exactly dtype, shape and data_offsets")
-    dtype, shape, offsets = raw["dtype"], raw["shape"], raw["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise PayloadError(f"tensor {name!r} has unknown dtype {_short(repr(dtype))}")
-    if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
-        raise PayloadError(f"tensor {name!r} has a shape that is no list of up to {MAX_DIMENSIONS} sizes")
-    if not _naturals(offsets) or len(offsets) != 2:
-        raise PayloadError(f"tensor {name!r} has data_offsets that are not two positions")
-    entry = Entry(dtype, tuple(shape), *offsets)
-    if entry.end - entry.start != entry.bytes:
-        raise PayloadError(f"tensor {name!r}: shape and dtype do not fill its extent")
-    return entry
-
-
-def _naturals(value: object) -> bool:
-    # Below 2^53: no shape of this world is larger, and products of a few stay cheap.
-    return isinstance(value, list) and all(type(v) is int and 0 <= v < 1 << 53 for v in value)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("a key appears twice")
-    return value
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 120 else text[:117] + "..."
 
 
 _WRITEBACK = 8 << 20

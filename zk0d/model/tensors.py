@@ -16,7 +16,7 @@ from pathlib import Path
 
 from zk0d.errors import PayloadError
 from zk0d.model.blobs import BlobStore, Partial
-from zk0d.model.payload import parse_header
+from zk0d.model.header import parse_header
 
 MOST = 2048
 """Pieces in one manifest; of a blob with more tensors the largest are named."""
