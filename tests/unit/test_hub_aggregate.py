@@ -18,10 +18,10 @@ from zk0d.durable import canonical_json, sha256_file
 from zk0d.errors import PayloadError, ProtocolError, Zk0Error
 from zk0d.hub import admission
 from zk0d.hub.aggregate import first_master, merge
-from zk0d.hub.master import Master
+from zk0d.hub.master import Master, off_ties
 from zk0d.hub.receipts import UPDATE_PREFIX, ReceiptKey, check_signature, read_statement
 from zk0d.link.identity import Authority, NodeIdentity
-from zk0d.model.codec import decode_bfloat16, encode_bfloat16
+from zk0d.model.codec import decode_bfloat16, encode_bfloat16, split_float32
 from zk0d.model.payload import Payload, write_exchange
 from zk0d.model.spec import ModelSpec
 
@@ -76,7 +76,9 @@ def test_versions_that_follow_lose_nothing_of_the_master(tmp_path: Path) -> None
     first_master(spec, tmp_path / "p" / "exchange.safetensors", tmp_path / "p" / "base.safetensors", tmp_path / "m")
     small = deltas(spec, 1, 1e-4)[0]
     write_exchange(tmp_path / "u", spec, small.__getitem__)
-    at, master = before(tmp_path), base_tensors(tmp_path / "p", spec)
+    at = before(tmp_path)
+    with Payload.open(tmp_path / "m") as first:  # the base's, but for a bit where it lies midway
+        master = {t.name: first.float32(t.name).copy() for t in spec.exchange}
     for version in range(3):
         out = tmp_path / f"m{version}", tmp_path / f"w{version}"
         made = merge(spec, at, [(tmp_path / "u", 1.0)], *out)
@@ -111,6 +113,20 @@ def test_first_master_keeps_the_bases_precision_only_where_it_rounds_to_what_is_
     first_master(spec, tmp_path / "other", parts / "base.safetensors", tmp_path / "m2")
     with Payload.open(tmp_path / "m2") as master, Payload.open(tmp_path / "other") as published:
         assert np.array_equal(master.float32("head.weight"), published.float32("head.weight"))
+
+
+def test_a_first_master_off_the_ties_publishes_version_0_again() -> None:
+    rng = np.random.default_rng(5)
+    exact = rng.standard_normal(4096).astype(np.float32)
+    exact.view(np.uint32)[::3] = exact.view(np.uint32)[::3] & np.uint32(0xFFFF0000) | np.uint32(0x8000)  # midway
+    rounded = encode_bfloat16(exact)
+    moved = off_ties(exact, rounded)
+    out, rest, scratch = np.empty(4096, np.uint16), np.empty(4096, np.uint16), np.empty(4096, np.uint32)
+    split_float32(exact, out, rest, scratch)
+    assert not np.array_equal(out, rounded)
+    split_float32(moved, out, rest, scratch)
+    assert np.array_equal(out, rounded)
+    assert np.abs(moved.view(np.int32) - exact.view(np.int32)).max() == 1
 
 
 def test_overflow_and_cancelling_leave_nothing(tmp_path: Path) -> None:

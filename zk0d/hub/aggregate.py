@@ -22,7 +22,7 @@ from zk0d.hub.admission import CancelledError
 from zk0d.hub.blocks import InfiniteError, Slot, Work, pieces, wide_rows, width
 from zk0d.hub.combine import Float64, krum_weights
 from zk0d.hub.lanes import Block, run
-from zk0d.hub.master import Master, own, rest_entries
+from zk0d.hub.master import Master, off_ties, own, rest_entries
 from zk0d.hub.recipe import Recipe
 from zk0d.model.codec import BLOCK, Float32, encode_bfloat16
 from zk0d.model.payload import Payload, PayloadWriter, exchange_entries, write_exchange
@@ -172,7 +172,7 @@ def first_master(spec: ModelSpec, exchange: Path, base: Path, out: Path) -> Merg
             if spec.dtype == "bfloat16" and entry is not None and entry.dtype == "F32" and entry.shape == rounded.shape:
                 exact = full.float32(name)
                 if np.array_equal(encode_bfloat16(exact), rounded):
-                    return exact
+                    return off_ties(exact, rounded)
             return published.float32(name)
 
         digest = write_exchange(out, spec, tensor, "float32")

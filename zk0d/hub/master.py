@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zk0d.errors import PayloadError, Zk0Error
-from zk0d.model.codec import Float32, join_float32
+from zk0d.model.codec import Float32, Uint16, join_float32
 from zk0d.model.payload import Payload
 from zk0d.model.spec import ModelSpec
 
@@ -77,3 +77,15 @@ def own(path: Path) -> Payload:
         return Payload.open(path)
     except PayloadError as error:
         raise Zk0Error(f"the hub's own file: {error.message}", "restore it from a backup, or roll back") from None
+
+
+def off_ties(exact: Float32, rounded: Uint16) -> Float32:
+    """`exact`, one float32 step nearer to zero where it lies midway and `rounded` is the nearer to zero of the two.
+
+    A version's values are rounded to even by whoever makes version 0, but away from zero by `split_float32`: without
+    this, a merge of nothing would publish other bytes than version 0's.
+    """
+    bits = exact.view(np.uint32)
+    tie = (bits & np.uint32(0xFFFF)) == np.uint32(0x8000)
+    down = tie & ((bits >> np.uint32(16)) == rounded)
+    return (bits - down.astype(np.uint32)).view(np.float32) if down.any() else exact
