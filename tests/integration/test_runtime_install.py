@@ -57,6 +57,17 @@ def torch(folder: Path) -> Path:
     return next(folder.glob("torch-*"))
 
 
+def begun(base: Path, lists: Lists) -> None:
+    """Give the environment of `lists` the state in which its installer is there: what takes most of the time."""
+    shutil.copytree(base / "current", base / "envs" / lists.key, symlinks=True)
+    for path in [
+        *(base / "envs" / lists.key).glob("lib/python3*/site-packages/*"),
+        base / "envs" / lists.key / COMPLETE,
+    ]:
+        if path.name.startswith(("torch", "lerobot", COMPLETE)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def current(base: Path) -> str:
     return str(environment.check(base / "current")["torch"])
 
@@ -101,6 +112,7 @@ def test_a_file_that_the_list_does_not_name_is_refused_and_the_old_one_stays(
     monkeypatch.setattr(runtime_fetch, "TRIES", 2)
     publish(index.folder, "2.0", SIZE)
     lists, name = index.lists(tmp_path / "two"), "torch-2.0-py3-none-any.whl"
+    begun(base, lists)
     index.spoilt.add(name)
     with pytest.raises(Zk0Error, match=r"torch-2.0.* is not the file that the list names") as told:
         environment.install(base, lists, Source(index=index.url), Told())
@@ -132,6 +144,7 @@ def test_from_a_folder_and_what_does_not_work_is_not_switched_to(index: WheelInd
     publish(index.folder, "3.0", 1000)
     wheel(index.folder, "torch", "3.0", {"torch/__init__.py": "raise ImportError('no libcuda')"})
     lists = index.lists(tmp_path / "three")
+    begun(base, lists)
     folder = tmp_path / "wheels"
     shutil.copytree(index.folder, folder)
     index.sent.clear()
