@@ -60,6 +60,15 @@ def revision() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def earlier(name: str, small: bool, sizes: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the last run of this revision with the same sizes, for a benchmark that is run in parts."""
+    path = RESULTS / f"{name}.json"
+    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    same = (record.get("small"), record.get("sizes"), record.get("revision")) == (small, sizes, revision())
+    figures: dict[str, Any] = record["figures"] if same else {}
+    return figures
+
+
 def write(
     name: str, small: bool, sizes: dict[str, Any], figures: dict[str, Any], packages: tuple[str, ...], **more: Any
 ) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -53,7 +52,7 @@ async def node(folder: Path, port: int, mib: int) -> None:
         run_dir=folder / "node-run", on_push=lambda kind, body: None,
         limits=LinkLimits(retry_min_s=0.05, reask_s=2.0),
     )  # fmt: skip
-    digest = another(mib)
+    digest, watched = another(mib), Memory()
     await link.start()
     await link.wait_connected(10)
     print(json.dumps(digest), flush=True)
@@ -66,12 +65,25 @@ async def node(folder: Path, port: int, mib: int) -> None:
             answer = another(*given)
         elif order == "sent":
             answer = link.state.bytes_up
-        elif order == "rss":
-            answer = psutil.Process().memory_info().rss
-        elif order == "peak":
-            answer = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        elif order == "grown":
+            answer = watched.grown
+        elif order == "watch":
+            watched = Memory()
         print(json.dumps(answer), flush=True)
     await link.close()
+
+
+class Memory:
+    """How far this process's resident memory rose above what it was when this was made (bytes, at its highest)."""
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+        self._before = psutil.Process().memory_info().rss
+
+    @property
+    def grown(self) -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024 - self._before
 
 
 class Node:
@@ -108,11 +120,12 @@ class Node:
     async def sent(self) -> int:
         return int(await self._order("sent"))
 
-    async def rss(self) -> int:
-        return int(await self._order("rss"))
+    async def watch(self) -> None:
+        """See Memory."""
+        await self._order("watch")
 
-    async def peak(self) -> int:
-        return int(await self._order("peak"))
+    async def grown(self) -> int:
+        return int(await self._order("grown"))
 
     async def close(self) -> None:
         assert self._process.stdin is not None

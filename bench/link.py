@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import resource
 import shutil
 import statistics
 import sys
@@ -22,9 +21,9 @@ from typing import Any
 
 import psutil
 import structlog
-from _harness import REPOSITORY, arguments, write
+from _harness import REPOSITORY, arguments, earlier, write
 from _link_idle import crowd, idle, lone_hub
-from _link_node import Node, node
+from _link_node import Memory, Node, node
 from _link_others import BareTls, Grpc, other
 
 from zk0d.link.hub import HubLink
@@ -35,6 +34,7 @@ from zk0d.model.blobs import BlobStore
 MIB = 1 << 20
 CHUNKS = (256 * 1024, MIB)
 WINDOW = 8
+PARTS = ("rtt", "speed", "transfer", "cuts", "idle")
 
 
 @dataclass
@@ -169,43 +169,71 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-async def measure(cast: Cast, small: bool, seed: int) -> dict[str, Any]:
+async def measure(cast: Cast, small: bool, seed: int, only: set[str]) -> dict[str, Any]:
+    """The figures of the parts in `only`."""
     hub = cast.hub()
     await hub.start()
     peer = await Node.start(cast.folder, hub.port, cast.mib)
+    figures: dict[str, Any] = {}
     try:
-        trips = await peer.trips(200 if small else 2000)
-        found = await rounds(cast, hub, peer, 1 if small else 5)
-        loaded = asyncio.create_task(peer.trips(100 if small else 1000, 0.005))
-        while not loaded.done():
-            await stream(hub, peer.digest, cast.mib * MIB, MIB)
-        size = cast.mib * MIB
-        own = psutil.Process().memory_info().rss
-        node_rss = await peer.rss()
-        whole = await timed(peer.pid, hub.fetch("bench", peer.digest, 1 << 40))
-        grown = max(await peer.peak() - node_rss, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - own)
-        extra = await resent(cast, hub, peer, 3 if small else 10, seed)
+        if "rtt" in only:
+            trips = await peer.trips(200 if small else 2000)
+            loaded = asyncio.create_task(peer.trips(100 if small else 1000, 0.005))
+            while not loaded.done():
+                await stream(hub, peer.digest, cast.mib * MIB, MIB)
+            figures |= {
+                "rtt_p50_ms": percentile(trips, 0.5) * 1e3,
+                "rtt_p99_ms": percentile(trips, 0.99) * 1e3,
+                "rtt_p50_loaded_ms": percentile(loaded.result(), 0.5) * 1e3,
+                "rtt_p99_loaded_ms": percentile(loaded.result(), 0.99) * 1e3,
+            }
+        if "speed" in only:
+            figures |= speeds(await rounds(cast, hub, peer, 1 if small else 5), cast.mib)
+        if "transfer" in only:
+            figures |= await transfer(cast, hub, peer)
+        if "cuts" in only:
+            figures["resent_windows"] = await resent(cast, hub, peer, 3 if small else 10, seed)
     finally:
         await peer.close()
         await hub.close()
-    link = found["link", MIB]
+    return figures
+
+
+def speeds(found: dict[tuple[str, int], list[Run]], mib: int) -> dict[str, Any]:
+    size, link = mib * MIB, found["link", MIB]
+
+    def cpu(way: str, chunk: int) -> float | None:
+        return statistics.median(r.cpu for r in found[way, chunk]) * 1024 / mib if (way, chunk) in found else None
+
     return {
         "bulk_vs_raw_tls": quotient(found, "bare", MIB),
         "bulk_vs_grpc": quotient(found, "grpc", MIB),
-        "cpu_s_per_gib": statistics.median(r.cpu for r in link) * 1024 / cast.mib,
-        "rtt_p50_ms": percentile(trips, 0.5) * 1e3,
-        "rtt_p99_loaded_ms": percentile(loaded.result(), 0.99) * 1e3,
-        "transfer_rss_mib": grown / MIB,
-        "resent_windows": extra,
+        "cpu_s_per_gib": cpu("link", MIB),
         "bulk_vs_raw_tls_256k": quotient(found, "bare", CHUNKS[0]),
         "bulk_vs_grpc_256k": quotient(found, "grpc", CHUNKS[0]),
-        "raw_tls_cpu_s_per_gib": statistics.median(r.cpu for r in found["bare", MIB]) * 1024 / cast.mib,
+        "cpu_s_per_gib_256k": cpu("link", CHUNKS[0]),
+        "raw_tls_cpu_s_per_gib": cpu("bare", MIB),
+        "grpc_cpu_s_per_gib": cpu("grpc", MIB),
         "bulk_mb_per_s": size / median(link) / 1e6,
         "raw_tls_mb_per_s": size / median(found["bare", MIB]) / 1e6,
+    }
+
+
+async def transfer(cast: Cast, hub: HubLink, peer: Node) -> dict[str, Any]:
+    """A whole fetch of twice the size: asked for, verified, durable; its memory, its speed against the disk's own."""
+    digest, size = await peer.share_another(2 * cast.mib), 2 * cast.mib * MIB
+    await peer.watch()
+    ours = Memory()
+    whole = await timed(peer.pid, hub.fetch("bench", digest, 1 << 40))
+    grown = ours.grown, await peer.grown()
+    return {
+        "transfer_rss_mib": max(grown) / MIB,
+        "transfer_rss_hub_mib": grown[0] / MIB,
+        "transfer_rss_node_mib": grown[1] / MIB,
+        "transfer_mib": 2 * cast.mib,
         "durable_transfer_mb_per_s": size / whole.seconds / 1e6,
-        "durable_transfer_vs_raw_tls": median(found["bare", MIB]) / whole.seconds,
-        "durable_transfer_cpu_s_per_gib": whole.cpu * 1024 / cast.mib,
-        "disk_mb_per_s": size / disk(cast.folder, cast.mib) / 1e6,
+        "durable_transfer_cpu_s_per_gib": whole.cpu * 1024 / (2 * cast.mib),
+        "disk_mb_per_s": size / disk(cast.folder, 2 * cast.mib) / 1e6,
     }
 
 
@@ -234,6 +262,7 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--mib", type=int, default=0)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 16))
+    parser.add_argument("--only", default="", help=f"parts of it, added to those measured before: {','.join(PARTS)}")
     parser.add_argument("--nodes", type=int, default=0, help="idle nodes")
     for hidden in ("--role", "--folder", "--port"):
         parser.add_argument(hidden, default="")
@@ -253,14 +282,19 @@ def main() -> None:
         other(options.role, folder, int(options.port))
     else:
         mib, nodes = options.mib or (64 if options.small else 1024), options.nodes or (50 if options.small else 1000)
+        only = set(options.only.split(",")) if options.only else set(PARTS)
+        if unknown := only - set(PARTS):
+            parser.error(f"--only {','.join(unknown)}: the parts are {', '.join(PARTS)}")
+        sizes = {"mib": mib, "chunk": MIB, "nodes": nodes}
+        figures = earlier("link", options.small, sizes) if options.only else {}
         print(f"seed {options.seed}")
-        for folder in folders():
-            figures = asyncio.run(measure(Cast(folder, mib), options.small, options.seed))
-        for folder in folders():
-            figures |= asyncio.run(idle(Cast(folder, 1), nodes, 10 if options.small else 60))
-        write(
-            "link", options.small, {"mib": mib, "chunk": MIB}, figures, ("pyzmq", "msgpack", "cryptography", "grpcio")
-        )
+        if only - {"idle"}:
+            for folder in folders():
+                figures |= asyncio.run(measure(Cast(folder, mib), options.small, options.seed, only))
+        if "idle" in only:
+            for folder in folders():
+                figures |= asyncio.run(idle(Cast(folder, 1), nodes, 10 if options.small else 60))
+        write("link", options.small, sizes, figures, ("pyzmq", "msgpack", "cryptography", "grpcio"))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ from zk0d.link.enroll import serve_enroll
 from zk0d.link.gate import GREETING, Gate, GateError, RefusalScanner
 from zk0d.link.identity import verify
 from zk0d.link.messages import MAX_BULK, MAX_ENVELOPE, TYPES, MessageError, decode, unpack
-from zk0d.link.peer import MAX_CHUNKS_WAITING, MAX_CONTROL, MAX_REMEMBERED, Peer
+from zk0d.link.peer import MAX_CONTROL, MAX_REMEMBERED, Peer
+from zk0d.link.serving import MAX_CHUNKS_WAITING
 from zk0d.link.state import LinkLimits
 from zk0d.link.transfer import Bucket
 from zk0d.model.blobs import BlobStore, Manifest
@@ -293,7 +294,7 @@ class PeerTarget:
             self.peer.down()
             self.peer.up()
         peer = self.peer
-        assert len(peer._control) <= MAX_CONTROL and len(peer._bulk) <= MAX_CHUNKS_WAITING
+        assert len(peer._control) <= MAX_CONTROL and peer._serving.waiting <= MAX_CHUNKS_WAITING + 1
         assert len(peer._remembered) <= MAX_REMEMBERED and len(peer._tasks) <= peer.limits.max_requests
         assert len(peer.progress) <= 2 * MAX_CHUNKS_WAITING and not peer._chunk_asks and not peer._pending
         return got

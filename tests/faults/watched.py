@@ -15,6 +15,7 @@ from linked import FAST, World
 from zk0d.link.node import NodeLink
 from zk0d.link.state import LinkLimits
 from zk0d.model.blobs import BlobStore, Partial
+from zk0d.model.lent import LentBlob, LentChunk
 
 CHUNK = 32 * 1024
 
@@ -55,7 +56,15 @@ class Watched:
             self.stored[index] += good and new
             return good
 
+        lend = LentBlob.chunk
+
+        def lent(blob: LentBlob, index: int, chunk_size: int) -> LentChunk | None:
+            chunk = lend(blob, index, chunk_size)
+            self.sent[index] += chunk is not None
+            return chunk
+
         patch.setattr(BlobStore, "read_chunk", read_chunk)
+        patch.setattr(LentBlob, "chunk", lent)
         patch.setattr(Partial, "write", stored)
 
         async def answer(node_id: str, kind: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from zk0d.hub.rounds import Merge, shares
 from zk0d.hub.store import Store
 from zk0d.link.enroll import enroll
 from zk0d.model.blobs import BlobStore, Manifest, digest_of
+from zk0d.model.lent import LentBlob
 from zk0d.model.payload import PayloadWriter
 from zk0d.model.spec import ModelSpec
 
@@ -316,10 +317,20 @@ def test_bad_updates_are_refused_with_the_reason_and_the_round_goes_on(hub: HubP
     assert hub.stop() < 5
 
 
+class NotLent(LentBlob):
+    """On a disk that would have to be waited for: chunks are read, and so can be altered."""
+
+    def chunk(self, index: int, chunk_size: int) -> None:
+        return None
+
+
 class LyingStore(BlobStore):
     """A node that hands out other bytes than it signed: a chunk that does not fit, or a manifest of the lie."""
 
     lie = ""
+
+    def lend(self, digest: str) -> LentBlob:
+        return NotLent(self.path(digest))
 
     def read_chunk(self, digest: str, index: int, chunk_size: int = 1 << 20) -> bytes:
         data = super().read_chunk(digest, index, chunk_size)

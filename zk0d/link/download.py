@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -41,7 +42,7 @@ async def download(peer: Peer, digest: str, size_limit: int, like: Sequence[str]
         if offered:
             spared = await loop.run_in_executor(peer.pool, tensors.reuse, peer.blobs, partial, offered, like)
             log.info("transfer.spared", digest=digest, bytes=spared, of=manifest.size)
-        await _chunks(peer, manifest, partial)
+        await _Fetch(peer, manifest, partial).run()
         return await loop.run_in_executor(peer.pool, partial.finish)
     finally:
         await asyncio.shield(loop.run_in_executor(peer.pool, partial.close))
@@ -70,71 +71,109 @@ async def _manifest(peer: Peer, digest: str, pieces: bool) -> tuple[Manifest, tu
     return made, tensors.unpack(body.get("tensors", b""), made.size)
 
 
-def _ask(peer: Peer, receiver: Receiver, now: float) -> float:
-    """Ask for what the credit window and the bandwidth limit let through; seconds until the limit lets more, or 0."""
-    manifest = receiver.manifest
-    while not (held := peer.download.delay(now)):
-        indexes = receiver.asks(now, 1)
-        if not indexes:
-            return 0.0
-        peer.download.spend(manifest.length(indexes[0]))
-        peer.ask_chunk(manifest.digest, indexes[0], manifest.chunk_size)
-    return held
+@dataclass(frozen=True)
+class _Event:
+    """What the loop of a download hears of: a chunk was stored, or was wrong (`good`), or will not come (`code`)."""
+
+    index: int = -1
+    size: int = 0
+    good: bool | None = None
+    code: str = ""
+    error: BaseException | None = None
 
 
-async def _chunks(peer: Peer, manifest: Manifest, partial: Partial) -> None:
-    """Until the partial is complete."""
-    loop, digest = asyncio.get_running_loop(), manifest.digest
-    receiver = Receiver(manifest, partial.have, peer.limits, time.monotonic())
-    progress = Progress(digest, "down", manifest.size, partial.done_bytes, skipped=partial.done_bytes)
-    # Bounded by the window: only chunks that were asked for are put in.
-    arrived: asyncio.Queue[tuple[int, bytes | memoryview | None, str]] = asyncio.Queue()
+class _Fetch:
+    """One blob on its way. Chunks are verified and written in the pool, several at once, while more come."""
 
-    queued: set[int] = set()
+    def __init__(self, peer: Peer, manifest: Manifest, partial: Partial) -> None:
+        self.peer, self.manifest, self.partial = peer, manifest, partial
+        self.digest = manifest.digest
+        self.receiver = Receiver(manifest, partial.have, peer.limits, time.monotonic())
+        self.progress = Progress(self.digest, "down", manifest.size, partial.done_bytes, skipped=partial.done_bytes)
+        # Bounded by the window: only chunks that were asked for are put in.
+        self._events: asyncio.Queue[_Event] = asyncio.Queue()
+        self._taken: set[int] = set()
+        self._storing: set[asyncio.Future[bool]] = set()
 
-    def arrival(index: int, data: bytes | memoryview | None, code: str) -> None:
-        if receiver.expects(index) and index not in queued:
-            queued.add(index)
-            arrived.put_nowait((index, data, code))
-
-    def interrupted() -> None:
-        receiver.interrupted()
-        arrived.put_nowait((-1, None, "interrupted"))
-
-    peer.arrivals[digest] = arrival
-    peer.interruptions.append(interrupted)
-    peer.progress["down", digest] = progress
-    held = 0.0
-    try:
-        while not receiver.done:
-            now = time.monotonic()
-            if peer.held or (held and not receiver.outstanding):  # it is we who hold it, not the peer
-                receiver.progressed = now
-            if now - receiver.progressed > peer.limits.stall_s:
-                raise LinkLostError(
-                    f"no chunk of {digest} came from {peer.name} for {peer.limits.stall_s:g} s", "what came is kept"
-                )
-            patience, held = 1.0, 0.0
-            if peer.linked.is_set() and not peer.held:  # else `up` interrupts
-                held = _ask(peer, receiver, now)
-                patience = min(1.0, held or receiver.next_look(now))
-            try:
-                index, data, code = await asyncio.wait_for(arrived.get(), patience)
-            except TimeoutError:
-                continue
-            queued.discard(index)
+    def _arrival(self, index: int, data: bytes | memoryview | None, code: str) -> None:
+        if self.receiver.expects(index) and index not in self._taken:
+            self._taken.add(index)
             if data is not None:
-                good = await loop.run_in_executor(peer.pool, partial.write, index, data)
-                if not good:
-                    log.warning("transfer.wrong_chunk", peer=peer.name, digest=digest, index=index)
-                receiver.arrived(index, good, time.monotonic())
-                progress.done, progress.moved = progress.done + (len(data) if good else 0), time.time()
-            elif code == "busy":
-                receiver.unavailable(index)
-                await asyncio.sleep(_BUSY_PAUSE_S)
-            elif code != "interrupted":
-                raise RefusedError(f"{peer.name} does not give chunk {index} of {digest}", reason=code)
-    finally:
-        peer.arrivals.pop(digest, None)
-        peer.interruptions.remove(interrupted)
-        peer.progress.pop(("down", digest), None)
+                self._store(index, data)
+            else:
+                self._events.put_nowait(_Event(index, code=code))
+
+    def _interrupted(self) -> None:
+        self.receiver.interrupted()
+        self._events.put_nowait(_Event(code="interrupted"))
+
+    def _store(self, index: int, data: bytes | memoryview) -> None:
+        size = len(data)
+        storing = asyncio.get_running_loop().run_in_executor(self.peer.pool, self.partial.write, index, data)
+        self._storing.add(storing)
+
+        def stored(done: asyncio.Future[bool]) -> None:
+            self._storing.discard(done)
+            if not done.cancelled():
+                error = done.exception()
+                good = None if error else done.result()
+                self._events.put_nowait(_Event(index, size=size, good=good, error=error))
+
+        storing.add_done_callback(stored)
+
+    async def run(self) -> None:
+        """Until the partial is complete."""
+        peer = self.peer
+        peer.arrivals[self.digest] = self._arrival
+        peer.interruptions.append(self._interrupted)
+        peer.progress["down", self.digest] = self.progress
+        try:
+            while not self.receiver.done:
+                try:
+                    event = await asyncio.wait_for(self._events.get(), self._ask())
+                except TimeoutError:
+                    continue
+                await self._take(event)
+        finally:
+            peer.arrivals.pop(self.digest, None)
+            peer.interruptions.remove(self._interrupted)
+            peer.progress.pop(("down", self.digest), None)
+            if self._storing:  # nobody may write to a partial that is closed
+                await asyncio.shield(asyncio.gather(*self._storing, return_exceptions=True))
+
+    def _ask(self) -> float:
+        """Ask for what the credit window and the bandwidth limit let through; seconds to wait for what comes."""
+        peer, receiver, now = self.peer, self.receiver, time.monotonic()
+        if peer.held:
+            receiver.progressed = now
+        if now - receiver.progressed > peer.limits.stall_s:
+            raise LinkLostError(
+                f"no chunk of {self.digest} came from {peer.name} for {peer.limits.stall_s:g} s", "what came is kept"
+            )
+        if not peer.linked.is_set() or peer.held:  # else `up` interrupts
+            return 1.0
+        while not (held := peer.download.delay(now)):
+            indexes = receiver.asks(now, 1)
+            if not indexes:
+                return min(1.0, receiver.next_look(now))
+            peer.download.spend(self.manifest.length(indexes[0]))
+            peer.ask_chunk(self.digest, indexes[0], self.manifest.chunk_size)
+        return min(1.0, held)
+
+    async def _take(self, event: _Event) -> None:
+        self._taken.discard(event.index)
+        if event.error is not None:
+            raise event.error
+        if event.good is not None:
+            if not event.good:
+                log.warning("transfer.wrong_chunk", peer=self.peer.name, digest=self.digest, index=event.index)
+            self.receiver.arrived(event.index, event.good, time.monotonic())
+            self.progress.done += event.size if event.good else 0
+            self.progress.moved = time.time()
+        elif event.code == "busy":
+            self.receiver.unavailable(event.index)
+            await asyncio.sleep(_BUSY_PAUSE_S)
+        elif event.code != "interrupted":
+            raise RefusedError(
+                f"{self.peer.name} does not give chunk {event.index} of {self.digest}", reason=event.code
+            )

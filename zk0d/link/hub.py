@@ -13,17 +13,18 @@ from typing import Any
 
 import structlog
 import zmq
-import zmq.asyncio
 
 from zk0d.errors import ConfigError, LinkClosedError, LinkLostError, PayloadError
+from zk0d.link.buffers import Bytes
 from zk0d.link.download import download
 from zk0d.link.enroll import hello_frame, serve_enroll
 from zk0d.link.identity import Authority, ServerIdentity
 from zk0d.link.lane import Inbox
-from zk0d.link.messages import MAX_BULK, PUSHES
+from zk0d.link.messages import MAX_BULK, PUSHES, Frame
 from zk0d.link.peer import Peer, wait_for_room
 from zk0d.link.rates import Meter, Meters
 from zk0d.link.rundir import RunDir
+from zk0d.link.soon import Soon
 from zk0d.link.state import LinkLimits, NodeLinkInfo, Progress
 from zk0d.link.terminator import Terminator
 from zk0d.link.tls import server_context
@@ -32,9 +33,6 @@ from zk0d.model.blobs import BlobStore, hex_of
 log = structlog.get_logger("zk0d.link.hub")
 
 _SOCKET = "router.sock"
-_ROOM_S = 0.002
-_UNKNOWN_S = 2.0
-"""For so long after a gate opened the ROUTER may not know the node yet."""
 
 
 class HubLink:
@@ -75,17 +73,16 @@ class HubLink:
         self._locks: dict[str, asyncio.Lock] = {}
         self._upload, self._download = Meter(self._limits.max_upload), Meter(self._limits.max_download)
         self._enrolling: set[asyncio.Task[None]] = set()
-        self._receiver: asyncio.Task[None] | None = None
         self._closed = False
         self._terminator = Terminator(
             context=server_context(authority.directory / "ca.pem", server_identity),
             enroll_hello=hello_frame(authority.pem), allowed=allowed, on_up=self._from_up, on_down=self._from_down,
-            on_enroll=self._from_enroll, on_bulk=self._from_bulk, on_room=self._from_room, limits=self._limits,
+            on_enroll=self._from_enroll, on_message=self._from_message, on_room=self._from_room, limits=self._limits,
         )  # fmt: skip
 
     async def start(self) -> None:
         """Listen; `port` is then the real one. ConfigError if the address cannot be had."""
-        self._loop = asyncio.get_running_loop()
+        self._soon = Soon(asyncio.get_running_loop())
         try:
             self._folder = RunDir(self._run_dir)
         except OSError as error:
@@ -95,7 +92,7 @@ class HubLink:
         self._folder.clear(_SOCKET)
         self._terminator.router_path = path = self._folder.socket(_SOCKET)
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="zk0-link")
-        self._context = zmq.asyncio.Context(io_threads=1)
+        self._context = zmq.Context(io_threads=1)
         self._socket = _router(self._context)
         self._socket.bind(f"ipc://{path}")
         try:
@@ -103,7 +100,6 @@ class HubLink:
         except BaseException:
             await self.close()
             raise
-        self._receiver = asyncio.create_task(self._receive(), name="zk0-hub-receive")
         log.info("hub.listening", host=self._host, port=self.port)
 
     async def close(self) -> None:
@@ -111,10 +107,9 @@ class HubLink:
         if self._closed:
             return
         self._closed = True
-        tasks = [*self._enrolling, *([self._receiver] if self._receiver else [])]
-        for task in tasks:
+        for task in self._enrolling:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._enrolling, return_exceptions=True)
         await asyncio.gather(*(peer.close() for peer in self._peers.values()))
         await asyncio.to_thread(self._terminator.close)
         if hasattr(self, "_socket"):
@@ -171,11 +166,12 @@ class HubLink:
         if node_id not in self._peers:
             self._rooms[node_id] = asyncio.Event()
 
-            async def transmit(frames: list[bytes]) -> None:
+            async def transmit(frames: list[Frame]) -> None:
                 await self._transmit(node_id, frames)
 
             self._peers[node_id] = Peer(
-                node_id, transmit=transmit, blobs=self._blobs, pool=self._pool, limits=self._limits,
+                node_id, transmit=transmit, offer=lambda frames: self._terminator.offer(node_id, frames),
+                blobs=self._blobs, pool=self._pool, limits=self._limits,
                 upload=Meters([Meter(self._limits.node_upload), self._upload]),
                 download=Meters([Meter(self._limits.node_download), self._download]),
                 may_take=lambda digest: self._may_fetch(node_id, digest),
@@ -183,59 +179,28 @@ class HubLink:
             )  # fmt: skip
         return self._peers[node_id]
 
-    async def _transmit(self, node_id: str, frames: list[bytes]) -> None:
-        """Wait for room in this node's pipe only: one slow node must not hold the others."""
-        room = self._rooms[node_id]
-        while len(frames) > 1 and self._peers[node_id].linked.is_set():
+    async def _transmit(self, node_id: str, frames: list[Frame]) -> None:
+        """Wait for room in this node's lane only: one slow node must not hold the others."""
+        peer, room = self._peers[node_id], self._rooms[node_id]
+        while peer.linked.is_set():
             room.clear()
             if self._terminator.offer(node_id, frames):
                 return
             await wait_for_room(room)
-        peer, pause, unknown_until = self._peers[node_id], _ROOM_S, self._loop.time() + _UNKNOWN_S
-        message = [node_id.encode(), *frames]
-        while peer.linked.is_set():
-            try:
-                await self._socket.send_multipart(message, flags=zmq.NOBLOCK)
-                return
-            except zmq.Again:
-                pass
-            except zmq.ZMQError as error:
-                if error.errno != zmq.EHOSTUNREACH or self._loop.time() > unknown_until:
-                    raise LinkLostError(f"{node_id} cannot be reached: {error.strerror}") from None
-            await asyncio.sleep(pause)
-            pause = min(0.02, pause * 1.5)
         raise LinkLostError(f"the link of {node_id} went away")
 
-    async def _receive(self) -> None:
-        while True:
-            sender, *frames = await self._socket.recv_multipart(copy=False)
-            await asyncio.sleep(0)  # a future that is done already does not yield: a flood must not starve the loop
-            self._heard(sender.bytes.decode(errors="replace"), [f.buffer for f in frames])
-
-    def _heard(self, node_id: str, frames: list[Any]) -> None:
-        peer = self._peer(node_id)
-        if not peer.linked.is_set() and node_id in self._terminator.links():
-            peer.up()  # the ROUTER was quicker than the terminator's word
-        peer.heard(frames)
-
-    def _bulk(self, node_id: str, envelope: bytes, bulk: memoryview, inbox: Inbox) -> None:
+    def _heard(self, node_id: str, frames: list[Bytes], size: int, inbox: Inbox) -> None:
         try:
             if not self._closed:
-                self._heard(node_id, [envelope, bulk])
+                self._peer(node_id).heard(frames)
         finally:
-            inbox.handled()
+            inbox.handled(size)
 
     def _room(self, node_id: str) -> None:
         if node_id in self._rooms:
             self._rooms[node_id].set()
 
     # From the terminator's thread
-
-    def _soon(self, call: Callable[..., None], *args: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(call, *args)
-        except RuntimeError:
-            pass  # the loop is closed; nobody is left to tell
 
     def _from_up(self, node_id: str) -> None:
         self._soon(self._up, node_id)
@@ -246,8 +211,8 @@ class HubLink:
     def _from_enroll(self, token: int, request: bytes, address: str) -> None:
         self._soon(self._enroll, token, request, address)
 
-    def _from_bulk(self, node_id: str, envelope: bytes, bulk: memoryview, inbox: Inbox) -> None:
-        self._soon(self._bulk, node_id, envelope, bulk, inbox)
+    def _from_message(self, node_id: str, frames: list[Bytes], size: int, inbox: Inbox) -> None:
+        self._soon(self._heard, node_id, frames, size, inbox)
 
     def _from_room(self, node_id: str) -> None:
         self._soon(self._room, node_id)
@@ -272,13 +237,11 @@ class HubLink:
         task.add_done_callback(self._enrolling.discard)
 
 
-def _router(context: zmq.asyncio.Context) -> zmq.asyncio.Socket:
+def _router(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    """Shakes hands and answers commands; messages go by the lanes."""
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.BACKLOG, 512)
-    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # an absent node is an error we handle, not silence
     socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # safe behind the gate; makes a half-open link's node reachable again
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_BULK)
-    socket.setsockopt(zmq.SNDHWM, 2)
-    socket.setsockopt(zmq.RCVHWM, 16)
     return socket

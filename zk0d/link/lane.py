@@ -1,7 +1,8 @@
-"""The bulk lane: messages with a raw frame go between TLS and the event loop without a way through libzmq.
+"""The lane: messages go between TLS and the event loop without a way through libzmq.
 
 On the wire nothing changes: the same ZMTP frames (rfc.zeromq.org/spec/23), so a peer on plain libzmq cannot tell.
-What it saves is copies, a unix socket and libzmq's queues at each end. No I/O here; not for what messages mean.
+libzmq shakes hands and answers commands; what it would cost is copies, a unix socket and two threads a message.
+No I/O here but reading a lent chunk; not for what messages mean.
 """
 
 from __future__ import annotations
@@ -10,21 +11,23 @@ import struct
 from collections import deque
 from collections.abc import Callable
 
+from zk0d.link.buffers import SLICE, Buffers, Bytes
 from zk0d.link.gate import GREETING, MAX_FRAMES, MAX_READY, GateError
-from zk0d.link.messages import MAX_BULK, MAX_ENVELOPE
-
-Bytes = bytes | memoryview
+from zk0d.link.messages import MAX_BULK, MAX_ENVELOPE, Frame, Lent
 
 _MORE, _LONG, _COMMAND = 1, 2, 4
-_SLICE = 256 * 1024
-WAITING_OUT = 2
-"""Bulk messages that may wait to be sent: a control message waits behind no more than these."""
-WAITING_IN = 8
-"""Bulk messages that may wait for the event loop before the wire is not read any further."""
+WAITING_OUT = 8
+"""Messages with a raw frame that may wait to be sent; control messages overtake those that have not begun."""
+_HELD_OUT = 2 << 20
+_CONTROL_OUT = 1 << 20
+WAITING_IN = 64
+"""Messages that may wait for the event loop before the wire is not read any further, and their bytes."""
+_BYTES_IN = 8 << 20
+_DIRECT = 4096
 
 
 class Inbox:
-    """Counts the bulk messages that one wire delivered and the event loop has not handled yet.
+    """Counts the messages that one wire delivered and the event loop has not handled yet.
 
     Each counter has one writer (the wire's thread, the event loop), so that no lock is needed.
     """
@@ -32,16 +35,18 @@ class Inbox:
     def __init__(self, wake: Callable[[], None]) -> None:
         """`wake`, called in the event loop, makes the wire's thread look at `full` again."""
         self._wake = wake
-        self._delivered = self._handled = 0
+        self._delivered = self._handled = self._bytes_in = self._bytes_done = 0
         self._paused = False
 
-    def delivered(self) -> None:
-        """One more message was handed over (wire's thread)."""
+    def delivered(self, size: int) -> None:
+        """One more message, of `size` bytes, was handed over (wire's thread)."""
         self._delivered += 1
+        self._bytes_in += size
 
-    def handled(self) -> None:
+    def handled(self, size: int) -> None:
         """One of them was dealt with (event loop)."""
         self._handled += 1
+        self._bytes_done += size
         if self._paused:
             self._wake()
 
@@ -49,7 +54,7 @@ class Inbox:
     def full(self) -> bool:
         """Whether to stop reading (wire's thread); the flag goes up before the look, so that no wake-up is missed."""
         self._paused = True
-        self._paused = self._delivered - self._handled >= WAITING_IN
+        self._paused = self._delivered - self._handled >= WAITING_IN or self._bytes_in - self._bytes_done >= _BYTES_IN
         return self._paused
 
 
@@ -104,18 +109,43 @@ class Frames:
 
 
 class Splitter:
-    """Inbound: messages of one frame pass on to libzmq, those of two are gathered and handed to `deliver`.
+    """Inbound: commands pass on to libzmq, messages are gathered and handed to `deliver`.
 
     Nothing is held but the one message that is being gathered: at most MAX_ENVELOPE + `max_frame` bytes.
     """
 
-    def __init__(self, deliver: Callable[[bytes, memoryview], None], max_frame: int = MAX_BULK, skip: int = 0) -> None:
-        self._deliver = deliver
+    def __init__(
+        self, deliver: Callable[[list[Bytes]], None], buffers: Buffers, max_frame: int = MAX_BULK, skip: int = 0
+    ) -> None:
+        self._deliver, self._buffers = deliver, buffers
         self._walk = Frames(max_frame, skip)
-        self._envelope: bytearray | None = None
+        self._envelope: bytes | None = None
         self._into: memoryview | None = None  # where the present frame's body goes; None: it passes
         self._at = 0
-        self._last = False
+        self._more = False
+
+    @property
+    def spoken(self) -> bool:
+        """Whether the peer's first command, its READY, has come: before that no message may be sent to it."""
+        return self._walk.commands > 0
+
+    @property
+    def coming(self) -> int:
+        """Bytes that are sure to come still: the rest of the frame that is being gathered."""
+        return self._walk.left
+
+    def wanted(self) -> memoryview | None:
+        """Where the next plaintext belongs, if that is the body of one frame and worth it; then call `filled`."""
+        if self._into is None or len(self._into) - self._at < _DIRECT:
+            return None
+        return self._into[self._at :]
+
+    def filled(self, size: int) -> None:
+        """`size` bytes were put into `wanted`."""
+        self._at += size
+        self._walk.left -= size
+        if not self._walk.left:
+            self._gathered()
 
     def feed(self, data: Bytes) -> Bytes:
         """The bytes to pass on now; a view of `data` where that is possible."""
@@ -145,51 +175,67 @@ class Splitter:
         return passed[0] if len(passed) == 1 else b"".join(passed)
 
     def _begin(self) -> list[Bytes]:
-        header, second = bytes(self._walk.head), self._envelope is not None
+        header = bytes(self._walk.head)
         flags, size = self._walk.begin()
-        if flags & _COMMAND and second:
-            raise GateError("bad_zmtp", "a command within a message")
-        if flags & _COMMAND or not (second or flags & _MORE):
+        if flags & _COMMAND:
+            if self._envelope is not None:
+                raise GateError("bad_zmtp", "a command within a message")
             self._into = None
             return [header]
-        self._into, self._at, self._last = memoryview(bytearray(size)), 0, second
+        self._into, self._at, self._more = self._buffers.take(size), 0, bool(flags & _MORE)
         return []
 
     def _gathered(self) -> None:
         assert self._into is not None
         body, self._into = self._into, None
-        if not self._last:
-            self._envelope = bytearray(body)
-            return
-        envelope, self._envelope = bytes(self._envelope or b""), None
-        self._deliver(envelope, body)
+        if self._more:
+            self._envelope = bytes(body)
+        elif self._envelope is None:
+            self._deliver([body])
+        else:
+            envelope, self._envelope = self._envelope, None
+            self._deliver([envelope, body])
 
 
 class Lane:
-    """Outbound: whole bulk messages of ours, put between the messages that come from libzmq."""
+    """Outbound: whole messages of ours, put between the commands that come from libzmq.
 
-    def __init__(self, wake: Callable[[], None], skip: int = GREETING) -> None:
-        """`wake`, called by whoever offers, makes the wire's thread look here."""
+    One end's control messages go before those with a raw frame. `offer` may be called from any thread; the rest belongs
+    to whoever holds the wire's lock.
+    """
+
+    def __init__(self, scratch: memoryview, may_speak: Callable[[], bool], skip: int = GREETING) -> None:
+        """`scratch`: at least SLICE bytes, free between two calls of `next`. `may_speak`: has the peer's READY come?"""
         self._walk = Frames(MAX_BULK + MAX_ENVELOPE, skip)
-        self._wake = wake
-        self._queue: deque[list[memoryview]] = deque()
-        self._present: deque[memoryview] = deque()
+        self._scratch, self._may_speak = scratch, may_speak
+        self._control: deque[bytes] = deque()
+        self._queue: deque[tuple[bytes, Frame]] = deque()
+        # Each has one writer: who offers, who holds the wire's lock.
+        self._control_in = self._control_out = self._held_in = self._held_out = 0
+        self._head = b""
+        self._present: Frame | None = None
+        self._at = 0
+        self._refused = False
         self.on_room: Callable[[], None] = lambda: None
-        """Called in the wire's thread when a message has gone."""
+        """Called in the wire's thread when there is room again for who found none."""
 
-    def offer(self, frames: list[bytes]) -> bool:
-        """Queue a message, from any thread; False when there is no room now."""
-        if len(self._queue) >= WAITING_OUT:
-            return False
-        last = len(frames) - 1
-        parts: list[memoryview] = []
-        for i, frame in enumerate(frames):
-            more = _MORE if i < last else 0
-            small = len(frame) < 256
-            head = struct.pack("!BB" if small else "!BQ", more | (0 if small else _LONG), len(frame))
-            parts += [memoryview(head), memoryview(frame)]
-        self._queue.append(parts)
-        self._wake()
+    def offer(self, frames: list[Frame]) -> bool:
+        """Queue a message, from one thread at a time; False when there is no room now (`on_room` will say)."""
+        self._refused = True  # before the look, so that no room is missed
+        if len(frames) == 1:
+            if self._control_in - self._control_out >= _CONTROL_OUT:
+                return False
+            message = _header(0, len(frames[0])) + bytes(frames[0])  # type: ignore[arg-type]  # an envelope is bytes
+            self._control_in += len(message)
+            self._control.append(message)
+        else:
+            envelope, bulk = frames
+            if len(self._queue) >= WAITING_OUT or self._held_in - self._held_out >= _HELD_OUT:
+                return False
+            assert isinstance(envelope, bytes)
+            self._held_in += len(bulk) if isinstance(bulk, bytes) else 0
+            self._queue.append((_header(_MORE, len(envelope)) + envelope + _header(0, len(bulk)), bulk))
+        self._refused = False
         return True
 
     def pass_through(self, data: Bytes) -> Bytes:
@@ -212,23 +258,61 @@ class Lane:
     @property
     def within(self) -> bool:
         """Whether one of our messages is half out: libzmq's bytes must wait."""
-        return bool(self._present)
+        return self._present is not None
+
+    @property
+    def urgent(self) -> bool:
+        """Whether control messages could go now."""
+        return bool(self._control) and self._present is None and self._walk.between and self._may_speak()
 
     @property
     def ready(self) -> bool:
         """Whether `next` has something now."""
-        return bool(self._present) or (bool(self._queue) and self._walk.between)
+        if self._present is not None:
+            return True
+        return bool(self._control or self._queue) and self._walk.between and self._may_speak()
 
-    def next(self) -> memoryview:
-        """The next piece to encrypt (at most 256 KiB); only when `ready`."""
-        if not self._present:
-            self._present.extend(self._queue.popleft())
-        piece = self._present[0][:_SLICE]
-        rest = self._present[0][len(piece) :]
-        if rest:
-            self._present[0] = rest
+    def next(self) -> Bytes:
+        """The next piece to encrypt, good until the next call; only when `ready`. OSError: a lent chunk failed us."""
+        if self._present is None:
+            if self._control:
+                return self._controls()
+            self._head, self._present = self._queue.popleft()
+            self._at = 0
+            if isinstance(self._present, bytes):
+                self._held_out += len(self._present)
+        head, self._head, bulk = self._head, b"", self._present
+        size = min(SLICE - len(head), len(bulk) - self._at) if len(head) < SLICE else 0
+        if head and (isinstance(bulk, bytes) or not size):
+            return head
+        if isinstance(bulk, Lent):
+            piece: Bytes = self._scratch[: len(head) + size]
+            self._scratch[: len(head)] = head
+            bulk.read_into(self._at, self._scratch[len(head) : len(head) + size])
         else:
-            self._present.popleft()
-            if not self._present:
-                self.on_room()
+            piece = memoryview(bulk)[self._at : self._at + size]
+        self._at += size
+        if self._at >= len(bulk):
+            self._present = None
+            self._make_room()
         return piece
+
+    def _controls(self) -> bytes:
+        """All that wait, up to a slice: one TLS record for many small messages."""
+        messages: list[bytes] = []
+        size = 0
+        while self._control and (not messages or size + len(self._control[0]) <= SLICE):
+            messages.append(self._control.popleft())
+            size += len(messages[-1])
+        self._control_out += size
+        self._make_room()
+        return messages[0] if len(messages) == 1 else b"".join(messages)
+
+    def _make_room(self) -> None:
+        if self._refused:
+            self._refused = False
+            self.on_room()
+
+
+def _header(more: int, size: int) -> bytes:
+    return struct.pack("!BB", more, size) if size < 256 else struct.pack("!BQ", more | _LONG, size)

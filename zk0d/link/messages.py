@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import msgpack  # type: ignore[import-untyped]
 
@@ -25,6 +25,20 @@ MAX_STR = 64 * 1024
 MAX_ITEMS = 4096
 
 Body = dict[str, Any]
+
+
+@runtime_checkable
+class Lent(Protocol):
+    """Bytes of a blob that are read only when they go: a chunk on its way out costs no memory."""
+
+    def __len__(self) -> int: ...
+
+    def read_into(self, at: int, into: memoryview) -> None:
+        """Fill `into` with the bytes from `at` on; OSError when they are no longer there."""
+
+
+Frame = bytes | Lent
+"""One frame of a message that is sent; only the raw one may be lent."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +138,9 @@ def new_id() -> int:
     return secrets.randbits(62)
 
 
-def encode(message: Message) -> list[bytes]:
-    """The frames of a message; ProtocolError if it would say anything that is not in the tables above.
+def encode(message: Message, lent: Lent | None = None) -> list[Frame]:
+    """The frames of a message, with `lent` in the place of its bulk; ProtocolError if it would say anything that is not
+    in the tables above.
 
     This is a wall, not a convenience: a field that is not declared does not leave this machine.
     """
@@ -138,8 +153,9 @@ def encode(message: Message) -> list[bytes]:
     )
     if problem:
         raise ProtocolError(f"a {message.type} message {problem}", "see zk0d/link/messages.py and docs/protocol.md")
-    if (message.bulk is not None) != (message.type in WITH_BULK):
-        raise ProtocolError(f"a {message.type} message {'needs' if message.bulk is None else 'has no'} raw bytes")
+    bulk = lent if message.bulk is None else bytes(message.bulk)
+    if (bulk is not None) != (message.type in WITH_BULK):
+        raise ProtocolError(f"a {message.type} message {'needs' if bulk is None else 'has no'} raw bytes")
     envelope: Body = {"v": VERSION, "t": message.type, "id": message.id}
     if message.re is not None:
         envelope["re"] = message.re
@@ -148,7 +164,7 @@ def encode(message: Message) -> list[bytes]:
     packed: bytes = msgpack.packb(envelope, use_bin_type=True)
     if len(packed) > MAX_ENVELOPE:
         raise ProtocolError(f"a {message.type} message of {len(packed)} bytes", f"at most {MAX_ENVELOPE}")
-    return [packed] if message.bulk is None else [packed, bytes(message.bulk)]
+    return [packed] if bulk is None else [packed, bulk]
 
 
 def decode(frames: list[Any]) -> Message:

@@ -15,15 +15,16 @@ from typing import Any
 
 import structlog
 import zmq
-import zmq.asyncio
 
 from zk0d.errors import LinkClosedError, LinkLostError
+from zk0d.link.buffers import Bytes
 from zk0d.link.download import download
 from zk0d.link.identity import NodeIdentity
 from zk0d.link.lane import Inbox
-from zk0d.link.messages import MAX_BULK, REQUESTS
+from zk0d.link.messages import MAX_BULK, REQUESTS, Frame
 from zk0d.link.peer import Peer, wait_for_room
 from zk0d.link.rates import Meter, Rate
+from zk0d.link.soon import Soon
 from zk0d.link.state import LinkLimits, LinkState, Phase
 from zk0d.link.tls import link_context
 from zk0d.link.tunnel import Tunnel, TunnelEvent
@@ -68,24 +69,25 @@ class NodeLink:
         self._tasks: list[asyncio.Task[None]] = []
         self._tunnel = Tunnel(
             host=host, port=port, context=lambda: link_context(identity), run_dir=run_dir,
-            on_event=self._from_tunnel, on_bulk=self._from_bulk, on_room=self._from_room, limits=self._limits, tap=tap,
+            on_event=self._from_tunnel, on_message=self._from_message, on_room=self._from_room,
+            limits=self._limits, tap=tap,
         )  # fmt: skip
 
     async def start(self) -> None:
         """Begin connecting; returns at once. ConfigError when the node has no certificate or run_dir cannot be used."""
         node_id = self._identity.node_id
-        self._loop = asyncio.get_running_loop()
+        self._soon = Soon(asyncio.get_running_loop())
         path = self._tunnel.start()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="zk0-link")
-        self._context = zmq.asyncio.Context(io_threads=1)
+        self._context = zmq.Context(io_threads=1)
         self._socket = _dealer(self._context, node_id)
         self._socket.connect(f"ipc://{path}")
         self._peer = Peer(
-            "hub", transmit=self._transmit, blobs=self._blobs, pool=self._pool, may_take=self._shared.__contains__,
+            "hub", transmit=self._transmit, offer=self._tunnel.offer, blobs=self._blobs, pool=self._pool,
+            may_take=self._shared.__contains__,
             limits=self._limits, upload=self._upload, download=self._download, on_push=self._on_push,
         )  # fmt: skip
         self._tasks = [
-            asyncio.create_task(self._receive(), name="zk0-link-receive"),
             asyncio.create_task(self._beat(), name="zk0-link-beat"),
         ]
 
@@ -180,40 +182,24 @@ class NodeLink:
         if self._closed or not self._tasks:
             raise LinkClosedError("the link is closed" if self._closed else "the link was not started")
 
-    async def _transmit(self, frames: list[bytes]) -> None:
-        while len(frames) > 1 and self._peer.linked.is_set():
+    async def _transmit(self, frames: list[Frame]) -> None:
+        while self._peer.linked.is_set():
             self._room.clear()
             if self._tunnel.offer(frames):
                 return
             await wait_for_room(self._room)
-        while self._peer.linked.is_set():
-            try:
-                await self._socket.send_multipart(frames, flags=zmq.NOBLOCK)
-                return
-            except zmq.Again:
-                await self._socket.poll(100, zmq.POLLOUT)  # type: ignore[call-arg]  # pyzmq's stub is the Poller's
         raise LinkLostError("the link went away")
 
-    async def _receive(self) -> None:
-        while True:
-            frames = await self._socket.recv_multipart(copy=False)
-            await asyncio.sleep(0)  # a future that is done already does not yield: a flood must not starve the loop
-            self._heard([f.buffer for f in frames])
-
-    def _heard(self, frames: list[Any]) -> None:
-        message = self._peer.heard(frames)
+    def _heard(self, frames: list[Bytes], size: int, inbox: Inbox) -> None:
+        try:
+            message = None if self._closed else self._peer.heard(frames)
+        finally:
+            inbox.handled(size)
         if message is not None and not self._connected.is_set() and self._peer.linked.is_set():
             self._tunnel.proven()
             self._connected.set()
             log.info("link.connected", hub=self._where)
             self._change("connected", f"linked to the hub at {self._where}")
-
-    def _bulk(self, envelope: bytes, bulk: memoryview, inbox: Inbox) -> None:
-        try:
-            if not self._closed:
-                self._heard([envelope, bulk])
-        finally:
-            inbox.handled()
 
     async def _beat(self) -> None:
         """Ping: soon after a link stands until the hub answers, then now and then."""
@@ -230,17 +216,11 @@ class NodeLink:
 
     # From the tunnel's thread
 
-    def _soon(self, call: Callable[..., object], *args: object) -> None:
-        try:
-            self._loop.call_soon_threadsafe(call, *args)
-        except RuntimeError:
-            pass  # the loop is closed; nobody is left to tell
-
     def _from_tunnel(self, event: TunnelEvent) -> None:
         self._soon(self._tunnel_event, event)
 
-    def _from_bulk(self, envelope: bytes, bulk: memoryview, inbox: Inbox) -> None:
-        self._soon(self._bulk, envelope, bulk, inbox)
+    def _from_message(self, frames: list[Bytes], size: int, inbox: Inbox) -> None:
+        self._soon(self._heard, frames, size, inbox)
 
     def _from_room(self) -> None:
         self._soon(self._room.set)
@@ -272,7 +252,8 @@ class NodeLink:
                 log.exception("link.state_handler_failed")
 
 
-def _dealer(context: zmq.asyncio.Context, node_id: str) -> zmq.asyncio.Socket:
+def _dealer(context: zmq.Context[zmq.Socket[bytes]], node_id: str) -> zmq.Socket[bytes]:
+    """Shakes hands and answers commands; messages go by the lane."""
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.ROUTING_ID, node_id.encode())
     socket.setsockopt(zmq.LINGER, 0)
@@ -280,7 +261,5 @@ def _dealer(context: zmq.asyncio.Context, node_id: str) -> zmq.asyncio.Socket:
     socket.setsockopt(zmq.HANDSHAKE_IVL, 0)  # it waits in the tunnel's backlog for as long as the hub is away
     socket.setsockopt(zmq.RECONNECT_IVL, 20)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 200)
-    socket.setsockopt(zmq.SNDHWM, 2)  # a control message waits behind two chunks at most
-    socket.setsockopt(zmq.RCVHWM, 16)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_BULK)
     return socket

@@ -23,6 +23,8 @@ from zk0d.link.messages import (
     PUSHES,
     REQUESTS,
     Body,
+    Frame,
+    Lent,
     Message,
     MessageError,
     decode,
@@ -30,8 +32,8 @@ from zk0d.link.messages import (
     new_id,
 )
 from zk0d.link.rates import Limiter
+from zk0d.link.serving import MAX_CHUNKS_WAITING, Ask, Serving
 from zk0d.link.state import LinkLimits, Progress
-from zk0d.link.transfer import FairQueue
 from zk0d.model import tensors
 from zk0d.model.blobs import MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, BlobStore
 
@@ -40,9 +42,8 @@ log = structlog.get_logger("zk0d.link.peer")
 MAX_CONTROL = 1024
 MAX_PENDING = 256
 MAX_REMEMBERED = 256
-MAX_CHUNKS_WAITING = 64
 
-Transmit = Callable[[list[bytes]], Awaitable[None]]
+Transmit = Callable[[list[Frame]], Awaitable[None]]
 OnRequest = Callable[[str, Body], Awaitable[Body]]
 Arrival = Callable[[int, bytes | memoryview | None, str], None]
 """(index, data or None, error code) of a chunk that was asked for."""
@@ -62,13 +63,15 @@ def _packed(path: Path) -> bytes:
 
 
 class Peer:
-    """`transmit` sends frames or raises LinkLostError; it waits while there is no room."""
+    """`transmit` sends frames or raises LinkLostError; it waits while there is no room. `offer` does not wait: it sends
+    them, or says False."""
 
     def __init__(
         self,
         name: str,
         *,
         transmit: Transmit,
+        offer: Callable[[list[Frame]], bool] = lambda frames: False,
         blobs: BlobStore,
         pool: Executor,
         may_take: Callable[[str], bool],
@@ -85,16 +88,17 @@ class Peer:
         self.progress: dict[tuple[str, str], Progress] = {}
         self.arrivals: dict[str, Arrival] = {}
         self.interruptions: list[Callable[[], None]] = []
-        self._transmit, self._may_take = transmit, may_take
-        self._upload, self.download = upload, download
+        self._transmit, self._offer, self._may_take = transmit, offer, may_take
+        self.download = download
         self._on_request, self._on_push = on_request, on_push
         self._next_id = new_id()
-        self._pending: dict[int, tuple[asyncio.Future[Message], list[bytes]]] = {}
+        self._pending: dict[int, tuple[asyncio.Future[Message], list[Frame]]] = {}
         self._chunk_asks: OrderedDict[int, tuple[str, int]] = OrderedDict()
-        self._remembered: OrderedDict[int, list[bytes] | None] = OrderedDict()
-        self._control: deque[list[bytes]] = deque()
-        self._bulk = FairQueue(MAX_CHUNKS_WAITING)
-        self._served: dict[str, set[int]] = {}
+        self._remembered: OrderedDict[int, list[Frame] | None] = OrderedDict()
+        self._control: deque[list[Frame]] = deque()
+        self._unsent: list[Frame] | None = None  # a chunk that found no room
+        self._serving = Serving(blobs, pool, upload, self.progress, self._say_chunk, self._no_chunk)
+        self._sending = False
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -116,7 +120,8 @@ class Peer:
 
     def _flush(self) -> None:
         self._control.clear()
-        self._bulk.clear()
+        self._serving.clear()
+        self._unsent = None
         self._chunk_asks.clear()
         for interrupted in list(self.interruptions):
             interrupted()
@@ -147,14 +152,15 @@ class Peer:
         """Queue a control message that needs no answer. False when there is no link, or it cannot keep up."""
         return self._enqueue(encode(Message(type, self._ident(), body, re)))
 
-    def _enqueue(self, frames: list[bytes]) -> bool:
+    def _enqueue(self, frames: list[Frame]) -> bool:
         if not self.linked.is_set():
             return False
         if len(self._control) >= MAX_CONTROL:
             log.warning("link.queue_full", peer=self.name)
             return False
-        self._control.append(frames)
-        self._wake.set()
+        if self._control or not self._offer(frames):
+            self._control.append(frames)
+            self._wake.set()
         return True
 
     async def ask(self, type: str, body: Body, timeout: float) -> Message:
@@ -198,20 +204,22 @@ class Peer:
             self._wake.set()
 
     async def _send(self) -> None:
-        """The one sender: control first, then one chunk, then look again."""
+        """Sends what could not go at once: control first, then one chunk, then look again."""
         while True:
             await self.linked.wait()
             self._wake.clear()
             try:
                 if self._control:
                     await self._transmit(self._control.popleft())
-                elif len(self._bulk) and not self.held:
-                    if delay := self._upload.delay(time.monotonic()):
-                        await self._wait_wake(delay)
-                    else:
-                        await self._serve_chunk(*self._bulk.pop())
-                else:
+                elif self._unsent:
+                    frames, self._unsent = self._unsent, None
+                    await self._transmit(frames)
+                elif not self._serving.due or self.held:
                     await self._wake.wait()
+                elif delay := self._serving.delay():
+                    await self._wait_wake(delay)
+                else:
+                    await self._serve_next()
             except LinkLostError:
                 await asyncio.sleep(0.01)  # `down` is on its way
             except Exception:
@@ -223,26 +231,30 @@ class Peer:
         except TimeoutError:
             pass
 
-    async def _serve_chunk(self, digest: str, index: int, chunk_size: int, re: int) -> None:
-        loop = asyncio.get_running_loop()
+    async def _serve_next(self) -> None:
+        self._sending = True
         try:
-            data = await loop.run_in_executor(self.pool, self.blobs.read_chunk, digest, index, chunk_size)
-        except (Zk0Error, OSError):
-            self._error("not_found", f"{digest} has no chunk {index} here", re)
-            return
-        self._upload.spend(len(data))
-        await self._transmit(encode(Message("chunk", self._ident(), {"digest": digest, "index": index}, re, data)))
-        self._count_served(digest, index, len(data))
+            frames = self._serving.from_memory() or await self._serving.from_disk()
+            if frames is not None and not self._offer(frames):
+                await self._transmit(frames)
+        finally:
+            self._sending = False
 
-    def _count_served(self, digest: str, index: int, size: int) -> None:
-        progress, served = self.progress.get(("up", digest)), self._served.setdefault(digest, set())
-        if progress is None or index in served:
-            return
-        served.add(index)
-        progress.done += size
-        progress.moved = time.time()
-        if progress.done >= progress.size:
-            del self.progress["up", digest], self._served[digest]
+    def _serve_at_once(self) -> None:
+        """What lies in memory, for as long as there is room for it: no task is woken for that."""
+        while not (self._unsent or self._sending or self.held) and (frames := self._serving.from_memory()):
+            if not self._offer(frames):
+                self._unsent = frames
+                break
+        if self._unsent or self._serving.due:
+            self._wake.set()
+
+    def _say_chunk(self, ask: Ask, data: bytes | None, lent: Lent | None) -> list[Frame]:
+        digest, index, _, re = ask
+        return encode(Message("chunk", self._ident(), {"digest": digest, "index": index}, re, data), lent)
+
+    def _no_chunk(self, ask: Ask) -> None:
+        self._error("not_found", f"{ask[0]} has no chunk {ask[1]} here", ask[3])
 
     def _error(self, code: str, message: str, re: int | None, hint: str = "") -> None:
         self.say("error", {"code": code, "message": message[:1000], "hint": hint[:1000]}, re)
@@ -306,13 +318,13 @@ class Peer:
         digest, index, size = message.body["digest"], message.body["index"], message.body["chunk_size"]
         if not self._can_take(digest) or not 0 <= index < MAX_CHUNKS or not MIN_CHUNK <= size <= MAX_CHUNK:
             self._error("not_found", f"no chunk {index} of {digest[:80]} for you here", message.id)
-        elif not self._bulk.add(digest, index, size, message.id):
+        elif not self._serving.want((digest, index, size, message.id)):
             self._error("busy", f"{MAX_CHUNKS_WAITING} chunks are waiting", message.id)
-        self._wake.set()
+        self._serve_at_once()
 
     def _can_take(self, digest: str) -> bool:
         try:
-            return self._may_take(digest) and self.blobs.has(digest)
+            return self._may_take(digest) and self._serving.has(digest)
         except Zk0Error:
             return False  # not even a digest
 
@@ -338,10 +350,7 @@ class Peer:
             log.error("link.blob_damaged", digest=digest, reason=str(error))
             self._error("not_found", f"{digest} cannot be served", message.id)
             return
-        self.progress["up", digest] = Progress(digest, "up", manifest.size, 0)
-        self._served[digest] = set()
-        while len(self.progress) > 2 * MAX_CHUNKS_WAITING:
-            self._served.pop(self.progress.pop(next(iter(self.progress))).digest, None)
+        self._serving.begin(digest, manifest.size)
         body: Body = {"digest": digest, "size": manifest.size, "chunk_size": manifest.chunk_size}
         if message.body.get("tensors"):
             body["tensors"] = await loop.run_in_executor(self.pool, self._tensors, digest)

@@ -17,13 +17,14 @@ from typing import Protocol
 import structlog
 
 from zk0d.errors import ProtocolError
+from zk0d.link.buffers import Bytes
 from zk0d.link.gate import Gate, GateError, ReverseHold, refusal_record
 from zk0d.link.identity import check_node_id, common_name, fingerprint
 from zk0d.link.keyfiles import load_certificate
-from zk0d.link.lane import Bytes, Inbox, Lane, Splitter
-from zk0d.link.pump import Wire, WireEnd
+from zk0d.link.lane import Inbox, Lane, Splitter
 from zk0d.link.state import LinkLimits, NodeLinkInfo
 from zk0d.link.tls import ALPN_ENROLL, LINK_PROTOCOLS, explain_peer_failure
+from zk0d.link.wire import Wire, WireEnd
 
 log = structlog.get_logger("zk0d.link.session")
 
@@ -59,8 +60,8 @@ class Desk(Protocol):
 
     def enroll_request(self, session: Session, request: bytes) -> None: ...
 
-    def bulk(self, session: Session, envelope: bytes, bulk: memoryview) -> None:
-        """A bulk message came; `session.wire.inbox.handled()` once it is dealt with."""
+    def message(self, session: Session, frames: list[Bytes], size: int) -> None:
+        """A message came; `session.wire.inbox.handled(size)` once it is dealt with."""
 
     def nudge(self, session: Session) -> None:
         """Call `session.nudged` in the terminator's thread, from any thread."""
@@ -95,14 +96,16 @@ class Session:
         self._drained_from = 0
         wire.on_established = self._established
 
-    def event(self, sock: socket.socket, mask: int) -> None:
-        """Handle one selector event."""
+    def event(self, sock: socket.socket | None, mask: int) -> None:
+        """Handle one selector event; without a socket, what the lane has."""
         try:
             if self.stage is Stage.DRAIN:
                 self.wire.flush()
                 self.wire.discard()
                 if self.wire.bytes_in - self._drained_from > DRAIN_BYTES:
                     self.close("it goes on sending")
+            elif sock is None:
+                self.wire.kick()
             else:
                 self.wire.ready(sock, mask)
             if self.stage is not Stage.CLOSED:
@@ -129,8 +132,10 @@ class Session:
             self.close("done")
         elif self.stage in (Stage.HANDSHAKE, Stage.GATE, Stage.ENROLL, Stage.ANSWERING) and now > self.deadline:
             self._refuse("idle", f"{self.stage.value} not finished in time")
-        elif self.stage is Stage.OPEN and now - self.wire.moved > self._desk.limits.silence_s:
-            self.close(f"silent for {self._desk.limits.silence_s:.0f} s")
+        elif self.stage is Stage.OPEN:
+            self.wire.calm(now)
+            if now - self.wire.moved > self._desk.limits.silence_s:
+                self.close(f"silent for {self._desk.limits.silence_s:.0f} s")
 
     def _established(self) -> None:
         protocol = self.wire.pump.tls.selected_alpn_protocol()
@@ -167,10 +172,10 @@ class Session:
         except OSError:
             app.close()
             raise
-        split = Splitter(self._bulk_came)
+        self._split = split = Splitter(self._came, self.wire.pump.scratch.buffers)
         self._gate = Gate(self.node_id, beyond=split.feed)
         self.stage, self.deadline = Stage.GATE, time.monotonic() + self._desk.limits.handshake_s
-        lane = Lane(lambda: self._desk.nudge(self))
+        lane = Lane(self.wire.pump.scratch.slice, lambda: split.spoken)
         self.wire.lane, self.wire.inbox = lane, Inbox(lambda: self._desk.nudge(self))
         self.wire.inbound = self._gate_in
         self.wire.outbound = lambda data: lane.pass_through(self._hold.feed(data))
@@ -184,21 +189,22 @@ class Session:
                 raise Refused("not_allowed", f"node {self.node_id} is not allowed to link")
             self.stage, self.since = Stage.OPEN, time.time()
             self._desk.opened(self)
-            self.wire.inbound = self._gate.feed
+            self.wire.inbound, self.wire.split = self._gate.feed, self._split
             assert self.wire.lane is not None
             self.wire.say(bytes(self.wire.lane.pass_through(self._hold.release())))
             log.info("link.up", node=self.node_id, address=self.address)
         return out
 
-    def _bulk_came(self, envelope: bytes, bulk: memoryview) -> None:
-        assert self.wire.inbox is not None
-        self.wire.inbox.delivered()
-        self._desk.bulk(self, envelope, bulk)
+    def _came(self, frames: list[Bytes]) -> None:
+        if self.wire.inbox is not None:
+            size = sum(map(len, frames))
+            self.wire.inbox.delivered(size)
+            self._desk.message(self, frames, size)
 
     def nudged(self) -> None:
-        """The event loop has bulk for this link, or room for more of it."""
+        """The event loop has messages for this link, or room for more of them."""
         if self.stage is Stage.OPEN:
-            self.wire.attend()
+            self.event(None, 0)
 
     def _enroll_in(self, data: Bytes) -> Bytes:
         if self.stage is Stage.ENROLL:

@@ -20,14 +20,18 @@ from pathlib import Path
 import structlog
 
 from zk0d.errors import ConfigError
+from zk0d.link.buffers import Bytes, Scratch
 from zk0d.link.lane import Inbox
-from zk0d.link.pump import Scratch, TlsPump, Wire
+from zk0d.link.messages import Frame
+from zk0d.link.pump import TlsPump
 from zk0d.link.session import Session, Stage
 from zk0d.link.state import LinkLimits, NodeLinkInfo
+from zk0d.link.wire import Wire
 
 log = structlog.get_logger("zk0d.link.terminator")
 
 _TICK_S = 0.5
+_TRIM_S = 10.0
 
 
 class Terminator:
@@ -42,11 +46,11 @@ class Terminator:
         on_up: Callable[[str], None],
         on_down: Callable[[str, str], None],
         on_enroll: Callable[[int, bytes, str], None],
-        on_bulk: Callable[[str, bytes, memoryview, Inbox], None],
+        on_message: Callable[[str, list[Bytes], int, Inbox], None],
         on_room: Callable[[str], None],
         limits: LinkLimits,
     ) -> None:
-        """`on_bulk(node, envelope, bulk, inbox)`: a bulk message came; `inbox.handled()` when it is dealt with.
+        """`on_message(node, frames, size, inbox)`: a message came; `inbox.handled(size)` when it is dealt with.
         `on_room(node)`: its lane has room again.
         `on_up(node)`, `on_down(node, reason)`, `on_enroll(token, request, address)` (then call `answer`)."""
         self._context = context
@@ -54,11 +58,12 @@ class Terminator:
         self.enroll_hello = enroll_hello
         self.allowed, self.limits = allowed, limits
         self._on_up, self._on_down, self._on_enroll = on_up, on_down, on_enroll
-        self._on_bulk, self._on_room = on_bulk, on_room
+        self._on_message, self._on_room = on_message, on_room
         self._selector = selectors.DefaultSelector()
         self._scratch = Scratch()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._orders: deque[Callable[[], None]] = deque()
+        self._asleep = True
         self._sessions: set[Session] = set()
         self._open: dict[str, Session] = {}
         self._tokens: dict[int, Session] = {}
@@ -68,7 +73,7 @@ class Terminator:
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="zk0-terminator", daemon=True)
         self._lock = threading.Lock()  # guards _open against readers in other threads
-        self._told_full = 0.0
+        self._told_full = self._next_trim = 0.0
 
     def start(self, host: str, port: int) -> int:
         """Listen; the real port. ConfigError if the address cannot be had."""
@@ -116,12 +121,16 @@ class Terminator:
 
         self._order(order)
 
-    def offer(self, node_id: str, frames: list[bytes]) -> bool:
-        """Put a bulk message into the node's lane, from any thread; False: no room now, or no open link."""
+    def offer(self, node_id: str, frames: list[Frame]) -> bool:
+        """Put a message into the node's lane, from the event loop; False: no room now, or no open link."""
         with self._lock:
             session = self._open.get(node_id)
         lane = session.wire.lane if session is not None else None
-        return lane is not None and lane.offer(frames)
+        if session is None or lane is None or not lane.offer(frames):
+            return False
+        if len(frames) > 1 or not session.wire.speak():
+            self.nudge(session)
+        return True
 
     def answer(self, token: int, reply: bytes) -> None:
         """Answer an enrolment request, from any thread; nothing happens if the peer has gone."""
@@ -140,7 +149,7 @@ class Terminator:
 
     def _order(self, order: Callable[[], None]) -> None:
         self._orders.append(order)
-        if self._wake >= 0:
+        if self._asleep and self._wake >= 0:
             os.eventfd_write(self._wake, 1)
 
     # What sessions ask of us (session.Desk)
@@ -155,9 +164,9 @@ class Terminator:
             session.wire.lane.on_room = lambda: self._on_room(session.node_id)
         self._on_up(session.node_id)
 
-    def bulk(self, session: Session, envelope: bytes, bulk: memoryview) -> None:
+    def message(self, session: Session, frames: list[Bytes], size: int) -> None:
         assert session.wire.inbox is not None
-        self._on_bulk(session.node_id, envelope, bulk, session.wire.inbox)
+        self._on_message(session.node_id, frames, size, session.wire.inbox)
 
     def nudge(self, session: Session) -> None:
         self._order(session.nudged)
@@ -178,31 +187,40 @@ class Terminator:
     def _run(self) -> None:
         next_tick = 0.0
         while not self._closing:
-            for key, mask in self._selector.select(_TICK_S):
+            self._asleep = True  # before the look at the orders: whoever gives one later wakes us
+            events = self._selector.select(0 if self._orders else _TICK_S)
+            self._asleep = False
+            for key, mask in events:
                 if isinstance(key.data, Session):
                     if isinstance(key.fileobj, socket.socket) and key.data.stage is not Stage.CLOSED:
                         key.data.event(key.fileobj, mask)
                 elif key.data == "accept":
                     self._accept()
                 else:
-                    self._obey()
+                    self._woken()
+            self._obey()
             now = time.monotonic()
             if now >= next_tick:
                 next_tick = now + _TICK_S
                 self._tick(now)
 
-    def _obey(self) -> None:
+    def _woken(self) -> None:
         try:
             os.eventfd_read(self._wake)
         except BlockingIOError:
             pass
-        while self._orders:
+
+    def _obey(self) -> None:
+        for _ in range(len(self._orders)):
             try:
                 self._orders.popleft()()
             except Exception:
                 log.exception("terminator.order_failed")
 
     def _tick(self, now: float) -> None:
+        if now >= self._next_trim:
+            self._next_trim = now + _TRIM_S
+            self._scratch.buffers.trim()
         for session in list(self._sessions):
             session.tick(now)
         self._sessions = {s for s in self._sessions if s.stage is not Stage.CLOSED}

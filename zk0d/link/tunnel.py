@@ -21,13 +21,16 @@ from typing import Literal
 import structlog
 
 from zk0d.errors import ConfigError
+from zk0d.link.buffers import Bytes, Scratch
 from zk0d.link.gate import GREETING, GateError, RefusalScanner
 from zk0d.link.identity import HUB_NAME
 from zk0d.link.lane import Inbox, Lane, Splitter
-from zk0d.link.pump import Scratch, TlsPump, Wire, WireEnd
+from zk0d.link.messages import Frame
+from zk0d.link.pump import TlsPump
 from zk0d.link.rundir import RunDir
 from zk0d.link.state import LinkLimits
 from zk0d.link.tls import LINK_PROTOCOLS, explain_hub_failure
+from zk0d.link.wire import Wire, WireEnd
 
 log = structlog.get_logger("zk0d.link.tunnel")
 
@@ -67,18 +70,19 @@ class Tunnel:
         run_dir: Path,
         on_event: Callable[[TunnelEvent], None],
         limits: LinkLimits,
-        on_bulk: Callable[[bytes, memoryview, Inbox], None],
+        on_message: Callable[[list[Bytes], int, Inbox], None],
         on_room: Callable[[], None],
         tap: Callable[[bytes], None] | None = None,
     ) -> None:
-        """`on_bulk(envelope, bulk, inbox)`, in this thread: call `inbox.handled()` when it is dealt with.
+        """`on_message(frames, size, inbox)`, in this thread: call `inbox.handled(size)` when it is dealt with.
         `on_room()`: the lane has room again.
         `context` is called for every attempt, so that a renewed certificate is picked up."""
         self._host, self._port, self._context = host, port, context
         self._run_dir = run_dir
         self._folder: RunDir | None = None
         self._on_event, self._limits, self._tap = on_event, limits, tap
-        self._on_bulk, self._on_room = on_bulk, on_room
+        self._on_message, self._on_room = on_message, on_room
+        self._asleep = True
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._closing = self._reset = self._proven = self._retry = False
         self._reset_reason = ""
@@ -135,11 +139,15 @@ class Tunnel:
         self._retry = True
         self._poke()
 
-    def offer(self, frames: list[bytes]) -> bool:
-        """Put a bulk message into the lane, from any thread; False: no room now, or no link."""
+    def offer(self, frames: list[Frame]) -> bool:
+        """Put a message into the lane, from the event loop; False: no room now, or no link."""
         wire = self._wire
         lane = wire.lane if wire is not None else None
-        return lane is not None and lane.offer(frames)
+        if wire is None or lane is None or not lane.offer(frames):
+            return False
+        if (len(frames) > 1 or not wire.speak()) and self._asleep:
+            self._poke()
+        return True
 
     def proven(self) -> None:
         """The hub has answered over this link: the next failure starts the backoff afresh."""
@@ -204,15 +212,16 @@ class Tunnel:
         wire = Wire(self._selector, net, pump)
         self._wire = wire
         scanner = RefusalScanner()
-        wire.lane, wire.inbox = Lane(self._poke), Inbox(self._poke)
+        inbox = wire.inbox = Inbox(self._poke)
+
+        def deliver(frames: list[Bytes]) -> None:
+            size = sum(map(len, frames))
+            inbox.delivered(size)
+            self._on_message(frames, size, inbox)
+
+        wire.split = split = Splitter(deliver, self._scratch.buffers, skip=GREETING)
+        wire.lane = Lane(self._scratch.slice, lambda: split.spoken)
         wire.lane.on_room = self._on_room
-        inbox = wire.inbox
-
-        def deliver(envelope: bytes, bulk: memoryview) -> None:
-            inbox.delivered()
-            self._on_bulk(envelope, bulk, inbox)
-
-        split = Splitter(deliver, skip=GREETING)
         wire.inbound = lambda data: split.feed(scanner.feed(data))
         wire.outbound = wire.lane.pass_through
         wire.on_established = lambda: self._established(wire, where)
@@ -244,10 +253,14 @@ class Tunnel:
     def _pump(self, wire: Wire, scanner: RefusalScanner, where: str) -> None:
         wire.pump.shake()
         wire.flush()
-        deadline = time.monotonic() + self._limits.handshake_s
+        deadline, trim_at = time.monotonic() + self._limits.handshake_s, 0.0
         while not self._closing:
+            wire.kick()
             wire.attend()
-            for key, mask in self._wait(1.0):
+            self._asleep = True  # before the look at the lane: whoever offers later wakes us
+            events = self._wait(0 if wire.owes else 1.0)
+            self._asleep = False
+            for key, mask in events:
                 if key.data is not None and isinstance(key.fileobj, socket.socket):
                     wire.ready(key.fileobj, mask)
             if scanner.refusal:
@@ -255,6 +268,10 @@ class Tunnel:
             if self._reset:
                 raise _Failed("reset", self._reset_reason)
             now = time.monotonic()
+            if now >= trim_at:
+                trim_at = now + 10.0
+                self._scratch.buffers.trim()
+            wire.calm(now)
             if not wire.attached and now > deadline:
                 raise _Failed(
                     "timeout", f"{where} did not finish the TLS handshake within {self._limits.handshake_s:.0f} s"

@@ -9,217 +9,24 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import shutil
-import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from zk0d.durable import fsync_dir, write_bytes
-from zk0d.errors import PayloadError, Zk0Error
+from zk0d.errors import PayloadError
+from zk0d.model.lent import LentBlob
+from zk0d.model.manifest import CHUNK, DIGEST, MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, Manifest, digest_of, hex_of
+from zk0d.model.partial import DiskFullError, Partial
 
-CHUNK = 1 << 20
-MAX_CHUNKS = 32768
-MIN_CHUNK, MAX_CHUNK = 1024, 4 << 20
-_DIGEST = re.compile(r"sha256:([0-9a-f]{64})\Z")
-_HAVE_HEAD = struct.Struct("<8sQI32s")  # magic, size, chunk size, SHA-256 of what follows up to the index log
-_HAVE_MAGIC = b"zk0have1"
-_SYNC_EVERY = 16 << 20
+__all__ = [
+    "CHUNK", "MAX_CHUNK", "MAX_CHUNKS", "MIN_CHUNK", "BlobStore", "DiskFullError", "Manifest", "Partial", "digest_of",
+    "hex_of",
+]  # fmt: skip
+
 _MANIFESTS_KEPT = 16
-
-
-class DiskFullError(Zk0Error):
-    """There is not room for what was to be stored; nothing was deleted to make some."""
-
-    code = "disk_full"
-
-
-def hex_of(digest: str) -> str:
-    """The 64 hex digits of `sha256:<64 hex>`; PayloadError for anything else (no path can be smuggled in)."""
-    if not isinstance(digest, str) or not (match := _DIGEST.match(digest)):
-        raise PayloadError(
-            f"{str(digest)[:80]!r} is not a digest", "digests look like sha256:<64 lower-case hex digits>"
-        )
-    return match[1]
-
-
-def digest_of(data: bytes | memoryview) -> str:
-    """`sha256:<64 hex>` of `data`."""
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """How a blob is cut: every chunk is `chunk_size` bytes but the last; `chunks[i]` is its SHA-256 (32 bytes)."""
-
-    digest: str
-    size: int
-    chunk_size: int
-    chunks: tuple[bytes, ...] = field(repr=False)
-
-    def __post_init__(self) -> None:
-        hex_of(self.digest)
-        if self.size < 0 or not MIN_CHUNK <= self.chunk_size <= MAX_CHUNK:
-            raise PayloadError(
-                f"manifest of {self.digest}: size {self.size}, chunk size {self.chunk_size}",
-                f"chunks are {MIN_CHUNK} to {MAX_CHUNK} bytes",
-            )
-        if len(self.chunks) != -(-self.size // self.chunk_size) or len(self.chunks) > MAX_CHUNKS:
-            raise PayloadError(f"manifest of {self.digest}: {len(self.chunks)} chunks do not make {self.size} bytes")
-        if any(len(c) != 32 for c in self.chunks):
-            raise PayloadError(f"manifest of {self.digest}: a chunk's digest is not 32 bytes")
-
-    def length(self, index: int) -> int:
-        """Bytes in chunk `index`; IndexError outside."""
-        if not 0 <= index < len(self.chunks):
-            raise IndexError(index)
-        return min(self.chunk_size, self.size - index * self.chunk_size)
-
-    def matches(self, index: int, data: bytes | memoryview) -> bool:
-        """Whether `data` is chunk `index`, by length and SHA-256."""
-        return (
-            0 <= index < len(self.chunks)
-            and len(data) == self.length(index)
-            and hashlib.sha256(data).digest() == self.chunks[index]
-        )
-
-
-class Partial:
-    """A blob that is arriving. Thread-safe; one object per digest at a time; `close` keeps what has come.
-
-    Data and have-set are flushed every 16 MiB. What a crash tore is found when the next `BlobStore.partial` re-hashes
-    every chunk the have-set names, so a chunk is either whole or asked for again. The store's reserve is kept.
-    """
-
-    def __init__(self, store: BlobStore, manifest: Manifest) -> None:
-        self.manifest = manifest
-        self.have: set[int] = set()
-        self._store = store
-        self._lock = threading.Lock()
-        name = hex_of(manifest.digest)
-        self._part, self._log = store.partials / f"{name}.part", store.partials / f"{name}.have"
-        self._unsynced = 0
-        self._hash = hashlib.sha256()
-        self._hashed = 0  # chunks 0…_hashed-1 are in _hash
-        claimed = self._claimed()
-        if self._part.exists():
-            self._part.chmod(0o600)  # `finish` made it read-only, and was killed before the rename
-        self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(self._fd, manifest.size)
-            self.have = {
-                i
-                for i in claimed
-                if manifest.matches(i, os.pread(self._fd, manifest.length(i), i * manifest.chunk_size))
-            }
-            write_bytes(self._log, self._head() + b"".join(struct.pack("<I", i) for i in sorted(self.have)), 0o600)
-            self._log_fd = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-        except BaseException:
-            os.close(self._fd)
-            raise
-        self._open = True
-
-    def _head(self) -> bytes:
-        body = b"".join(self.manifest.chunks)
-        return (
-            _HAVE_HEAD.pack(_HAVE_MAGIC, self.manifest.size, self.manifest.chunk_size, hashlib.sha256(body).digest())
-            + body
-        )
-
-    def _claimed(self) -> set[int]:
-        """The chunk indexes an earlier run logged for exactly this manifest."""
-        try:
-            raw = self._log.read_bytes()
-        except FileNotFoundError:
-            return set()
-        head = self._head()
-        if not raw.startswith(head) or not self._part.exists():
-            return set()
-        log = raw[len(head) :]
-        return {i for (i,) in struct.iter_unpack("<I", log[: len(log) // 4 * 4]) if i < len(self.manifest.chunks)}
-
-    @property
-    def done_bytes(self) -> int:
-        """Bytes that have come and verified."""
-        return sum(self.manifest.length(i) for i in self.have)
-
-    @property
-    def complete(self) -> bool:
-        return len(self.have) == len(self.manifest.chunks)
-
-    def write(self, index: int, data: bytes | memoryview) -> bool:
-        """Verify chunk `index` and put it at its place; False (and nothing written) when it is not that chunk."""
-        if not self.manifest.matches(index, data):
-            return False
-        with self._lock:
-            if not self._open:
-                raise PayloadError(f"the partial of {self.manifest.digest} is closed")
-            if index in self.have:
-                return True
-            if not self._unsynced:  # others fill the disk too, while this arrives
-                self._store.require_space(len(data))
-            try:
-                _pwrite_all(self._fd, data, index * self.manifest.chunk_size)
-                os.write(self._log_fd, struct.pack("<I", index))
-                self.have.add(index)
-                self._unsynced += len(data)
-                if self._unsynced >= _SYNC_EVERY:
-                    self._sync()
-            except OSError as error:
-                raise _disk_error(error, self._part) from error
-            if index == self._hashed:
-                self._hash.update(data)
-                self._hashed += 1
-        return True
-
-    def _sync(self) -> None:
-        os.fdatasync(self._fd)
-        os.fdatasync(self._log_fd)
-        self._unsynced = 0
-
-    def finish(self) -> Path:
-        """Check the whole digest and make the blob appear. PayloadError (and the partial is dropped) if it is wrong."""
-        with self._lock:
-            if not self.complete:
-                raise PayloadError(
-                    f"{self.manifest.digest} is not complete: {len(self.have)} of {len(self.manifest.chunks)} chunks"
-                )
-            for i in range(self._hashed, len(self.manifest.chunks)):
-                self._hash.update(os.pread(self._fd, self.manifest.length(i), i * self.manifest.chunk_size))
-            if self._hash.hexdigest() != hex_of(self.manifest.digest):
-                self._close()
-                self.drop()
-                raise PayloadError(
-                    f"all chunks of {self.manifest.digest} came, but the whole has another digest",
-                    "the sender's manifest was wrong; nothing was kept",
-                )
-            os.fchmod(self._fd, 0o444)
-            os.fsync(self._fd)
-            self._close()
-        path = self._store.place(self._part, self.manifest.digest)
-        self._log.unlink(missing_ok=True)
-        return path
-
-    def _close(self) -> None:
-        if self._open:
-            self._open = False
-            os.close(self._fd)
-            os.close(self._log_fd)
-
-    def close(self) -> None:
-        """Flush and let go; what has come stays for the next `BlobStore.partial`."""
-        with self._lock:
-            if self._open:
-                self._sync()
-            self._close()
-
-    def drop(self) -> None:
-        """Remove what has come."""
-        self._part.unlink(missing_ok=True)
-        self._log.unlink(missing_ok=True)
 
 
 class BlobStore:
@@ -268,7 +75,7 @@ class BlobStore:
         """Every complete blob, in name order."""
         for folder in sorted((self.directory / "sha256").iterdir()):
             for path in sorted(folder.iterdir()):
-                if _DIGEST.match(f"sha256:{path.name}"):
+                if DIGEST.match(f"sha256:{path.name}"):
                     yield f"sha256:{path.name}"
 
     def total_bytes(self) -> int:
@@ -414,6 +221,13 @@ class BlobStore:
             raise PayloadError(f"{digest} has no chunk {index}")
         return data
 
+    def lend(self, digest: str) -> LentBlob:
+        """The blob, open for lending chunks; PayloadError if it is not here."""
+        try:
+            return LentBlob(self.path(digest))
+        except FileNotFoundError:
+            raise _absent(digest) from None
+
     def delete(self, digest: str) -> bool:
         """Remove a blob and whatever has come of it; whether there was one."""
         path, name = self.path(digest), hex_of(digest)
@@ -438,21 +252,6 @@ def _look(stat: os.stat_result) -> tuple[int, ...]:
 
 def _absent(digest: str) -> PayloadError:
     return PayloadError(f"the blob {digest} is not here")
-
-
-def _disk_error(error: OSError, path: Path) -> Zk0Error:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return DiskFullError(
-            f"no space left while writing {path}", "free some space; the transfer then goes on by itself"
-        )
-    return Zk0Error(f"{path}: {error.strerror}", "look at the disk")
-
-
-def _pwrite_all(fd: int, data: bytes | memoryview, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        n = os.pwrite(fd, view, offset)
-        view, offset = view[n:], offset + n
 
 
 def _hash_fd(fd: int) -> str:

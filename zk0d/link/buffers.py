@@ -1,0 +1,94 @@
+"""Memory that the wires use again and again: what a socket would not take, and where plaintext and ciphertext stand.
+
+Fresh pages cost as much as decrypting what is put into them. No I/O but `OutBuffer.send`.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections import deque
+
+Bytes = bytes | memoryview
+
+READ = 256 * 1024
+_RECORD = 16384
+SLICE = 6 * _RECORD
+"""Bytes encrypted at once: whole TLS records, and a ciphertext that malloc does not map and unmap each time."""
+_WORTH_KEEPING = 64 * 1024
+
+
+class OutBuffer:
+    """Bytes that a socket would not take yet."""
+
+    def __init__(self) -> None:
+        self._parts: deque[memoryview] = deque()
+        self.size = 0
+
+    def append(self, data: Bytes) -> None:
+        """Keep a copy-free view of `data`: pass bytes, or a view nobody will overwrite."""
+        if len(data):
+            self._parts.append(memoryview(data))
+            self.size += len(data)
+
+    def send(self, sock: socket.socket, flags: int = 0) -> int:
+        """Give the socket what it takes; the number of bytes. OSError if the socket is broken."""
+        sent = 0
+        while self._parts:
+            try:
+                n = sock.send(self._parts[0], flags)
+            except (BlockingIOError, InterruptedError):
+                break
+            sent += n
+            self.size -= n
+            if n < len(self._parts[0]):
+                self._parts[0] = self._parts[0][n:]
+                break
+            self._parts.popleft()
+        return sent
+
+    def clear(self) -> None:
+        self._parts.clear()
+        self.size = 0
+
+
+class Buffers:
+    """Receive buffers of one thread, used again once nobody holds a view of them: no fresh pages for each chunk."""
+
+    def __init__(self, most: int = 16 << 20) -> None:
+        self._most, self._size = most, 0
+        self._kept: list[bytearray] = []
+        self.used = False
+        """Whether `take` was called since the last `trim`."""
+
+    def take(self, size: int) -> memoryview:
+        """`size` writable bytes with anything in them: fill them all before anybody sees them."""
+        if size < _WORTH_KEEPING:
+            return memoryview(bytearray(size))
+        self.used = True
+        for buffer in self._kept:
+            # The list, this name and the argument: any view would hold one more reference.
+            if len(buffer) >= size and sys.getrefcount(buffer) == 3:
+                return memoryview(buffer)[:size]
+        fresh = bytearray(size)
+        if self._size + size <= self._most:
+            self._kept.append(fresh)
+            self._size += size
+        return memoryview(fresh)
+
+    def trim(self) -> None:
+        """Call now and then: gives the memory back after a spell without bulk."""
+        if not self.used and self._kept:
+            self._kept.clear()
+            self._size = 0
+        self.used = False
+
+
+class Scratch:
+    """Buffers that one thread uses for all its wires, so that a thousand idle links cost nothing."""
+
+    def __init__(self) -> None:
+        self.raw = memoryview(bytearray(READ))
+        self.plain = memoryview(bytearray(_RECORD))
+        self.slice = memoryview(bytearray(SLICE))
+        self.buffers = Buffers()

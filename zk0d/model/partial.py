@@ -1,0 +1,197 @@
+"""A blob that is arriving: chunks are verified, written at their place and counted in a have-set that survives a crash.
+
+Not for finished blobs (blobs.py), nor for what to ask for (zk0d.link.transfer).
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import struct
+import threading
+from pathlib import Path
+from typing import Protocol
+
+from zk0d.durable import write_bytes
+from zk0d.errors import PayloadError, Zk0Error
+from zk0d.model.manifest import Manifest, hex_of
+
+_HAVE_HEAD = struct.Struct("<8sQI32s")  # magic, size, chunk size, SHA-256 of what follows up to the index log
+_HAVE_MAGIC = b"zk0have1"
+_SYNC_EVERY = 16 << 20
+
+
+class DiskFullError(Zk0Error):
+    """There is not room for what was to be stored; nothing was deleted to make some."""
+
+    code = "disk_full"
+
+
+class Shelf(Protocol):
+    """What an arriving blob needs of its store."""
+
+    partials: Path
+
+    def require_space(self, size: int) -> None: ...
+
+    def place(self, finished: Path, digest: str) -> Path: ...
+
+
+class Partial:
+    """A blob that is arriving. Thread-safe; one object per digest at a time; `close` keeps what has come.
+
+    Data and have-set are flushed every 16 MiB. What a crash tore is found when the next `BlobStore.partial` re-hashes
+    every chunk the have-set names, so a chunk is either whole or asked for again. The store's reserve is kept.
+    """
+
+    def __init__(self, store: Shelf, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.have: set[int] = set()
+        self._store = store
+        self._lock = threading.Lock()
+        name = hex_of(manifest.digest)
+        self._part, self._log = store.partials / f"{name}.part", store.partials / f"{name}.have"
+        self._unsynced = 0
+        self._hash, self._hashing = hashlib.sha256(), threading.Lock()
+        self._hashed = 0  # chunks 0…_hashed-1 are in _hash
+        claimed = self._claimed()
+        if self._part.exists():
+            self._part.chmod(0o600)  # `finish` made it read-only, and was killed before the rename
+        self._fd = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(self._fd, manifest.size)
+            self.have = {i for i in claimed if manifest.matches(i, self._read(i))}
+            write_bytes(self._log, self._head() + b"".join(struct.pack("<I", i) for i in sorted(self.have)), 0o600)
+            self._log_fd = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._open = True
+
+    def _head(self) -> bytes:
+        body = b"".join(self.manifest.chunks)
+        return (
+            _HAVE_HEAD.pack(_HAVE_MAGIC, self.manifest.size, self.manifest.chunk_size, hashlib.sha256(body).digest())
+            + body
+        )
+
+    def _claimed(self) -> set[int]:
+        """The chunk indexes an earlier run logged for exactly this manifest."""
+        try:
+            raw = self._log.read_bytes()
+        except FileNotFoundError:
+            return set()
+        head = self._head()
+        if not raw.startswith(head) or not self._part.exists():
+            return set()
+        log = raw[len(head) :]
+        return {i for (i,) in struct.iter_unpack("<I", log[: len(log) // 4 * 4]) if i < len(self.manifest.chunks)}
+
+    @property
+    def done_bytes(self) -> int:
+        """Bytes that have come and verified."""
+        return sum(self.manifest.length(i) for i in self.have)
+
+    @property
+    def complete(self) -> bool:
+        return len(self.have) == len(self.manifest.chunks)
+
+    def write(self, index: int, data: bytes | memoryview) -> bool:
+        """Verify chunk `index` and put it at its place; False (and nothing written) when it is not that chunk."""
+        if not self.manifest.matches(index, data):
+            return False
+        with self._lock:
+            if not self._open:
+                raise PayloadError(f"the partial of {self.manifest.digest} is closed")
+            if index in self.have:
+                return True
+            if not self._unsynced:  # others fill the disk too, while this arrives
+                self._store.require_space(len(data))
+            try:
+                _pwrite_all(self._fd, data, index * self.manifest.chunk_size)
+                os.write(self._log_fd, struct.pack("<I", index))
+                self.have.add(index)
+                self._unsynced += len(data)
+                if self._unsynced >= _SYNC_EVERY:
+                    self._sync()
+            except OSError as error:
+                raise _disk_error(error, self._part) from error
+        self._catch_up(index, data)
+        return True
+
+    def _catch_up(self, index: int, data: bytes | memoryview) -> None:
+        """Hash what has come in order; chunks may be stored by several threads, and one of them does this."""
+        if not self._hashing.acquire(blocking=False):
+            return
+        try:
+            while self._hashed in self.have and self._open:
+                self._hash.update(data if self._hashed == index else self._read(self._hashed))
+                self._hashed += 1
+        finally:
+            self._hashing.release()
+
+    def _read(self, index: int) -> bytes:
+        return os.pread(self._fd, self.manifest.length(index), index * self.manifest.chunk_size)
+
+    def _sync(self) -> None:
+        os.fdatasync(self._fd)
+        os.fdatasync(self._log_fd)
+        self._unsynced = 0
+
+    def finish(self) -> Path:
+        """Check the whole digest and make the blob appear. PayloadError (and the partial is dropped) if it is wrong."""
+        with self._lock:
+            if not self.complete:
+                raise PayloadError(
+                    f"{self.manifest.digest} is not complete: {len(self.have)} of {len(self.manifest.chunks)} chunks"
+                )
+            with self._hashing:
+                for i in range(self._hashed, len(self.manifest.chunks)):
+                    self._hash.update(self._read(i))
+            if self._hash.hexdigest() != hex_of(self.manifest.digest):
+                self._close()
+                self.drop()
+                raise PayloadError(
+                    f"all chunks of {self.manifest.digest} came, but the whole has another digest",
+                    "the sender's manifest was wrong; nothing was kept",
+                )
+            os.fchmod(self._fd, 0o444)
+            os.fsync(self._fd)
+            self._close()
+        path = self._store.place(self._part, self.manifest.digest)
+        self._log.unlink(missing_ok=True)
+        return path
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            os.close(self._fd)
+            os.close(self._log_fd)
+
+    def close(self) -> None:
+        """Flush and let go; what has come stays for the next `BlobStore.partial`."""
+        with self._lock, self._hashing:
+            if self._open:
+                self._sync()
+            self._close()
+
+    def drop(self) -> None:
+        """Remove what has come."""
+        self._part.unlink(missing_ok=True)
+        self._log.unlink(missing_ok=True)
+
+
+def _disk_error(error: OSError, path: Path) -> Zk0Error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError(
+            f"no space left while writing {path}", "free some space; the transfer then goes on by itself"
+        )
+    return Zk0Error(f"{path}: {error.strerror}", "look at the disk")
+
+
+def _pwrite_all(fd: int, data: bytes | memoryview, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        n = os.pwrite(fd, view, offset)
+        view, offset = view[n:], offset + n
