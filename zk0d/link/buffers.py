@@ -13,8 +13,8 @@ Bytes = bytes | memoryview
 
 READ = 256 * 1024
 _RECORD = 16384
-SLICE = 6 * _RECORD
-"""Bytes encrypted at once: whole TLS records, and a ciphertext that malloc does not map and unmap each time."""
+SLICE = 32 * _RECORD
+"""Bytes read, encrypted and handed to the kernel at once: whole TLS records, and few changes between these."""
 _WORTH_KEEPING = 64 * 1024
 
 
