@@ -94,6 +94,7 @@ class _Fetch:
         self._events: asyncio.Queue[_Event] = asyncio.Queue()
         self._taken: set[int] = set()
         self._storing: set[asyncio.Future[bool]] = set()
+        self._held = False  # by the bandwidth limit, at the last look
 
     def _arrival(self, index: int, data: bytes | memoryview | None, code: str) -> None:
         if self.receiver.expects(index) and index not in self._taken:
@@ -129,8 +130,9 @@ class _Fetch:
         peer.progress["down", self.digest] = self.progress
         try:
             while not self.receiver.done:
+                patience = self._ask()
                 try:
-                    event = await asyncio.wait_for(self._events.get(), self._ask())
+                    event = await asyncio.wait_for(self._events.get(), patience)
                 except TimeoutError:
                     continue
                 await self._take(event)
@@ -144,8 +146,9 @@ class _Fetch:
     def _ask(self) -> float:
         """Ask for what the credit window and the bandwidth limit let through; seconds to wait for what comes."""
         peer, receiver, now = self.peer, self.receiver, time.monotonic()
-        if peer.held:
+        if peer.held or (self._held and not receiver.outstanding):  # it is we who hold it, not the peer
             receiver.progressed = now
+        self._held = False
         if now - receiver.progressed > peer.limits.stall_s:
             raise LinkLostError(
                 f"no chunk of {self.digest} came from {peer.name} for {peer.limits.stall_s:g} s", "what came is kept"
@@ -158,6 +161,7 @@ class _Fetch:
                 return min(1.0, receiver.next_look(now))
             peer.download.spend(self.manifest.length(indexes[0]))
             peer.ask_chunk(self.digest, indexes[0], self.manifest.chunk_size)
+        self._held = True
         return min(1.0, held)
 
     async def _take(self, event: _Event) -> None:
