@@ -62,6 +62,7 @@ without=(
     integration/test_daemon_process.py::test_systemd_sees_ready_status_and_watchdog
     integration/test_daemon_process.py::test_the_log_by_its_fields
     integration/test_hub_stewardship.py::test_synchronous_private_rounds        # dp-accounting
+    unit/test_daemon_workers.py::test_without_a_bus_nothing_is_started_and_the_reason_is_kept   # looks for a runtime first
     unit/test_hub_config.py::test_chart_of_any_length                           # matplotlib
     unit/test_arbiter.py::test_a_week                                           # long, and a matter of no version
 )
