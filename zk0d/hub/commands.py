@@ -112,6 +112,11 @@ def create(options: argparse.Namespace) -> int:
     parse_federation(toml, str(options.config))  # so that an error names the file that the maintainer edits
     request = {"op": "federation_create", "name": options.name, "toml": toml}
     if options.parts:
+        for part in ("spec.json", "base.safetensors", "exchange.safetensors"):
+            if not (options.parts / part).is_file():
+                raise ConfigError(
+                    f"--from {options.parts}: there is no {part} in it", "name a folder that holds all three parts"
+                )
         request["parts"] = str(options.parts.resolve())
     value = call(options.dir / "admin.sock", request, timeout=None)
     return show(
