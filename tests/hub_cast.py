@@ -303,6 +303,17 @@ class TestNode:
         raise AssertionError("the update was taken")
 
 
+async def cast(hub: HubProcess, folder: Path, count: int, join: str = "", mean: float = 0.0) -> list[TestNode]:
+    """`count` nodes, enrolled, connected and, where a federation is named, joined; sorted by node id."""
+    nodes = [TestNode(folder, f"node{i}") for i in range(count)]
+    for node in nodes:
+        await node.enrol(hub)
+        await node.connect()
+        if join:
+            await node.join(join, mean=mean)
+    return sorted(nodes, key=lambda n: n.identity.node_id)
+
+
 def reference(
     spec: ModelSpec, master: dict[str, np.ndarray], parts: list[tuple[dict[str, np.ndarray], float]], out: Path
 ) -> str:

@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,6 @@ from zk0d.errors import WorkerError
 from zk0d.hub.admin import READS, Admin
 from zk0d.hub.main import main
 from zk0d.link.enroll import enroll
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubProcess]:
-    with HubProcess(tmp_path / "hub") as made:
-        yield made
 
 
 async def a_hub_with_a_past(hub: HubProcess, folder: Path) -> TestNode:

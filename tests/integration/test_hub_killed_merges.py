@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-from hub_cast import HubProcess, TestNode, make_parts, until
+from hub_cast import HubProcess, TestNode, cast, make_parts, until
 
 from zk0d.hub import aggregate
 from zk0d.hub.ledger import Ledger
@@ -19,21 +17,6 @@ from zk0d.hub.rounds import Merge, shares
 from zk0d.hub.store import Store
 from zk0d.model.blobs import BlobStore
 from zk0d.model.spec import ModelSpec
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubProcess]:
-    with HubProcess(tmp_path / "hub") as made:
-        yield made
-
-
-async def cast(hub: HubProcess, folder: Path, count: int) -> list[TestNode]:
-    nodes = [TestNode(folder, f"node{i}") for i in range(count)]
-    for node in nodes:
-        await node.enrol(hub)
-        await node.connect()
-        await node.join("fed")
-    return nodes
 
 
 async def give(node: TestNode, spec: ModelSpec, version: int) -> None:
@@ -87,7 +70,7 @@ def test_killed_merges_with_adam_and_noise_give_the_bytes_of_undisturbed_ones(hu
 
     async def play() -> None:
         nonlocal kills
-        nodes = await cast(hub, tmp_path, 3)
+        nodes = await cast(hub, tmp_path, 3, join="fed")
         try:
             for number in (1, 2):
                 await asyncio.gather(*(give(n, spec, number - 1) for n in nodes[:2]))
@@ -127,7 +110,7 @@ def test_a_merge_that_cannot_be_made_can_be_rolled_back_from(hub: HubProcess, tm
     hub.create("fed", tmp_path / "parts", nodes=2)
 
     async def play() -> None:
-        nodes = await cast(hub, tmp_path, 2)
+        nodes = await cast(hub, tmp_path, 2, join="fed")
         try:
             await asyncio.gather(*(give(n, spec, 0) for n in nodes))
             await until(lambda: hub.ask("federation_show", name="fed")["version"] == 1, "version 1")

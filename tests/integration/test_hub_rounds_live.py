@@ -6,13 +6,12 @@ import asyncio
 import hashlib
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hub_cast import HubProcess, TestNode, base_tensors, make_parts, reference, until
+from hub_cast import HubProcess, TestNode, base_tensors, cast, make_parts, reference, until
 
 from zk0d.errors import RefusedError
 from zk0d.hub.ledger import Ledger
@@ -25,20 +24,6 @@ from zk0d.model.blobs import BlobStore, Manifest, digest_of
 from zk0d.model.lent import LentBlob
 from zk0d.model.payload import PayloadWriter
 from zk0d.model.spec import ModelSpec
-
-
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubProcess]:
-    with HubProcess(tmp_path / "hub") as made:
-        yield made
-
-
-async def cast(hub: HubProcess, folder: Path, count: int) -> list[TestNode]:
-    nodes = [TestNode(folder, f"node{i}") for i in range(count)]
-    for node in nodes:
-        await node.enrol(hub)
-        await node.connect()
-    return sorted(nodes, key=lambda n: n.identity.node_id)
 
 
 async def round_of(nodes: list[TestNode], spec: ModelSpec, federation: str, version: int) -> list[dict[str, Any]]:

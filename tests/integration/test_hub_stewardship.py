@@ -5,35 +5,19 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_cast import TOML, HubProcess, TestNode, make_parts, until
+from hub_cast import TOML, HubProcess, TestNode, cast, make_parts, until
 
 from zk0d.errors import ConfigError, RefusedError, UsageError
 from zk0d.hub.store import Store
 from zk0d.model.spec import ModelSpec
 
 
-@pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubProcess]:
-    with HubProcess(tmp_path / "hub") as made:
-        yield made
-
-
 async def ask(hub: HubProcess, op: str, **fields: Any) -> Any:
     return await asyncio.to_thread(lambda: hub.ask(op, **fields))
-
-
-async def cast(hub: HubProcess, folder: Path, count: int) -> list[TestNode]:
-    nodes = [TestNode(folder, f"node{i}") for i in range(count)]
-    for node in nodes:
-        await node.enrol(hub)
-        await node.connect()
-        await node.join("fed", mean=1.0)
-    return nodes
 
 
 async def give(node: TestNode, spec: ModelSpec, version: int, merged: bool = True) -> dict[str, Any]:
@@ -59,7 +43,7 @@ def test_a_maintainers_year_in_short(hub: HubProcess, tmp_path: Path) -> None:
     hub.ask("federation_create", name="fed", toml=toml, parts=str(tmp_path / "parts"))
 
     async def play() -> None:
-        nodes = await cast(hub, tmp_path, 2)
+        nodes = await cast(hub, tmp_path, 2, join="fed", mean=1.0)
         try:
             # The schedule is what the node receives.
             tasks = await asyncio.gather(*(give(n, spec, 0) for n in nodes))
@@ -128,7 +112,7 @@ def test_synchronous_private_rounds(hub: HubProcess, tmp_path: Path) -> None:
     hub.ask("federation_create", name="fed", toml=toml, parts=str(tmp_path / "parts"))
 
     async def play() -> None:
-        nodes = await cast(hub, tmp_path, 3)
+        nodes = await cast(hub, tmp_path, 3, join="fed", mean=1.0)
         try:
             late = await nodes[2].task("fed", 0)
             await nodes[2].fetch(late["version_digest"])

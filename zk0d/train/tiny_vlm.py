@@ -90,13 +90,12 @@ def _tokenizer() -> dict[str, Any]:
     }
 
 
-def _files() -> dict[str, bytes]:
-    vocabulary = len(_SPECIAL) + 256
+def _model() -> dict[str, Any]:
     # The usual 0.02 is made for models a thousand wide; at 64 it leaves frozen features too faint to learn from.
     spread = HIDDEN**-0.5
     text = {
         "model_type": "llama",
-        "vocab_size": vocabulary,
+        "vocab_size": len(_SPECIAL) + 256,
         "hidden_size": HIDDEN,
         "intermediate_size": 2 * HIDDEN,
         "num_hidden_layers": LAYERS,
@@ -121,7 +120,7 @@ def _files() -> dict[str, bytes]:
         "patch_size": PATCH,
         "initializer_range": spread,
     }
-    config = {
+    return {
         "architectures": ["SmolVLMForConditionalGeneration"],
         "model_type": "smolvlm",
         "image_token_id": _SPECIAL.index(_IMAGE),
@@ -131,8 +130,11 @@ def _files() -> dict[str, bytes]:
         "text_config": text,
         "vision_config": vision,
     }
+
+
+def _tokenizer_config() -> dict[str, Any]:
     # In transformers 5 the extra tokens of a processor go in through extra_special_tokens, by name.
-    tokenizer_config = {
+    return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": 2048,
         "pad_token": _PAD,
@@ -146,6 +148,9 @@ def _files() -> dict[str, bytes]:
             "end_of_utterance_token": _END,
         },
     }
+
+
+def _files() -> dict[str, bytes]:
     image_processor = {
         "image_processor_type": "SmolVLMImageProcessor",
         "do_image_splitting": False,
@@ -162,9 +167,9 @@ def _files() -> dict[str, bytes]:
     }
     processor = {"processor_class": "SmolVLMProcessor", "image_seq_len": IMAGE_TOKENS}
     values = {
-        "config.json": config,
+        "config.json": _model(),
         "tokenizer.json": _tokenizer(),
-        "tokenizer_config.json": tokenizer_config,
+        "tokenizer_config.json": _tokenizer_config(),
         "preprocessor_config.json": image_processor,
         "video_preprocessor_config.json": video_processor,
         "processor_config.json": processor,
