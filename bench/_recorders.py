@@ -21,6 +21,9 @@ from _harness import REPOSITORY
 LATE = 1.5
 """A step is on time when it comes within this many periods of the one before, as in an episode's quality report."""
 
+LIMIT_S = 300
+"""A run that takes longer has failed: the longest is two takes of 20 s, and what comes after them."""
+
 
 class Told:
     """A worker's channel without a supervisor: events are kept with their time; no command comes."""
@@ -155,9 +158,13 @@ def in_process(kind: str, *given: Any) -> dict[str, Any]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "bench")])
     job = json.dumps([kind, *given], default=str)
-    done = subprocess.run(
-        [sys.executable, __file__, job], capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL
-    )
+    command = [sys.executable, __file__, job]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL, timeout=LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done after {LIMIT_S} s"}
     if done.returncode:
         return {"failed": done.stderr.strip().splitlines()[-1] if done.stderr else str(done.returncode),
                 "log": done.stderr[-3000:]}  # fmt: skip

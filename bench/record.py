@@ -54,37 +54,48 @@ def default(bench: Station, folder: Path, small: bool) -> dict[str, Any]:
 
 
 def overload(bench: Station, folder: Path, small: bool) -> dict[str, Any]:
-    """More pixels than two cores can encode: what is accepted has as many frames as rows, for each camera."""
-    sizes = (60, 2.0 if small else 4.0, 1 if small else 2, 3, [720, 1280])
+    """More pixels than two cores can encode: what is accepted has as many frames as rows, for each camera.
+
+    `overload_wait_ms` above 0 says that the encoders' queues were full, so that it was one.
+    """
+    sizes = (60, 2.0 if small else 3.0, 1, 3, [720, 1280])
     mine = in_process("ours", bench.table, folder / "ours-overload", *sizes)
     figures = {
-        "frame_row_mismatches": mismatches(folder / "ours-overload") if "failed" not in mine else None,
+        **mismatches(folder / "ours-overload", mine),
         "overload_wait_ms": mine.get("waited_ms"),
+        "overload_hz": mine.get("hz"),
     }
     if not small:
         theirs = in_process("lerobots", bench.table, folder / "lerobot-overload", *sizes)
-        figures["lerobot_frame_row_mismatches"] = (
-            mismatches(folder / "lerobot-overload") if "failed" not in theirs else theirs["failed"]
-        )
+        found = mismatches(folder / "lerobot-overload", theirs) | {"overload_hz": theirs.get("hz")}
+        figures |= {f"lerobot_{key}": value for key, value in found.items()}
     return figures
 
 
-def mismatches(root: Path) -> int:
-    """Videos of episodes, by camera, with another number of frames than the episode has rows, by decoding them all."""
+def mismatches(root: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """Videos (by camera) with another number of frames than their episodes have rows, by decoding them all; and rows
+    that have no frame. None where the run failed, which is printed."""
     import av
     from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
 
+    names = ("frame_row_mismatches", "overload_rows_without_frame", "overload_rows")
+    if "failed" in run:
+        print(f"{root.name}: {run['failed']}", flush=True)
+        return dict.fromkeys(names)
     meta = LeRobotDatasetMetadata("local/bench", root=root)
     wanted: dict[Path, int] = {}
     for episode in meta.episodes:
         for key in meta.video_keys:
             path = root / meta.get_video_file_path(int(episode["episode_index"]), key)
             wanted[path] = wanted.get(path, 0) + int(episode["length"])
-    wrong = 0
+    wrong = missing = 0
     for path, rows in wanted.items():
         with av.open(str(path)) as container:
-            wrong += sum(1 for _ in container.decode(video=0)) != rows
-    return wrong
+            container.streams.video[0].thread_type = "AUTO"
+            frames = sum(1 for _ in container.decode(video=0))
+        wrong += frames != rows
+        missing += max(0, rows - frames)
+    return dict(zip(names, (wrong, missing, sum(wanted.values())), strict=True))
 
 
 def bus(bench: Station, folder: Path, small: bool) -> dict[str, Any]:

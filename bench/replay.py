@@ -41,13 +41,21 @@ def record(root: Path, first: int, count: int, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
     (folder / "job.json").write_text(json.dumps(job))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [sys.executable, "-m", "robot.recorder", str(folder / "job.json")], capture_output=True, text=True,
-        env=environment,
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(done.stderr[-3000:])
-    return dict(json.loads(done.stdout.strip().splitlines()[-1])["result"])
+    command = [sys.executable, "-m", "robot.recorder", str(folder / "job.json")]
+    began, said = time.monotonic(), {"event": "nothing"}
+    with (
+        (folder / "recorder.log").open("w+") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as recorder,
+    ):
+        for line in recorder.stdout or ():
+            said = json.loads(line)
+            if said["event"] == "saved":
+                print(f"  {time.monotonic() - began:6.1f} s: episode {said['episode'] + 1} of {count}, {said['frames']} rows",
+                      flush=True)  # fmt: skip
+        if recorder.wait():
+            log.seek(0)
+            raise SystemExit(log.read()[-3000:] or str(said))
+    return dict(said["result"])
 
 
 def compare(root: Path, first: int, count: int) -> dict[str, Any]:

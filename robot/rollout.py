@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +33,18 @@ REST_S = 2.0
 REST_SPEED = 45.0
 """Degrees or range units per second."""
 WARM_UP_S = 120.0
+
+
+@dataclass
+class _Run:
+    """What is counted in one episode. `lingering`: frames since the simulator has seen success."""
+
+    began: float
+    frames: int = 0
+    lingering: int = 0
+    held_s: float = 0.0
+    success: bool | None = None
+    ended: str = ""
 
 
 class Rollout:
@@ -86,7 +99,7 @@ class Rollout:
             self._channel.emit("log", text=f"the arm could not go to rest: {error.message}")
 
     def _episode(self, episode: int) -> dict[str, Any]:
-        job, bench, period = self.job, self._bench, 1.0 / self.job.fps
+        job, bench = self.job, self._bench
         seed = job.seed * 100_003 + 50_000 + episode  # not a scene that a recorder of the same seed has shown
         bench.begin_take(seed)
         while self._thinker.busy and self._thinker.answer(job.give_up_s) is not None:
@@ -94,56 +107,21 @@ class Rollout:
         self._reset_policy()
         self._thinker.seconds.clear()
         self._verdict, self._note = None, ""
-        success: bool | None = None
-        frames = lingering = 0
-        limit, linger = round(job.max_s * job.fps), round(LINGER_S * job.fps)
-        begin = anchor = acted = time.perf_counter()
-        shown, since, held_s, ended = begin, 0, 0.0, "time"
-        while frames < limit and lingering < linger:
-            state, images = bench.observe()
-            now = time.perf_counter()
-            if self._act_in_time(state, images, now, anchor + (since + 1) * period):
-                if now - acted > job.hold_s:
-                    held_s += now - acted
-                acted = time.perf_counter()
-            elif now - acted > job.give_up_s:
-                ended, held_s, self._stop = "watchdog", held_s + now - acted, True
-                self._channel.emit("watchdog", text=f"no action for {now - acted:.1f} s: the arm goes to rest")
-                break
-            if self._cared():
-                ended, self._stop = "care", True
-                break
-            frames, since = frames + 1, since + 1
-            success = bench.success()
-            lingering += bool(success)
-            self._film.add(images, self._caption(episode, frames, success), good=bool(success))
-            now = time.perf_counter()
-            if now - shown >= PROGRESS_EVERY_S:
-                shown = now
-                held = now - acted > job.hold_s
-                self._channel.emit("progress", episode=episode, seconds=round(frames * period, 2), held=held,
-                                   **bench.preview())  # fmt: skip
-            wait = 0.0 if bench.stepped else anchor + since * period - now
-            if wait < -period:
-                anchor, since, wait = now, 0, 0.0
-            if (end := self._commands(wait)) is not None:
-                ended = end
-                break
-        else:
-            ended = "success" if lingering >= linger else "time"
-        reached = frames - lingering if success else frames
-        said = success if self._verdict is None else self._verdict
+        run = _Run(time.perf_counter())
+        run.ended = self._loop(episode, run)
+        said = run.success if self._verdict is None else self._verdict
         thinking = self._thinker.seconds or [0.0]
+        reached = run.frames - run.lingering if run.success else run.frames
         return {
             "episode": episode,
             "success": said,
             "judged_by": "nobody" if said is None else "simulator" if self._verdict is None else "person",
             "note": self._note,
-            "ended_by": ended,
-            "seconds": round((reached if bench.stepped else frames) * period, 2),
-            "wall_s": round(time.perf_counter() - begin, 2),
-            "held_s": round(held_s, 2),
-            "frames": frames,
+            "ended_by": run.ended,
+            "seconds": round((reached if bench.stepped else run.frames) / job.fps, 2),
+            "wall_s": round(time.perf_counter() - run.began, 2),
+            "held_s": round(run.held_s, 2),
+            "frames": run.frames,
             "seed": seed,
             "inference_ms": {
                 "p50": round(float(np.quantile(thinking, 0.5)) * 1e3, 2),
@@ -151,6 +129,42 @@ class Rollout:
             },
             **{k: v for k, v in bench.tally().items() if k in ("clipped", "bus_errors", "care")},
         }
+
+    def _loop(self, episode: int, run: _Run) -> str:
+        """The control loop of one episode: observe, act in time, care, film. Gives what ended it."""
+        job, bench, period = self.job, self._bench, 1.0 / self.job.fps
+        limit, linger = round(job.max_s * job.fps), round(LINGER_S * job.fps)
+        anchor = acted = shown = run.began
+        since = 0
+        while run.frames < limit and run.lingering < linger:
+            state, images = bench.observe()
+            now = time.perf_counter()
+            if self._act_in_time(state, images, now, anchor + (since + 1) * period):
+                if now - acted > job.hold_s:
+                    run.held_s += now - acted
+                acted = time.perf_counter()
+            elif now - acted > job.give_up_s:
+                run.held_s, self._stop = run.held_s + now - acted, True
+                self._channel.emit("watchdog", text=f"no action for {now - acted:.1f} s: the arm goes to rest")
+                return "watchdog"
+            if self._cared():
+                self._stop = True
+                return "care"
+            run.frames, since = run.frames + 1, since + 1
+            run.success = bench.success()
+            run.lingering += bool(run.success)
+            self._film.add(images, self._caption(episode, run.frames, run.success), good=bool(run.success))
+            now = time.perf_counter()
+            if now - shown >= PROGRESS_EVERY_S:
+                shown = now
+                self._channel.emit("progress", episode=episode, seconds=round(run.frames * period, 2),
+                                   held=now - acted > job.hold_s, **bench.preview())  # fmt: skip
+            wait = 0.0 if bench.stepped else anchor + since * period - now
+            if wait < -period:
+                anchor, since, wait = now, 0, 0.0
+            if (end := self._commands(wait)) is not None:
+                return end
+        return "success" if run.lingering >= linger else "time"
 
     def _act_in_time(
         self, state: NDArray[np.float32], images: Mapping[str, NDArray[np.uint8]], now: float, due: float

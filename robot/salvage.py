@@ -7,7 +7,7 @@ Works on the broken folder without changing it. Not for datasets of our own reco
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ class Stream:
         self._root = root
         self._frames = self._read(sorted((root / "videos" / key).glob("*/*.mp4")))
 
-    def _read(self, paths: list[Path]) -> Iterator[Frame]:
+    def _read(self, paths: list[Path]) -> Generator[Frame]:
         for path in paths:
             try:
                 with av.open(str(path)) as container:
@@ -43,6 +43,10 @@ class Stream:
             except (OSError, av.FFmpegError) as error:
                 self.problem = f"{path.relative_to(self._root)} cannot be read: {error}"
                 return
+
+    def close(self) -> None:
+        """Close the file that is being read."""
+        self._frames.close()
 
     def take(self, count: int) -> list[Frame]:
         """The next `count` frames; fewer when there are no more."""
@@ -77,6 +81,31 @@ def salvage(root: Path, target: Path, say: Callable[..., None]) -> dict[str, Any
         f"local/{target.name}", fps, own, root=target, robot_type=info.get("robot_type"),
         rgb_encoder=RGBEncoderConfig(vcodec="h264", g=2, crf=18), encoder_threads=1,
     )  # fmt: skip
+    try:
+        saved = _copy(episodes, cameras, lambda rows, pictures: _write(writer, rows, pictures, own, tasks), lost, say)
+    finally:
+        for stream in cameras.values():
+            stream.close()
+    lost += [s.problem for s in cameras.values() if s.problem]
+    if not saved:
+        raise DatasetError(
+            f"nothing of {root} can be saved: {'; '.join(lost) or 'it has no episode'}", "restore a backup"
+        )
+    writer.finalize()
+    counted = int(info.get("total_episodes") or 0)
+    if counted > len(saved):
+        lost.append(f"meta/info.json counts {counted} episodes; {len(saved)} are saved")
+    return {"saved": saved, "lost": lost}
+
+
+def _copy(
+    episodes: list[tuple[int, dict[str, Any]]],
+    cameras: dict[str, Stream],
+    write: Callable[[dict[str, Any], dict[str, list[Frame]]], None],
+    lost: list[str],
+    say: Callable[..., None],
+) -> list[int]:
+    """Write the episodes as far as rows and frames are there; → their numbers. What is not there goes to `lost`."""
     saved, expected = [], 0
     for number, rows in episodes:
         if number != expected and cameras:
@@ -89,19 +118,10 @@ def salvage(root: Path, target: Path, say: Callable[..., None]) -> dict[str, Any
         if short:
             lost.append(f"episode {number}: {', '.join(short)} has too few frames")
             break
-        _write(writer, rows, pictures, own, tasks)
+        write(rows, pictures)
         saved.append(number)
         say("progress", saved=len(saved))
-    lost += [s.problem for s in cameras.values() if s.problem]
-    if not saved:
-        raise DatasetError(
-            f"nothing of {root} can be saved: {'; '.join(lost) or 'it has no episode'}", "restore a backup"
-        )
-    writer.finalize()
-    counted = int(info.get("total_episodes") or 0)
-    if counted > len(saved):
-        lost.append(f"meta/info.json counts {counted} episodes; {len(saved)} are saved")
-    return {"saved": saved, "lost": lost}
+    return saved
 
 
 def _episodes(root: Path, lost: list[str]) -> list[tuple[int, dict[str, Any]]]:

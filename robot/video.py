@@ -134,30 +134,32 @@ class CameraEncoder:
     def _encode(self) -> None:
         options = {"g": str(self._gop), "crf": str(CRF), "preset": PRESET, "bf": "0", "threads": "1", **AT_ONCE}
         live, whole, number = live_path(self.path), 0, 0
-        container = av.open(str(live), "w", options={"movflags": IN_PIECES, "flush_packets": "1"})
-        try:
-            stream = container.add_stream(CODEC, self.fps, options=options)
-            stream.height, stream.width = self.size
-            stream.pix_fmt = PIXELS
-            stream.time_base = Fraction(1, self.fps)
-            while (frame := self._next()) is not None:
-                if self._aborted.is_set():
-                    continue
-                picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-                picture.pts = number
-                picture.time_base = Fraction(1, self.fps)
-                number += 1
-                if pieces := stream.encode(picture):
-                    container.mux(pieces)
-                    whole = live.stat().st_size
-            container.mux(stream.encode())
-            container.close()
-        except BaseException:
-            with contextlib.suppress(av.FFmpegError, OSError):
+        # Our own file: PyAV leaves its own open when the end of it cannot be written (disk full).
+        with live.open("wb", buffering=0) as file:
+            container = av.open(file, "w", format="mp4", options={"movflags": IN_PIECES, "flush_packets": "1"})
+            try:
+                stream = container.add_stream(CODEC, self.fps, options=options)
+                stream.height, stream.width = self.size
+                stream.pix_fmt = PIXELS
+                stream.time_base = Fraction(1, self.fps)
+                while (frame := self._next()) is not None:
+                    if self._aborted.is_set():
+                        continue
+                    picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                    picture.pts = number
+                    picture.time_base = Fraction(1, self.fps)
+                    number += 1
+                    if pieces := stream.encode(picture):
+                        container.mux(pieces)
+                        whole = file.tell()
+                container.mux(stream.encode())
                 container.close()
-            with contextlib.suppress(OSError):
-                os.truncate(live, whole)  # what was written after the disk was full would look like a frame
-            raise
+            except BaseException:
+                with contextlib.suppress(av.FFmpegError, OSError):
+                    container.close()
+                with contextlib.suppress(OSError):
+                    os.truncate(live, whole)  # what was written after the disk was full would look like a frame
+                raise
         if not self._aborted.is_set():
             rewrite(live, self.path, self.fps, number)
 
@@ -183,7 +185,11 @@ def packets(path: Path) -> int:
 
 def rewrite(source: Path, target: Path, fps: int, frames: int) -> None:
     """The first `frames` frames of `source` as one plain MP4 with its index in front, nothing encoded again."""
-    with av.open(str(source)) as old, av.open(str(target), "w", options={"movflags": "faststart"}) as new:
+    with (
+        av.open(str(source)) as old,
+        target.open("w+b", buffering=0) as file,
+        av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as new,
+    ):
         stream = old.streams.video[0]
         copied = new.add_stream_from_template(stream)
         copied.time_base = Fraction(1, fps)

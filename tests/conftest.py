@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -100,3 +101,13 @@ def shared_teleop() -> Path:
     if not (SHARED_DATA / "episodes_000-039.parquet").exists():
         pytest.skip(f"real teleoperation is not here: {SHARED_DATA}")
     return SHARED_DATA
+
+
+@pytest.fixture
+def station() -> Iterator[Any]:
+    """A virtual pair behind two pseudo-terminals, in the test's process and in wall-clock time."""
+    from robot.virtual.spec import StationSpec
+    from robot.virtual.station import VirtualStation
+
+    with VirtualStation(StationSpec("Touch", clock="wall")) as bench:
+        yield bench

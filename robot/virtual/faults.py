@@ -41,6 +41,11 @@ class LineFaults:
 
         self._call(set_delay)
 
+    @property
+    def owing(self) -> bool:
+        """Whether a late reply is still to come."""
+        return self._line.owing
+
     def bad_line(self, corrupt: float = 0.0, drop: float = 0.0) -> None:
         """From now on this share of the replies is damaged, and this share of the requests is not heard."""
 

@@ -36,6 +36,11 @@ class PtyLine:
         """Whether the port exists."""
         return self.master >= 0
 
+    @property
+    def owing(self) -> bool:
+        """Whether a late reply is still to be sent."""
+        return bool(self._owed)
+
     def plug(self) -> None:
         """Make the port appear. The slave end stays open here too, or a client that closes would end the line."""
         if self.plugged:
@@ -81,7 +86,8 @@ class PtyLine:
         """Send the late replies whose time has come → seconds to the next one, None when there is none."""
         now = time.monotonic()
         while self._owed and self._owed[0][0] <= now:
-            self._send(self._owed.popleft()[1])
+            self._send(self._owed[0][1])
+            self._owed.popleft()
         return max(0.0, self._owed[0][0] - now) if self._owed else None
 
     def _send(self, reply: bytes) -> None:

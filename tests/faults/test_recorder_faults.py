@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from daemon_process import wait_until
 from recorded_dataset import check_whole
+from virtual_pair import table
 from worker_process import WorkerProcess
 
 from robot import recorder
@@ -28,21 +30,6 @@ from zk0d.errors import DatasetError, RobotError
 
 pytest.importorskip("lerobot")
 pytest.importorskip("so101_nexus")
-
-
-@pytest.fixture
-def station() -> Iterator[Any]:
-    from robot.virtual.spec import StationSpec
-    from robot.virtual.station import VirtualStation
-
-    with VirtualStation(StationSpec("Touch", clock="wall")) as bench:
-        yield bench
-
-
-def table(station: Any, folder: Path, **changes: Any) -> dict[str, Any]:
-    station.write_calibration(folder, "follower", "leader")
-    ports = {"follower": station.follower_port, "leader": station.leader_port}
-    return {**ports, "calibration_dir": str(folder), **changes}
 
 
 class Told:
@@ -76,7 +63,7 @@ def test_lost_late_and_damaged_packets(station: Any, tmp_path: Path) -> None:
             harm()
             state, _ = bench.observe()
             assert np.isfinite(state).all()
-            time.sleep(0.3)  # until the late one is there
+            wait_until(lambda: not line.owing, "the late reply is there")
         asked = line.counters.positions
         target = bench.observe()[0] + np.float32([8, 0, 0, 0, 0, 0])
         bench.move_to(target, 0.5)
@@ -173,7 +160,6 @@ def fill(path: Path) -> None:
             file.write(bytes(1 << 20))
 
 
-@pytest.mark.may_leak("PyAV does not close a file whose end it could not write; the recorder ends then")
 def test_a_disk_that_fills_up_in_a_take(
     station: Any, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,6 @@ from daemon_process import Daemon, loads, wait_until
 
 pytest.importorskip("lerobot")
 pytest.importorskip("so101_nexus")
-
-
-@pytest.fixture
-def station() -> Iterator[Any]:
-    from robot.virtual.spec import StationSpec
-    from robot.virtual.station import VirtualStation
-
-    with VirtualStation(StationSpec("Touch", clock="wall")) as bench:
-        yield bench
 
 
 def test_show_doctor_teleop_and_calibrate_by_the_daemon(station: Any, tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from recorded_dataset import check_whole
+from virtual_pair import table
 from worker_process import WorkerProcess
 
 from robot.arms import open_bench
@@ -23,21 +23,6 @@ from zk0d.errors import RobotError
 
 pytest.importorskip("lerobot")
 pytest.importorskip("so101_nexus")
-
-
-@pytest.fixture
-def station() -> Iterator[Any]:
-    from robot.virtual.spec import StationSpec
-    from robot.virtual.station import VirtualStation
-
-    with VirtualStation(StationSpec("Touch", clock="wall")) as bench:
-        yield bench
-
-
-def table(station: Any, folder: Path, **changes: Any) -> dict[str, Any]:
-    station.write_calibration(folder, "follower", "leader")
-    ports = {"follower": station.follower_port, "leader": station.leader_port}
-    return {**ports, "calibration_dir": str(folder), **changes}
 
 
 def refusal(robot: dict[str, Any]) -> str:

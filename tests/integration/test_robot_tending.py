@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import virtual_pair
 
 from robot.calibration import calibrate
 from robot.checkup import check_arm, check_disk
@@ -48,19 +49,8 @@ class Person:
         return [f for e, f in self.said if e == name]
 
 
-@pytest.fixture
-def station() -> Iterator[Any]:
-    from robot.virtual.spec import StationSpec
-    from robot.virtual.station import VirtualStation
-
-    with VirtualStation(StationSpec("Touch", clock="wall")) as bench:
-        yield bench
-
-
 def table(station: Any, folder: Path) -> RobotTable:
-    station.write_calibration(folder, "follower", "leader")
-    ports = {"follower": station.follower_port, "leader": station.leader_port, "calibration_dir": str(folder)}
-    return RobotTable.parse(ports)
+    return RobotTable.parse(virtual_pair.table(station, folder))
 
 
 class Hand:
