@@ -124,12 +124,12 @@ class Container:
         return state in ("running", "degraded")
 
     @staticmethod
-    def until[T](probe: Callable[[], T | None], seconds: float, what: str) -> T:
-        """Call `probe` until it gives something true; fail after `seconds`, saying what was waited for."""
+    def until[T](probe: Callable[[], T | None], seconds: float, what: str | Callable[[], str]) -> T:
+        """Call `probe` until it gives something true; fail after `seconds`, saying what was waited for (asked then)."""
         end = time.monotonic() + seconds
         while not (found := probe()):
             if time.monotonic() > end:
-                raise TimeoutError(f"waited {seconds:.0f} s for {what}")
+                raise TimeoutError(f"waited {seconds:.0f} s for {what if isinstance(what, str) else what()}")
             time.sleep(0.05)
         return found
 

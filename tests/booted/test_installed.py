@@ -24,7 +24,9 @@ def wait_active(system: Any, unit: str, not_pid: str = "") -> str:
         pid = show(system, unit, "MainPID")
         return pid if pid not in ("0", not_pid) else None
 
-    return str(system.until(probe, 60, f"{unit} to be active; {system.sh(f'journalctl -q -o cat -u {unit} -n 20')}"))
+    return str(
+        system.until(probe, 60, lambda: f"{unit} to be active; {system.sh(f'journalctl -q -o cat -u {unit} -n 20')}")
+    )
 
 
 def test_it_runs_after_the_installation_and_no_unit_has_failed(system: Any) -> None:

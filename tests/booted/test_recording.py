@@ -68,7 +68,7 @@ def begin(system: Any, name: str) -> None:
         f"systemd-run -q --unit=alices-{name} --uid=alice --setenv=LANG=C.UTF-8"
         f" {command} --dataset {name} --episodes 500 --episode-s 1 --json"
     )
-    system.until(lambda: episodes(system, name) >= 1, 90, f"the first episode; {logs(system)}")
+    system.until(lambda: episodes(system, name) >= 1, 90, lambda: f"the first episode; {logs(system)}")
 
 
 def registered(system: Any, name: str) -> int:

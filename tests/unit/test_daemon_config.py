@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from zk0d.daemon import config
 from zk0d.daemon.config import SETTINGS, Config, find_files
-from zk0d.errors import ConfigError
+from zk0d.daemon.main import main
+from zk0d.errors import ConfigError, UnknownStateError
 from zk0d.link.rates import parse_rate
 
 
@@ -66,6 +72,47 @@ def test_which_files(tmp_path: Path) -> None:
     assert find_files(tmp_path, Path("/x.toml")) == [Path("/x.toml")]
     with pytest.raises(ConfigError, match="No such file"):
         Config.load([tmp_path / "missing.toml"])
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder that another user may enter, as whom the test goes on where it began as root."""
+    with tempfile.TemporaryDirectory(prefix="zk0-config-") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+@contextmanager
+def another_user() -> Iterator[None]:
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("closed", ["state", "conf.d", "conf.d/50-mine.toml"])
+def test_settings_that_may_not_be_read(
+    closed: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an operator meets them who asks `zk0d --check` without sudo: told with what to do, never taken for none."""
+    (place / "state").mkdir()
+    (place / "conf.d").mkdir()
+    write(place / "conf.d/50-mine.toml", "[train]\nniceness = 12\n")
+    monkeypatch.setattr(config, "CONF_D", place / "conf.d")
+    check = ["--state", str(place / "state"), "--check"]
+    with another_user():
+        assert main(check) == 0
+    (place / closed).chmod(0)
+    with another_user():
+        assert main(check) == UnknownStateError.exit_code
+    (place / closed).chmod(0o755)
+    said = capsys.readouterr()
+    assert "50-mine.toml" in said.out and f"{place / closed.removesuffix('.d')}" in said.err
+    assert "may not read these settings" in said.err and "sudo -u zk0d zk0d --check" in said.err
 
 
 def test_rates() -> None:

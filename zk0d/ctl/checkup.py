@@ -17,7 +17,7 @@ from pathlib import Path
 from zk0d.ctl import checkup_machine as machine
 from zk0d.ctl.context import DEFAULT_SOCKET
 from zk0d.ctl.findings import Case, Check, Finding, ask
-from zk0d.errors import Zk0Error
+from zk0d.errors import UnknownStateError, Zk0Error
 
 
 def units(case: Case) -> list[Finding]:
@@ -125,10 +125,9 @@ def settings(case: Case) -> list[Finding]:
     from zk0d.daemon.config import Config, find_files
 
     try:
-        files = [f for f in find_files(case.context.state, None) if os.access(f, os.R_OK)]
-        config = Config.load(files)
-    except PermissionError:
-        return [Finding("settings", "note", "only the daemon's user and root may read them")]
+        config = Config.load(find_files(case.context.state, None))
+    except UnknownStateError as error:
+        return [Finding("settings", "note", error.message, error.hint)]
     except Zk0Error as error:
         return [Finding("settings", "error", error.message, error.hint)]
     return [Finding("settings", "ok", ", ".join(config.files) or "all defaults")]

@@ -6,6 +6,7 @@ Not for what changes at run time (datasets, overrides): that is in the store.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.daemon.robot_table import DEFAULT_ROBOT, check_robot
-from zk0d.errors import ConfigError
+from zk0d.errors import ConfigError, UnknownStateError
 from zk0d.link.rates import ACCEPTS, Rate
 
 CONF_D = Path("/etc/zk0d/conf.d")
@@ -202,18 +203,39 @@ class Config:
 
 
 def find_files(state: Path, given: Path | None) -> list[Path]:
-    """The files to read: the one given, else STATE/zk0d.toml, else those of /etc/zk0d/conf.d in name order."""
+    """The files to read: the one given, else STATE/zk0d.toml, else those of /etc/zk0d/conf.d in name order.
+
+    Raises UnknownStateError where this user may not even see whether there are any.
+    """
     if given is not None:
         return [given]
     own = state / "zk0d.toml"
-    if own.exists():
-        return [own]
-    return sorted(CONF_D.glob("*.toml")) if CONF_D.is_dir() else []
+    try:  # not `exists` and `glob`: which of them say that a folder is closed differs between versions of Python
+        if _there(own):
+            return [own]
+        return sorted(CONF_D / name for name in os.listdir(CONF_D) if name.endswith(".toml")) if _there(CONF_D) else []
+    except PermissionError as error:
+        raise _closed(Path(error.filename)) from error
+
+
+def _there(path: Path) -> bool:
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _closed(path: Path) -> UnknownStateError:
+    hint = "ask as the daemon does: sudo -u zk0d zk0d --check; if it may not either: sudo chmod -R a+rX /etc/zk0d"
+    return UnknownStateError(f"{path}: you may not read these settings", hint)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text())
+    except PermissionError as error:
+        raise _closed(path) from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", "name an existing, readable file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
