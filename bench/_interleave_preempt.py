@@ -1,4 +1,8 @@
-"""The trainer's job again, undisturbed and then frozen and yielded all the time: the same steps, to the bit."""
+"""The trainer's job again, undisturbed and then preempted all the time: the same steps, to the bit.
+
+Preempted as the daemon does it: stopped in place and woken up, or stopped, woken up to checkpoint and leave, and started
+again. Both runs at once: it is no matter of time.
+"""
 
 from __future__ import annotations
 
@@ -11,70 +15,80 @@ from typing import Any
 
 from zk0d.supervise import Worker
 
+STOPPED_S = 0.01
+GRACE_S = 60.0
+
 
 @dataclass
-class _At:
-    """Where a run of the trainer is."""
+class Run:
+    """One run of the job, over all its processes: `losses` as they were told, by step."""
 
     step: int = -1
-    saved: int = 0
-    events: list[str] = field(default_factory=list)
+    losses: dict[int, float] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    freezes: int = 0
+    yields: int = 0
+    lost: int = 0
+    """Steps that were done and are not in the checkpoint that the trainer left."""
 
     def take(self, event: dict[str, Any]) -> None:
         if event["event"] == "progress":
             self.step = int(event["step"])
-        elif event["event"] == "checkpoint":
-            self.saved = int(event["step"])
+            self.losses[self.step] = event["loss"]
+
+    def same_curve(self, other: Run) -> bool:
+        """Whether every loss that both told is the same, and some were."""
+        both = self.losses.keys() & other.losses.keys()
+        return bool(both) and all(self.losses[step] == other.losses[step] for step in both)
 
 
-async def _start(folder: Path, job: dict[str, Any], at: _At) -> Worker:
+async def _start(folder: Path, job: dict[str, Any], run: Run) -> Worker:
     mine = job | {"checkpoint_dir": str(folder / "checkpoint"), "out": str(folder / "out.safetensors")}
-    return await Worker.start(sys.executable, "zk0d.train.trainer", mine, folder, folder / "trainer.log", at.take)
+    return await Worker.start(sys.executable, "zk0d.train.trainer", mine, folder, folder / "trainer.log", run.take)
 
 
-async def undisturbed(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
-    return await (await _start(folder, job, _At())).wait()
+async def undisturbed(folder: Path, job: dict[str, Any]) -> Run:
+    run = Run()
+    run.result = await (await _start(folder, job, run)).wait()
+    return run
 
 
-async def disturbed(folder: Path, job: dict[str, Any], freezes: int, yields: int) -> tuple[dict[str, Any], int, int]:
-    """→ result, preemptions made, steps lost (done, but not in the checkpoint that a yield left)."""
-    lost = made = began = 0
+async def _stop_in_place(worker: Worker) -> None:
+    worker.freeze()
+    await asyncio.sleep(STOPPED_S)
+
+
+async def disturbed(folder: Path, job: dict[str, Any], freezes: int, yields: int) -> Run:
+    """Each process of the trainer is stopped in place its share of `freezes`, and leaves after its share of the steps."""
+    run, began = Run(), 0
     each = int(job["local_steps"]) // (yields + 1)
-    gap_s = 0.002
     while True:
-        at = _At()
-        worker = await _start(folder, job, at)
+        run.step = -1
+        worker = await _start(folder, job, run)
         ended = asyncio.ensure_future(worker.wait())
-        left = yields > 0
-        share = -(-freezes // (yields + 1)) if yields else freezes
+        share = -(-(freezes - run.freezes) // (yields - run.yields + 1))
         while not ended.done():
-            await asyncio.sleep(gap_s)
-            if at.step < 0:
+            await asyncio.sleep(random.uniform(0.0, 0.01))
+            if run.step < 0:
                 continue
-            if share and random.random() < 0.8:
-                share, freezes, made = share - 1, freezes - 1, made + 1
-                worker.freeze()
-                await asyncio.sleep(0.01)
+            if share:
+                share, run.freezes = share - 1, run.freezes + 1
+                await _stop_in_place(worker)
                 worker.thaw()
-            elif left and not share and at.step >= began + each:
-                worker.send("yield")
-                break
-        result = await ended
-        if result["finished"]:
-            return result, made, lost
-        yields, made = yields - 1, made + 1
-        lost += max(0, at.step - int(result["steps"]))
-        began = int(result["steps"])
+            elif run.yields < yields and run.step >= began + each:
+                run.yields += 1
+                await _stop_in_place(worker)
+                await worker.stop(GRACE_S, cmd="yield")
+        run.result = await ended
+        if run.result["finished"]:
+            return run
+        began = int(run.result["steps"])
+        run.lost += max(0, run.step - began)
 
 
-async def both(
-    folder: Path, job: dict[str, Any], freezes: int, yields: int, *, together: bool
-) -> tuple[dict[str, Any], dict[str, Any], int, int]:
-    """The two runs, at the same time if `together` (each then has its own processor)."""
-    one, two = undisturbed(folder / "undisturbed", job), disturbed(folder / "disturbed", job, freezes, yields)
-    if together:
-        calm, (result, made, lost) = await asyncio.gather(one, two)
-    else:
-        calm = await one
-        result, made, lost = await two
-    return calm, result, made, lost
+async def both(folder: Path, job: dict[str, Any], freezes: int, yields: int) -> tuple[Run, Run]:
+    """The two runs at the same time, each on one thread of its own."""
+    calm, disturbed_ = await asyncio.gather(
+        undisturbed(folder / "undisturbed", job), disturbed(folder / "disturbed", job, freezes, yields)
+    )
+    return calm, disturbed_

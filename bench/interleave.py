@@ -52,8 +52,8 @@ class Sizes:
     yields: int
 
 
-SMALL = Sizes(status=5, idle_s=2.0, starts=2, takes=1, take_s=2.0, steps=40, freezes=19, yields=1)
-FULL = Sizes(status=50, idle_s=60.0, starts=100, takes=3, take_s=6.0, steps=300, freezes=196, yields=4)
+SMALL = Sizes(status=5, idle_s=2.0, starts=2, takes=1, take_s=2.0, steps=20, freezes=9, yields=1)
+FULL = Sizes(status=50, idle_s=600.0, starts=100, takes=3, take_s=6.0, steps=300, freezes=170, yields=30)
 
 
 def quantile(values: list[float], q: float) -> float:
@@ -98,7 +98,6 @@ def ready_to_train(stage: Stage) -> None:
     """A dataset, and the trainer at full load."""
     stage.record(1.0, train=True)
     stage.train()
-    stage.node.ctl("train", "now", "--for", "1d")
 
 
 def freeze(stage: Stage, sizes: Sizes) -> dict[str, Any]:
@@ -154,7 +153,7 @@ def record(stage: Stage, sizes: Sizes) -> dict[str, Any]:
     alone, without, _ = recordings(stage, sizes)
     stage.upload()
     stage.train()
-    stage.node.ctl("train", "now", "--for", "1d")
+    until(stage.steps, "the trainer makes steps")
     beside, interleaved, seen = recordings(stage, sizes)
 
     def error(p: np.ndarray) -> float:
@@ -178,23 +177,29 @@ def record(stage: Stage, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-def preempt(stage: Stage, sizes: Sizes, small: bool) -> dict[str, Any]:
+def preempt(stage: Stage, sizes: Sizes) -> dict[str, Any]:
     """The trainer's own job again, preempted all the time, against undisturbed."""
     path = until(lambda: next((stage.node.folder / "work" / "trainer").rglob("job.json"), None), "a trainer's job")
-    job = json.loads(path.read_text()) | {"local_steps": sizes.steps, "checkpoint_every_s": 3600, "threads": 1}
+    short = {"local_steps": sizes.steps, "batch_size": 4, "checkpoint_every_s": 3600, "threads": 1}
+    job = json.loads(path.read_text()) | short
     stage.node.ctl("train", "pause", "--for", "1d", check=False)
     until(lambda: stage.trainer() is None, "the trainer leaves")
-    calm, result, made, lost = asyncio.run(
-        both(stage.folder / "again", job, sizes.freezes, sizes.yields, together=small)
-    )
-    same = (calm["digest"], calm["loss_last"]) == (result["digest"], result["loss_last"])
-    return {"preemptions": made, "steps_lost": lost, "bitwise_equal": same}
+    calm, run = asyncio.run(both(stage.folder / "again", job, sizes.freezes, sizes.yields))
+    same = (calm.result["digest"], calm.result["loss_last"]) == (run.result["digest"], run.result["loss_last"])
+    return {
+        "preemptions": run.freezes + run.yields,
+        "preemptions_stopped_in_place": run.freezes,
+        "preemptions_left_and_started_again": run.yields,
+        "preempted_steps": sizes.steps,
+        "steps_lost": run.lost,
+        "bitwise_equal": same and run.same_curve(calm),
+    }
 
 
 PIECES = ("idle", "record", "freeze", "preempt")
 
 
-def measure(stage: Stage, sizes: Sizes, pieces: list[str], small: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+def measure(stage: Stage, sizes: Sizes, pieces: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each piece's figures as soon as they are had."""
     if "idle" in pieces:
         yield "idle", idle(stage, sizes)
@@ -203,9 +208,10 @@ def measure(stage: Stage, sizes: Sizes, pieces: list[str], small: bool) -> Itera
     elif {"freeze", "preempt"} & set(pieces):
         ready_to_train(stage)
     if "freeze" in pieces:
+        until(stage.steps, "the trainer makes steps")
         yield "freeze", freeze(stage, sizes)
     if "preempt" in pieces:
-        yield "preempt", preempt(stage, sizes, small)
+        yield "preempt", preempt(stage, sizes)
 
 
 def keep(options: argparse.Namespace, sizes: Sizes, piece: str, figures: dict[str, Any], told: dict[str, Any]) -> None:
@@ -237,7 +243,7 @@ def main() -> None:
     stage = Stage(Path(name))
     try:
         stage.start()
-        for piece, figures in measure(stage, sizes, pieces, options.small):
+        for piece, figures in measure(stage, sizes, pieces):
             told = {"revision": revision(), "load_before": load, "small": options.small,
                     "done_at_s": round(time.monotonic() - began, 1)}  # fmt: skip
             keep(options, sizes, piece, figures, told)

@@ -21,6 +21,7 @@ import structlog
 import zk0d
 from zk0d.durable import write_json
 from zk0d.errors import WorkerError
+from zk0d.halt import stop_threads
 from zk0d.worker import FD_VARIABLE, MAX_LINE, Message
 
 log = structlog.get_logger("supervise")
@@ -68,7 +69,9 @@ class Child:
         self._signal(signal.SIGKILL)  # whatever it left in its group, which also holds our socket open
 
     def freeze(self) -> bool:
-        return self._signal(signal.SIGSTOP)
+        there = self._signal(signal.SIGSTOP)
+        stop_threads(self._process.pid)
+        return there
 
     def thaw(self) -> None:
         self._signal(signal.SIGCONT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import os
 import shutil
 import subprocess
@@ -13,6 +14,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 from bus_stub import BusStub, number, variant
+from hypothesis import given
+from hypothesis import strategies as st
 
 from zk0d.daemon import bus
 from zk0d.daemon.config import Config
@@ -24,6 +27,8 @@ from zk0d.daemon.signals.machine import DiskSpace, ForeignCpu, HoldFile, Power, 
 from zk0d.daemon.signals.reading import Level, Reading
 from zk0d.daemon.signals.session import Desktop, Metered
 from zk0d.daemon.signals.windows import Windows, next_change, open_at, parse
+from zk0d.daemon.training import TICK_S
+from zk0d.daemon.workers import SAVE_GRACE_S
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -68,6 +73,21 @@ def test_the_trainer_leaves_before_the_hours_end() -> None:
     levels = [signal.read(end + s).level for s in (-3600, -299, -29, 0, 60)]
     assert levels == [Level.CLEAR, Level.WARY, Level.STOP, Level.STOP, Level.STOP]
     assert signal.read(end).hard and signal.read(end).waits == "resumes Tue 20:00"
+
+
+@given(st.floats(0, 900), st.floats(0, 5))
+def test_a_checkpoint_is_finished_before_the_hours_end(save_s: float, phase: float) -> None:
+    """Read every few seconds, decided upon at the next tick: then there is time for the step under way and the
+    checkpoint, as long as they were measured to take, and even for the daemon to end a trainer that takes too long."""
+    signal = Windows(["Mon-Fri 20:00-07:00"], "Europe/Berlin", lambda: save_s)
+    end = at(2026, 3, 3, 7, 0)
+    reads = itertools.count(end - 3 * 3600 + phase, signal.every_s)
+    levels = [(t, signal.read(t).level) for t in itertools.takewhile(lambda t: t < end, reads)]
+    wary = next(t for t, level in levels if level is Level.WARY)
+    stop = next(t for t, level in levels if level is Level.STOP)
+    assert end - stop <= max(35.0, 3 * save_s) and wary < stop - 60 * (save_s < 60)  # no earlier than it needs
+    asked = stop + TICK_S
+    assert asked + save_s < end and asked + max(SAVE_GRACE_S, 2 * save_s) <= end
 
 
 def test_pressure(tmp_path: Path) -> None:

@@ -12,15 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from zk0d.train.interrupts import GRACE_S, ORPHANED_S
+from zk0d.train.interrupts import ENDS_S, GRACE_S, ORPHANED_S
 from zk0d.worker import FD_VARIABLE
 
 SCRIPT = """
-import time
+import sys, time
 from zk0d.train.interrupts import Interrupts
 from zk0d.worker import WorkerChannel
 channel = WorkerChannel()
-Interrupts(channel, grace_s=60.0, orphaned_s=0.2).start().guard()
+interrupts = Interrupts(channel, grace_s=60.0, orphaned_s=0.2, ends_s=0.4).start()
+interrupts.guard()
+if "saves for ever" in sys.argv:
+    interrupts.handled()
 channel.emit("ready")
 time.sleep(600)
 """
@@ -35,16 +38,16 @@ time.sleep(600)
 
 
 def test_the_promise_of_thirty_seconds() -> None:
-    assert GRACE_S < 5 and ORPHANED_S < 30
+    assert GRACE_S < 5 and ORPHANED_S < ENDS_S < 30
 
 
-@pytest.mark.parametrize("ending", ["closed", "killed while frozen"])
+@pytest.mark.parametrize("ending", ["closed", "saves for ever", "killed while frozen"])
 def test_it_leaves_by_itself(ending: str, tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
     fd = theirs.fileno()
     env = {**os.environ, FD_VARIABLE: str(fd)}
-    if ending == "closed":
-        worker = subprocess.Popen([sys.executable, "-c", SCRIPT], env=env, pass_fds=[fd])
+    if ending != "killed while frozen":
+        worker = subprocess.Popen([sys.executable, "-c", SCRIPT, ending], env=env, pass_fds=[fd])
         theirs.close()
         assert b"ready" in ours.recv(1000)
         ours.close()

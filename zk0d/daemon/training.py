@@ -253,7 +253,7 @@ class Training:
             self.paces.disturbed()
             self.parking.park(worker, self._parked)
         else:
-            grace_s = GRACE_S if decision.rule in CLAIMS else SAVE_GRACE_S
+            grace_s = GRACE_S if decision.rule in CLAIMS else max(SAVE_GRACE_S, 2 * self.paces.save_s())
             self._workers.hurry(worker.pid)
             self._yielding = asyncio.create_task(worker.stop(grace_s, cmd="yield"))
 

@@ -22,6 +22,7 @@ import structlog
 from zk0d.daemon.bus import Bus, BusError
 from zk0d.durable import write_json
 from zk0d.errors import WorkerError
+from zk0d.halt import stop_threads
 from zk0d.supervise import OnEvent, Worker
 
 log = structlog.get_logger("units")
@@ -135,7 +136,8 @@ class Unit:
         if self._gone():
             return False
         self._want = self._stopped = True
-        self._send(signal.SIGSTOP)  # its own threads stop at once; the freezer, for its children too, takes 20 ms
+        self._send(signal.SIGSTOP)
+        stop_threads(self._pid)  # its own threads stop at once; the freezer, for its children too, takes 20 ms
         self._change()
         return True
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 
 from zk0d.worker import WorkerChannel
 
@@ -14,6 +15,8 @@ GRACE_S = 4.0
 """Seconds a `stop` may wait for the running step; after them the worker leaves from its last checkpoint."""
 ORPHANED_S = 25.0
 """The same when the daemon is gone: nobody else would end a worker that hangs in a driver, say."""
+ENDS_S = 29.0
+"""Seconds after which a worker without a daemon has ended, its last save done or not: the one before it is whole."""
 
 
 class Interrupts:
@@ -21,9 +24,12 @@ class Interrupts:
     at once; after it, `wanted` holds the command and the main thread is expected to save and return.
     """
 
-    def __init__(self, channel: WorkerChannel, grace_s: float = GRACE_S, orphaned_s: float = ORPHANED_S) -> None:
+    def __init__(
+        self, channel: WorkerChannel, grace_s: float = GRACE_S, orphaned_s: float = ORPHANED_S, ends_s: float = ENDS_S
+    ) -> None:
         self._channel = channel
         self._grace_s = {"stop": grace_s, "orphaned": orphaned_s}
+        self._ends_s = ends_s
         self._lock = threading.Lock()
         self._guarded = False
         self._handled = threading.Event()
@@ -53,8 +59,12 @@ class Interrupts:
                 guarded = self._guarded
             if not guarded:
                 self._leave(command)
+            told = time.monotonic()
             grace_s = self._grace_s.get(command)  # a `yield` has none here: the daemon kills
             if grace_s is not None and not self._handled.wait(grace_s):
+                self._leave(command)
+            if command == "orphaned":
+                time.sleep(max(0.0, told + self._ends_s - time.monotonic()))  # the process ends before that
                 self._leave(command)
 
     def _leave(self, command: str) -> None:

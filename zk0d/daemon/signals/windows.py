@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _WINDOW = re.compile(r"([a-z,\- ]+?)(?:\s+(\d{1,2}):(\d\d)\s*-\s*(\d{1,2}):(\d\d))?", re.IGNORECASE)
-LEAVE_S = 30.0
+LEAVE_S = 35.0
 """Least seconds before a window closes at which the trainer writes its checkpoint and leaves."""
 LAST_START_S = 300.0
-"""Seconds before a window closes from which no trainer starts any more: its imports would be most of what it does."""
+"""Seconds before a window closes from which no trainer starts any more: its imports would be most of what it does.
+Sooner where leaving takes long."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,10 @@ class Windows:
         at = "" if change is None else dt.datetime.fromtimestamp(change, self._zone).strftime("%a %H:%M")
         if not open_at(self._windows, now, self._zone):
             return Reading(self.name, "outside the hours for training", Level.STOP, hard=True, waits=f"resumes {at}")
-        if change is None or change - now > LAST_START_S:
+        lead = max(LEAVE_S, 3 * self._save_s())
+        if change is None or change - now > max(LAST_START_S, 2 * lead):
             return Reading(self.name, f"open until {at}" if at else "open")
-        level = Level.STOP if change - now <= max(LEAVE_S, 3 * self._save_s()) else Level.WARY
+        level = Level.STOP if change - now <= lead else Level.WARY
         return Reading(
             self.name, f"the hours for training end {at}", level, hard=True, waits="resumes in the next hours"
         )
