@@ -9,6 +9,7 @@ would write them. Not for guides, which people write (docs/).
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -164,6 +165,20 @@ def settings_page() -> str:
     return text + "\n" + tail("zk0d.toml")
 
 
+def defaults() -> str:
+    """The defaults as a settings file, every line of it a comment: /usr/share/zk0d/zk0d.toml."""
+    text = "# The defaults of zk0d, written by packaging/manuals.py. What differs on this machine goes, with the [table] above it, into a\n"
+    text += "# file of /etc/zk0d/conf.d, such as 50-mine.toml; then: zk0d --check; sudo systemctl restart zk0d. See zk0d.toml(5).\n"
+    table = ""
+    for setting in SETTINGS:
+        if setting.table != table:
+            table = setting.table
+            text += f"\n#[{table}]\n"
+        value = list(setting.default) if isinstance(setting.default, tuple) else setting.default
+        text += f"# {setting.help} ({setting.accepts})\n#{setting.key} = {json.dumps(value)}\n"
+    return text
+
+
 # -- completions -------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +292,7 @@ def written() -> dict[str, str]:
     }
     made = {f"docs/man/{n}.{PAGES[n]}": page(n, what[n], p) for n, p in parsers.items()}
     made["docs/man/zk0d.toml.5"] = settings_page()
+    made["docs/zk0d.toml"] = defaults()
     made["docs/hub-settings.md"] = (
         "# Settings of a hub and of a federation\n\nWritten by packaging/manuals.py from the declarations in "
         "zk0d/hub/config.py: change those.\n\n## hub.toml\n\n"

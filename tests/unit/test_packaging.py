@@ -6,12 +6,13 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 import xml.etree.ElementTree
 from pathlib import Path
 
 import pytest
 
-from zk0d.daemon.config import SETTINGS
+from zk0d.daemon.config import SETTINGS, Config
 from zk0d.daemon.units import TEMPLATES
 from zk0d.daemon.workers import KINDS
 
@@ -30,6 +31,16 @@ def test_every_setting_is_in_its_man_page() -> None:
     page = (ROOT / "docs/man/zk0d.toml.5").read_text().replace("\\-", "-")
     for setting in SETTINGS:
         assert f"\\fB{setting.key}\\fR" in page and setting.help in page
+
+
+def test_the_defaults_that_are_shipped_are_the_programs(tmp_path: Path) -> None:
+    """/usr/share/zk0d/zk0d.toml says nothing as it is, and with its lines taken in just what holds without it."""
+    shipped = ROOT / "docs/zk0d.toml"
+    assert tomllib.loads(shipped.read_text()) == {}
+    (tmp_path / "mine.toml").write_text(re.sub(r"(?m)^#(?! )", "", shipped.read_text()))
+    told = tomllib.loads((tmp_path / "mine.toml").read_text())
+    assert {(s.table, s.key) for s in SETTINGS} == {(t, k) for t, keys in told.items() for k in keys}
+    assert Config.load([tmp_path / "mine.toml"]).values == Config.load([]).values
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,10 @@ def units(case: Case) -> list[Finding]:
             bad = Finding("units", "warning", f"{unit} does not start at boot", f"sudo systemctl enable {unit}")
             found.append(good if enabled else bad)
         else:
-            found.append(Finding("units", "error", f"{unit} is {words[0] if words else 'unknown'}",
-                                 f"sudo systemctl enable --now {unit}; journalctl -u {unit} -n 20"))  # fmt: skip
+            # One that gave up after too many deaths is not started again before this is forgotten.
+            forget = f"sudo systemctl reset-failed {unit}; " if "failed" in words else ""
+            mend = f"{forget}sudo systemctl enable --now {unit}; journalctl -u {unit} -n 20"
+            found.append(Finding("units", "error", f"{unit} is {words[0] if words else 'unknown'}", mend))
     return found
 
 
