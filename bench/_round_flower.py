@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 from _harness import versions
-from _round_world import free_port, peak_mb
+from _round_world import family, free_port, peak_mb
 
 _SPARE = 1 << 30
 """Bytes of memory that stay free for the rest of the machine."""
@@ -114,24 +114,17 @@ def _until_listening(port: int) -> None:
         time.sleep(0.1)
 
 
-def _family(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    with contextlib.suppress(psutil.Error):
-        one = psutil.Process(process.pid)
-        return [one, *one.children(recursive=True)]
-    return []
-
-
 def _look(processes: dict[str, subprocess.Popen[bytes]], peaks: dict[str, float]) -> None:
     """Each part's peak: its processes' own peaks together."""
     for name, process in processes.items():
-        peaks[name] = max(peaks.get(name, 0.0), sum(peak_mb(p.pid) for p in _family(process)))
+        peaks[name] = max(peaks.get(name, 0.0), sum(map(peak_mb, family(process.pid))))
 
 
 def _end(processes: dict[str, subprocess.Popen[bytes]]) -> None:
-    everything = [p for process in processes.values() for p in _family(process)]
+    everything = [one for process in processes.values() for one in family(process.pid)]
     for one in everything:
         with contextlib.suppress(psutil.Error):
-            one.kill()
+            psutil.Process(one).kill()
     for process in processes.values():
         process.wait()
 
