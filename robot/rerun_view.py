@@ -5,7 +5,9 @@ Optional: without the package rerun-sdk it says what to install. Not for a termi
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import socket
 import threading
 from typing import Any, Self
 
@@ -32,6 +34,11 @@ class RerunView:
         self._thread = threading.Thread(target=self._run, name="rerun", daemon=True)
 
     def __enter__(self) -> Self:
+        # On this thread and before the arm's drivers: two threads that import LeRobot at once may see half of it.
+        from lerobot.utils.rerun_visualization import init_rerun
+
+        _look_for(*self._place)
+        init_rerun("zk0d", *self._place)
         self._thread.start()
         return self
 
@@ -47,11 +54,28 @@ class RerunView:
         )
 
     def _run(self) -> None:
-        from lerobot.utils.rerun_visualization import init_rerun, log_rerun_data, shutdown_rerun
+        from lerobot.utils.rerun_visualization import log_rerun_data, shutdown_rerun
 
-        init_rerun("zk0d", *self._place)
-        while not self._over.wait(EVERY_S):
+        # The end waits for the viewer, and for ever if it has gone: this thread may, the recorder's own end may not.
+        importlib.import_module("rerun").unregister_shutdown()
+        while True:
+            over = self._over.wait(EVERY_S)
             if self._fresh is not None:
                 (observation, action), self._fresh = self._fresh, None
                 log_rerun_data(observation, action, compress_images=True)
+            if over:
+                break
         shutdown_rerun()
+
+
+def _look_for(host: str | None, port: int | None) -> None:
+    """Raises ConfigError when nobody listens there; the SDK would say nothing and show nothing."""
+    if host is None or port is None:
+        return
+    try:
+        socket.create_connection((host, port), timeout=3.0).close()
+    except OSError as error:
+        raise ConfigError(
+            f"rerun: no viewer answers at {host}:{port}: {error.strerror or error}",
+            f"start one there first: rerun --bind 0.0.0.0 --port {port} (a recorder of the packages has no network)",
+        ) from error

@@ -129,10 +129,10 @@ class Sessions:
 
     async def _recorded(self, live: Live, request: RecordRequest, root: Path, emit: Emit) -> dict[str, Any]:
         """The session that holds the arm, with its row in the store."""
-        first, goal = live.first, live.goal
+        first = live.first
         if not live.session:
-            live.session = self._store.begin_session(request.dataset, request.task, request.by, goal)
-            kept = {"request": asdict(request), "since": live.since, "goal": goal, "first": first,
+            live.session = self._store.begin_session(request.dataset, request.task, request.by, live.goal)
+            kept = {"request": asdict(request), "since": live.since, "goal": live.goal, "first": first,
                     "session": live.session, "worker": live.worker_name}  # fmt: skip
             self._store.put("recording", kept)
         session = live.session
@@ -150,7 +150,8 @@ class Sessions:
                 self._end(request, session, state, why, have - first, discarded)
                 if have:
                     self._register(request.dataset, root, request.task, request.robot, request.train)
-        return _outcome(request.dataset, first, have, goal, discarded, why)
+        # One more for each episode that was recorded again: `live.goal` has grown since.
+        return _outcome(request.dataset, first, have, live.goal, discarded, why)
 
     def _end(self, request: RecordRequest, session: int, state: str, why: str, saved: int, discarded: int) -> None:
         self._store.put("recording", None)
