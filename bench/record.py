@@ -12,6 +12,8 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ PARTS = ("loop", "default", "overload", "bus", "kills")
 
 def loop(bench: Station, folder: Path, small: bool) -> dict[str, Any]:
     """The control loop at 60 Hz with two cameras: both recorders, one after the other."""
-    seconds, takes = (3.0, 2) if small else (20.0, 2)
+    seconds, takes = (2.0, 2) if small else (20.0, 2)
     sizes = (60, seconds, takes, 2, [480, 640])
     mine = in_process("ours", bench.table, folder / "ours", *sizes)
     theirs = in_process("lerobots", bench.table, folder / "lerobot", *sizes)
@@ -58,7 +60,7 @@ def overload(bench: Station, folder: Path, small: bool) -> dict[str, Any]:
 
     `overload_wait_ms` above 0 says that the encoders' queues were full, so that it was one.
     """
-    sizes = (60, 2.0 if small else 3.0, 1, 3, [720, 1280])
+    sizes = (60, 2.5 if small else 3.0, 1, 3, [720, 1280])
     mine = in_process("ours", bench.table, folder / "ours-overload", *sizes)
     figures = {
         **mismatches(folder / "ours-overload", mine),
@@ -100,7 +102,7 @@ def mismatches(root: Path, run: dict[str, Any]) -> dict[str, Any]:
 
 def bus(bench: Station, folder: Path, small: bool) -> dict[str, Any]:
     """One packet in a hundred damaged on both arms: no take is aborted."""
-    seconds, takes = (2.0, 2) if small else (20.0, 3)
+    seconds, takes = (2.0, 1) if small else (20.0, 3)
     bench.bad_line(corrupt=0.01)
     mine = in_process("ours", bench.table, folder / "bad", 30, seconds, takes, 1, [96, 128])
     bench.bad_line()
@@ -126,7 +128,7 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31), help="of the kills")
-    parser.add_argument("--kills", type=int, default=0, help="how many (default: 5 small, 100)")
+    parser.add_argument("--kills", type=int, default=0, help="how many (default: 2 small, 100)")
     parser.add_argument("--seconds", type=float, default=3600.0, help="begin no further kill after that")
     parser.add_argument("--more", action="store_true", help="count these kills beside those of the results file")
     options = parser.parse_args()
@@ -134,14 +136,18 @@ def main() -> None:
              "frame_row_mismatches", "aborted_takes", "cpu_vs_lerobot")  # fmt: skip
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name, station(Path(name) / "calibration") as bench:
-        folder = Path(name)
-        if "loop" in options.only:
-            found |= loop(bench, folder, options.small)
-        for part, measure in {"default": default, "overload": overload, "bus": bus}.items():
-            if part in options.only:
-                found |= measure(bench, folder, options.small)
-        if "kills" in options.only:
-            found |= kills(bench, folder, options.kills or (5 if options.small else 100), options.seed, options.seconds)
+        folder, count = Path(name), options.kills or (2 if options.small else 100)
+        measures: dict[str, Callable[[], dict[str, Any]]] = {
+            "loop": lambda: loop(bench, folder, options.small),
+            "default": lambda: default(bench, folder, options.small),
+            "overload": lambda: overload(bench, folder, options.small),
+            "bus": lambda: bus(bench, folder, options.small),
+            "kills": lambda: kills(bench, folder, count, options.seed, options.seconds),
+        }
+        for part in options.only:
+            began = time.monotonic()
+            found |= measures[part]()
+            print(f"{part}: measured in {time.monotonic() - began:.0f} s", flush=True)
     figures: dict[str, Any] = dict.fromkeys(names)
     path = RESULTS / "record.json"
     if len(options.only) < len(PARTS) and path.exists():

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from robot.virtual.bus import BusCounters
 from robot.virtual.joints import JOINTS
 from robot.virtual.line import PtyLine
-from robot.virtual.servo import OVERLOAD_ERROR, PRESENT_TEMPERATURE, PRESENT_VOLTAGE, Servo
+from robot.virtual.servo import OVERHEAT_ERROR, OVERLOAD_ERROR, PRESENT_TEMPERATURE, PRESENT_VOLTAGE, Servo
 
 
 class LineFaults:
@@ -74,6 +74,10 @@ class LineFaults:
     def overload(self, joint: str) -> None:
         """The servo trips: error bit in every reply, no torque until torque is switched on again."""
         self._call(lambda: setattr(self._servo(joint), "error", OVERLOAD_ERROR))
+
+    def overheat(self, joint: str) -> None:
+        """The servo has cut its torque for heat: its error bit is in every reply until its power comes back."""
+        self._call(lambda: setattr(self._servo(joint), "error", OVERHEAT_ERROR))
 
     def temperature(self, joint: str, celsius: int) -> None:
         """The servo reports this temperature from now on."""

@@ -6,11 +6,11 @@ Each: what was recorded before stays, the person is told, and of the take that s
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from capture import Capture
 from daemon_process import wait_until
 from recorded_dataset import check_whole
 from virtual_pair import table
@@ -98,36 +99,6 @@ def test_swapped_ports_and_a_replugged_arm(station: Any, tmp_path: Path) -> None
     assert check_whole(root).num_episodes == 2
 
 
-class Capture:
-    """In place of cv2.VideoCapture: gives what it is told to, at 30 Hz, until it is unplugged."""
-
-    gone = threading.Event()
-
-    def __init__(self, source: Any, backend: int = 0) -> None:
-        self._values: dict[int, float] = {}
-        self._count = 0
-        self._open = True
-
-    def isOpened(self) -> bool:
-        return self._open
-
-    def set(self, key: int, value: float) -> bool:
-        self._values[key] = value
-        return True
-
-    def get(self, key: int) -> float:
-        return self._values.get(key, 0.0)
-
-    def read(self) -> tuple[bool, Any]:
-        time.sleep(1 / 30)
-        self._count += 1
-        picture = np.tile(np.arange(64, dtype=np.uint8)[:, None, None], (1, 64, 3)) + np.uint8(self._count)
-        return (False, None) if self.gone.is_set() else (True, picture)
-
-    def release(self) -> None:
-        self._open = False
-
-
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_camera_lost_in_a_take(station: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cv2.VideoCapture", Capture)
@@ -180,6 +151,18 @@ def test_a_disk_that_fills_up_in_a_take(
     assert recorder.recover(root)["recovered"]["adopted"] == [1]
     dataset = check_whole(root)
     assert dataset.num_episodes == 2 and len(dataset) >= 60
+
+
+def test_a_take_that_uses_up_the_quota_ends_and_is_kept(
+    station: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "DISK_CHECK_EVERY_S", 0.2)
+    root, told = tmp_path / "set", Told()
+    result = record(root, table(station, tmp_path / "c"), told, episode_s=60, episodes=3, quota_left=2000)
+    assert result["episodes"] == 1 and "quota of all datasets is used up" in result["ended"]
+    assert told.of("take") == [{"take": 1, "episode": 0}]  # and no other begins
+    assert check_whole(root).num_episodes == 1
+    assert json.loads((root / "meta/zk0/episodes/000000.json").read_text())["facts"]["ended_by"] == "disk"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

@@ -76,6 +76,17 @@ def test_the_exported_policy_loads_with_lerobot(world: World, tmp_path: Path) ->
     assert hub.read_bytes() == (folder / "model.safetensors").read_bytes()  # the node's is the hub's, to the byte
 
 
+def test_any_version_moves_the_arm(world: World, tmp_path: Path) -> None:
+    """A rollout by the daemon: an earlier version on the virtual arm, with limits, a video and a table."""
+    node, out = world.nodes[0], tmp_path / "rollout"
+    node.ctl("rollout", "--model", "main/1", "--episodes", "1", "--max-s", "1", "--out", str(out))
+    report = json.loads((out / "rollout.json").read_text())
+    assert json.loads((Path(report["policy"]) / "metrics.json").read_text())["version"] == 1
+    assert report["max_relative_target"] == 20.0 and report["joint_margin"] == 2.0  # by default
+    assert len(report["episodes"]) == 1 and report["episodes"][0]["frames"] > 1
+    assert (out / "rollout.mp4").stat().st_size > 1000
+
+
 def test_without_a_learning_rate_nothing_is_learned(world: World) -> None:
     """The fall of the loss above comes from training: with learning rate 0 it does not move at all."""
     world.federation("still", versions=1, steps=4, lr=0.0)

@@ -135,46 +135,6 @@ def test_stop_is_clean_within_five_seconds(tmp_path: Path) -> None:
     assert result["discarded"] >= 1 and not list((root / ".zk0/staging").iterdir())
 
 
-def test_waiting_recording_again_and_pausing(tmp_path: Path) -> None:
-    root = tmp_path / "set"
-    robot = {"follower": "virtual:Touch?clock=wall", "leader": "rest"}
-    settings = job(root, keep="all", auto=False, episodes=2, reset_s=600, paused=True, robot=robot)
-    with WorkerProcess(RECORDER, settings, tmp_path / "work") as worker:
-
-        def until_phase(phase: str) -> dict[str, Any]:
-            while (event := worker.until("progress"))["phase"] != phase:
-                pass
-            return event
-
-        worker.until("paused")
-        assert until_phase("paused")["joints"] and not worker.of("take")  # it waits, and the arm follows
-        worker.send("next")
-        live = until_phase("take")
-        assert live["care"]["level"] in ("ok", "warn") and set(live["cameras"]) == {"front", "wrist"}
-        worker.send("rerecord")
-        assert worker.until("discarded")["reason"] == "to be recorded again"
-        until_phase("reset")
-        worker.send("next")
-        until_phase("take")
-        worker.send("next")
-        assert worker.until("saved")["episode"] == 0
-        worker.send("rerecord")  # that one was not good after all
-        assert worker.until("superseded")["episode"] == 0
-        worker.send("next")
-        until_phase("take")
-        worker.send("pause")
-        worker.until("pausing")
-        worker.send("next")
-        assert worker.until("saved")["episode"] == 1 and until_phase("paused")
-        worker.send("next")
-        until_phase("take")
-        worker.send("next")
-        result = worker.until("done")["result"]
-        assert worker.process.wait(20) == 0, worker.tail()
-    assert (result["episodes"], result["discarded"], result["ended"]) == (3, 1, "")
-    assert check_whole(root).num_episodes == 3
-
-
 def test_no_take_begins_where_it_would_not_fit(tmp_path: Path) -> None:
     settings = job(tmp_path / "set", floor_bytes=1 << 60)
     with WorkerProcess(RECORDER, settings, tmp_path / "work") as worker:

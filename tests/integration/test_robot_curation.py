@@ -102,3 +102,16 @@ def test_v21_becomes_v30(tmp_path: Path) -> None:
     dataset = load(tmp_path / "new")
     assert dataset.num_episodes == 2 and dataset[20]["observation.images.front"].shape[0] == 3
     assert not verify(tmp_path / "new", quiet)["problems"] and tree(tmp_path / "old") == before
+
+
+def test_a_dataset_of_the_hugging_face_cache(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(DatasetError, match="me/cubes is not in the Hugging Face cache") as absent:
+        curation.copy({"source": "hf:me/cubes", "target": str(tmp_path / "new")}, quiet)
+    assert "hf download me/cubes --repo-type dataset" in absent.value.hint
+    repo = tmp_path / "hub/datasets--me--cubes"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs/main").write_text("abc123")
+    shutil.copytree(whole, repo / "snapshots/abc123")
+    assert curation.copy({"source": "hf:me/cubes", "target": str(tmp_path / "new")}, quiet)["episodes"] == 3
+    assert load(tmp_path / "new").num_episodes == 3

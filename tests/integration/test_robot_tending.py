@@ -155,6 +155,7 @@ def test_the_check_up_finds_what_is_wrong(station: Any, tmp_path: Path) -> None:
     whole = check_arm(robot, "follower", 30)
     # A pseudo-terminal on a busy machine may lose a reading, and this arm may hold itself up.
     assert all(f["level"] == "ok" or "readings failed" in f["what"] or "load" in f["what"] for f in whole), whole
+    assert any(f["what"].startswith("firmware ") and "on all 6 servos" in f["what"] for f in whole), whole
     station.faults.follower.voltage("gripper", 4.1)
     station.faults.follower.temperature("elbow_flex", 68)
     bus = station._follower.line.bus

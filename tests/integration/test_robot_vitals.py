@@ -106,6 +106,14 @@ def test_an_overloaded_joint_gets_its_torque_back(station: Any, bench: Bench) ->
     assert joint.torque and bench.health()["level"] != "slow" and "cleared" in found[-1]["text"]
 
 
+def test_a_servo_that_says_it_is_too_hot_lets_the_arm_go(station: Any, bench: Bench) -> None:
+    until(bench, lambda: all(s.torque for s in station._follower.servos), "torque")
+    station.faults.follower.overheat("elbow_flex")
+    found = until(bench, lambda: bench.released, "released")
+    assert found[-1]["level"] == "release" and "elbow_flex" in found[-1]["text"] and "too hot" in found[-1]["text"]
+    assert not any(s.table[TORQUE_ENABLE] for s in station._follower.servos)
+
+
 def test_a_sagging_supply_slows_and_then_lets_go(station: Any, bench: Bench) -> None:
     until(bench, lambda: len(bench._sides[0].watch.care._reference) == 4, "reference")
     station.faults.follower.voltage("shoulder_pan", 5.4)

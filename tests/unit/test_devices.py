@@ -5,25 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from made_up_sys import plug
 
 from zk0d.devices import find, gone, resolve
 from zk0d.errors import RobotError
-
-
-def plug(root: Path, usb: str, node: str, serial: str, speed: str = "12") -> None:
-    device = root / "sys/devices/pci0/usb1" / usb
-    interface = device / f"{usb}:1.0"
-    interface.mkdir(parents=True)
-    for name, text in (("idVendor", "1a86"), ("product", "Serial"), ("speed", speed), ("serial", serial)):
-        if text:
-            (device / name).write_text(text + "\n")
-    group = "video4linux" if node.startswith("video") else "tty"
-    entry = root / "sys/class" / group / node
-    entry.mkdir(parents=True)
-    (entry / "device").symlink_to(interface)
-    if group == "video4linux":
-        (entry / "index").write_text("0\n")
-        (entry / "name").write_text("Front camera\n")
 
 
 def test_a_binding_by_serial_survives_swapped_sockets(tmp_path: Path) -> None:
