@@ -107,3 +107,41 @@ def test_killed_the_daemon_finds_its_recorder_again(station: Any) -> None:
     station.sh(f"kill -9 {daemon}")
     wait_active(station, "zk0d.service", not_pid=daemon)
     goes_on(station, "killed", unit, recorder)
+
+
+CUT = """
+import glob, os, signal, subprocess, sys, time
+recorder, daemon = int(sys.argv[1]), int(sys.argv[2])
+waiting = "/var/lib/zk0d/datasets/waiting/.zk0/staging/*/take.json"
+end = time.monotonic() + 90
+while time.monotonic() < end:
+    if glob.glob(waiting):
+        os.kill(recorder, signal.SIGSTOP)
+        time.sleep(0.05)
+        if glob.glob(waiting):
+            os.kill(daemon, signal.SIGSTOP)  # else it starts another recorder, which would save the take itself
+            os.kill(recorder, signal.SIGKILL)
+            os.kill(daemon, signal.SIGKILL)
+            sys.exit(0)
+        os.kill(recorder, signal.SIGCONT)
+    time.sleep(0.001)
+sys.exit("no take waited to be saved")
+"""
+
+
+def test_a_take_that_waited_when_both_were_killed_is_saved_at_the_next_start(station: Any) -> None:
+    begin(station, "waiting")
+    (unit,) = units(station, "record")
+    recorder, daemon = show(station, unit, "MainPID"), show(station, "zk0d.service", "MainPID")
+    station.run("python3", "-", recorder, daemon, input=CUT, timeout=120)
+    wait_active(station, "zk0d.service", not_pid=daemon)
+    said = "take(s) of 'waiting' were saved after the last run was cut"
+
+    def told() -> str:
+        lines = station.sh("zk0ctl logs -n 40").splitlines()
+        return next((line for line in lines if said in line or "could not be saved yet" in line), "")
+
+    station.until(lambda: told(), 90, lambda: f"the adoption to be said; {logs(station)}")
+    assert said in told(), told() + logs(station)
+    station.until(lambda: registered(station, "waiting") == episodes(station, "waiting"), 20, "the dataset to be known")
+    print(told().strip())

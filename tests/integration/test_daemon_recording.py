@@ -6,8 +6,10 @@ import json
 import signal
 from collections.abc import Iterator
 
+import psutil
 import pytest
 from daemon_process import Daemon, loads, wait_until
+from recorded_dataset import check_whole
 
 RECORD = ("record", "--task", "touch the cube", "--dataset", "touch", "--episode-s", "8")
 
@@ -76,3 +78,40 @@ def test_record_crash_and_go_on(node: Daemon) -> None:
         wait_until(lambda: taking(node), "a take runs", 60)
         assert node.terminate() < 5
         assert "zk0d was told to end" in last.communicate(timeout=20)[0]
+
+
+def test_a_take_that_waits_is_saved_at_the_daemons_next_start_and_that_is_said(node: Daemon) -> None:
+    """Daemon and recorder killed between the end of a take and its episode: the next daemon makes one of it."""
+    root = node.state / "datasets/waiting"
+
+    def waiting() -> psutil.Process | None:
+        """The recorder, stopped where a take of it is sealed and not yet an episode."""
+        process = node.worker("robot.recorder")
+        if process is None or not any(root.glob(".zk0/staging/*/take.json")):
+            return None
+        process.suspend()
+        wait_until(lambda: process.status() == psutil.STATUS_STOPPED, "the recorder stands")
+        if any(root.glob(".zk0/staging/*/take.json")):
+            return process
+        process.resume()
+        return None
+
+    with node:
+        words = ("--dataset", "waiting", "--task", "touch the cube", "--episode-s", "2", "--keep", "all")
+        session = node.begin("record", *words, "--until", "50")
+        stopped = wait_until(waiting, "a take waits to be saved", 120)
+        node.stop()  # else it starts another recorder, which would save the take itself
+        stopped.kill()
+        node.kill()
+        session.communicate(timeout=20)
+        meta = root / "meta/info.json"
+        before = json.loads(meta.read_text())["total_episodes"] if meta.exists() else 0
+        node.start()
+        said = "take(s) of 'waiting' were saved after the last run was cut"
+        (event,) = wait_until(lambda: [e for e in node.events("record") if said in e], "the adoption is said", 60)
+        taken = int(event.split()[0])
+        assert taken >= 1, event
+        known = next(d for d in node.status()["datasets"] if d["name"] == "waiting")
+        assert known["episodes"] == before + taken
+        print(event)
+    check_whole(root)

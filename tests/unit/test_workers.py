@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from zk0d.daemon import workers
+from zk0d.daemon import units, workers
+from zk0d.daemon.config import Config
 from zk0d.daemon.workers import Workers
+from zk0d.errors import WorkerError
 
 
 @pytest.fixture
@@ -36,3 +40,12 @@ def test_one_that_is_gone_is_no_trouble(process: subprocess.Popen[bytes]) -> Non
     process.wait()
     workers._step_back(process.pid, 10, idle=True)
     Workers.hurry(process.pid)
+
+
+def test_a_name_that_would_be_another_folder_as_a_unit_is_refused_everywhere(tmp_path: Path) -> None:
+    """A dash in an instance's name is a slash to systemd: the unit would look for a folder that nobody made."""
+    assert units.unit_name("gpu_memory", "leave_18a") == "zk0d-train@gpu_memory-leave_18a.service"
+    for name in ("adopt-18a", "../other", "a b", "", "x" * 101):
+        with pytest.raises(WorkerError, match="cannot be a worker's name"):
+            asyncio.run(Workers(tmp_path, Config.load([])).start("recorder", name, {}, lambda event: None))
+    assert not (tmp_path / "work").exists()

@@ -80,7 +80,7 @@ class Parking:
     async def _move(self, action: str, pid: int, seconds: float) -> None:
         """Raises WorkerError."""
         mover = await self._workers.start(
-            "gpu_memory", f"{action}-{int(time.time() * 1000):x}", {"action": action, "pid": pid}, lambda event: None
+            "gpu_memory", f"{action}_{int(time.time() * 1000):x}", {"action": action, "pid": pid}, lambda event: None
         )
         try:
             await asyncio.wait_for(mover.wait(), seconds)

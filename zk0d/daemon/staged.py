@@ -24,7 +24,7 @@ async def adopt(workers: Workers, store: Store, roots: Iterable[Path]) -> list[P
     """Adopt them all, a dataset at a time, and say so in the store's events → the datasets that are settled."""
     changed: list[Path] = []
     for root in left_behind(roots):
-        name = f"adopt-{time.time_ns():x}"
+        name = f"adopt_{time.time_ns():x}"
         try:
             worker = await workers.start("recorder", name, {"recover": str(root)}, lambda event: None)
             result = await worker.wait()

@@ -54,8 +54,11 @@ def _manager(member: str) -> tuple[str, str, str, str]:
 
 
 def unit_name(kind: str, name: str) -> str:
-    """The unit of a worker; %I in it is its folder, KIND/NAME (a dash stands for the slash). Raises WorkerError."""
-    unit = f"{TEMPLATES[kind]}@{kind}-{name.replace('-', '_')}.service"
+    """The unit of a worker; %I in it is its folder, KIND/NAME: a dash stands for the slash, so a name has none.
+
+    Also asked where workers are children, so that no name works there alone. Raises WorkerError.
+    """
+    unit = f"{TEMPLATES[kind]}@{kind}-{name}.service"
     if not _INSTANCE.fullmatch(unit):
         raise WorkerError(f"{name!r} cannot be a worker's name", "letters, digits, dots, underlines")
     return unit

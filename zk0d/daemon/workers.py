@@ -111,6 +111,7 @@ class Workers:
     async def start(self, kind: str, name: str, job: dict[str, Any], on_event: OnEvent) -> Worker:
         """Start a worker of `kind` in `work/KIND/NAME`, output to `log/KIND.log`. Raises WorkerError."""
         k = KINDS[kind]
+        units.unit_name(kind, name)  # under systemd or not
         if missing := self.runtime_missing():
             raise WorkerError(f"{missing}: no {kind} can run", self.hint)
         nice = self._config["train", "niceness"] if k.background else 0
