@@ -42,8 +42,7 @@ async def node(folder: Path, port: int, mib: int) -> None:
         with path.open("wb") as f:
             for _ in range(size):
                 f.write(os.urandom(MIB))
-        digest = blobs.add_file(path)
-        path.unlink(missing_ok=True)
+        digest = blobs.add_file(path, move=True)
         link.share(digest)
         return digest
 

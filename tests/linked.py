@@ -151,7 +151,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self.passed = 0
-        """Bytes from the client's side."""
+        """Bytes, both ways."""
         self.cut_at: list[int] = []
         """Values of `passed` at which everything is cut."""
         self.cuts = 0
@@ -173,25 +173,24 @@ class Proxy:
                 continue
             with self._lock:
                 self._pairs.append((client, server))
-            self._spawn(self._relay, client, server, True)
-            self._spawn(self._relay, server, client, False)
+            self._spawn(self._relay, client, server)
+            self._spawn(self._relay, server, client)
 
     def freeze(self) -> None:
         """Swallow what comes on the connections that are open now, as a dead router does."""
         self._age += 1
 
-    def _relay(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
+    def _relay(self, source: socket.socket, sink: socket.socket) -> None:
         age = self._age
         try:
             while data := source.recv(32768):
                 if age < self._age:
                     continue
-                if counted:
-                    self.passed += len(data)
-                    if self.cut_at and self.passed >= self.cut_at[0]:
-                        self.cut_at.pop(0)
-                        self.cut()
-                        return
+                self.passed += len(data)
+                if self.cut_at and self.passed >= self.cut_at[0]:
+                    self.cut_at.pop(0)
+                    self.cut()
+                    return
                 sink.sendall(data)
         except OSError:
             pass

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
@@ -16,6 +15,7 @@ import structlog
 from zk0d.errors import LinkLostError, PayloadError, RefusedError
 from zk0d.link.peer import Peer
 from zk0d.link.state import Progress
+from zk0d.link.storing import Storing
 from zk0d.link.transfer import Receiver
 from zk0d.model import tensors
 from zk0d.model.blobs import Manifest, Partial
@@ -71,56 +71,21 @@ async def _manifest(peer: Peer, digest: str, pieces: bool) -> tuple[Manifest, tu
     return made, tensors.unpack(body.get("tensors", b""), made.size)
 
 
-@dataclass(frozen=True)
-class _Event:
-    """What the loop of a download hears of: a chunk was stored, or was wrong (`good`), or will not come (`code`)."""
-
-    index: int = -1
-    size: int = 0
-    good: bool | None = None
-    code: str = ""
-    error: BaseException | None = None
-
-
 class _Fetch:
-    """One blob on its way. Chunks are verified and written in the pool, several at once, while more come."""
+    """One blob on its way: chunks come, are stored beside, and the next are asked for. All of it in the event loop."""
 
     def __init__(self, peer: Peer, manifest: Manifest, partial: Partial) -> None:
-        self.peer, self.manifest, self.partial = peer, manifest, partial
+        self.peer, self.manifest = peer, manifest
         self.digest = manifest.digest
         self.receiver = Receiver(manifest, partial.have, peer.limits, time.monotonic())
         self.progress = Progress(self.digest, "down", manifest.size, partial.done_bytes, skipped=partial.done_bytes)
-        # Bounded by the window: only chunks that were asked for are put in.
-        self._events: asyncio.Queue[_Event] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._timer: asyncio.TimerHandle | None = None
+        self._storing = Storing(peer.pool, partial, self._stored)
         self._taken: set[int] = set()
-        self._storing: set[asyncio.Future[bool]] = set()
         self._held = False  # by the bandwidth limit, at the last look
-
-    def _arrival(self, index: int, data: bytes | memoryview | None, code: str) -> None:
-        if self.receiver.expects(index) and index not in self._taken:
-            self._taken.add(index)
-            if data is not None:
-                self._store(index, data)
-            else:
-                self._events.put_nowait(_Event(index, code=code))
-
-    def _interrupted(self) -> None:
-        self.receiver.interrupted()
-        self._events.put_nowait(_Event(code="interrupted"))
-
-    def _store(self, index: int, data: bytes | memoryview) -> None:
-        size = len(data)
-        storing = asyncio.get_running_loop().run_in_executor(self.peer.pool, self.partial.write, index, data)
-        self._storing.add(storing)
-
-        def stored(done: asyncio.Future[bool]) -> None:
-            self._storing.discard(done)
-            if not done.cancelled():
-                error = done.exception()
-                good = None if error else done.result()
-                self._events.put_nowait(_Event(index, size=size, good=good, error=error))
-
-        storing.add_done_callback(stored)
+        self._pause = 0.0  # the peer was busy: until then nothing is asked for
 
     async def run(self) -> None:
         """Until the partial is complete."""
@@ -129,19 +94,37 @@ class _Fetch:
         peer.interruptions.append(self._interrupted)
         peer.progress["down", self.digest] = self.progress
         try:
-            while not self.receiver.done:
-                patience = self._ask()
-                try:
-                    event = await asyncio.wait_for(self._events.get(), patience)
-                except TimeoutError:
-                    continue
-                await self._take(event)
+            self._look()
+            await self._over
         finally:
             peer.arrivals.pop(self.digest, None)
             peer.interruptions.remove(self._interrupted)
             peer.progress.pop(("down", self.digest), None)
-            if self._storing:  # nobody may write to a partial that is closed
-                await asyncio.shield(asyncio.gather(*self._storing, return_exceptions=True))
+            self._end(None)
+            await asyncio.shield(self._storing.close())  # nobody may write to a partial that is closed
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._over.done():
+            if error is None:
+                self._over.set_result(None)
+            else:
+                self._over.set_exception(error)
+
+    def _look(self) -> None:
+        """Ask for what may be asked for now, and look again in time."""
+        if self._over.done():
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        if self.receiver.done:
+            self._end(None)
+            return
+        try:
+            self._timer = self._loop.call_later(self._ask(), self._look)
+        except Exception as error:  # it is this transfer's end, and its owner hears of it
+            self._end(error)
 
     def _ask(self) -> float:
         """Ask for what the credit window and the bandwidth limit let through; seconds to wait for what comes."""
@@ -155,6 +138,8 @@ class _Fetch:
             )
         if not peer.linked.is_set() or peer.held:  # else `up` interrupts
             return 1.0
+        if now < self._pause:
+            return self._pause - now
         while not (held := peer.download.delay(now)):
             indexes = receiver.asks(now, 1)
             if not indexes:
@@ -164,20 +149,38 @@ class _Fetch:
         self._held = True
         return min(1.0, held)
 
-    async def _take(self, event: _Event) -> None:
-        self._taken.discard(event.index)
-        if event.error is not None:
-            raise event.error
-        if event.good is not None:
-            if not event.good:
-                log.warning("transfer.wrong_chunk", peer=self.peer.name, digest=self.digest, index=event.index)
-            self.receiver.arrived(event.index, event.good, time.monotonic())
-            self.progress.done += event.size if event.good else 0
-            self.progress.moved = time.time()
-        elif event.code == "busy":
-            self.receiver.unavailable(event.index)
-            await asyncio.sleep(_BUSY_PAUSE_S)
-        elif event.code != "interrupted":
-            raise RefusedError(
-                f"{self.peer.name} does not give chunk {event.index} of {self.digest}", reason=event.code
-            )
+    # What is heard
+
+    def _arrival(self, index: int, data: bytes | memoryview | None, code: str) -> None:
+        if self._over.done() or not self.receiver.expects(index) or index in self._taken:
+            return
+        if data is not None:
+            self._taken.add(index)
+            self._storing.put(index, data)
+        elif code == "busy":
+            self.receiver.unavailable(index)
+            self._pause = time.monotonic() + _BUSY_PAUSE_S
+            self._look()
+        else:
+            refused = f"{self.peer.name} does not give chunk {index} of {self.digest}"
+            self._end(RefusedError(refused, reason=code))
+
+    def _interrupted(self) -> None:
+        self.receiver.interrupted()
+        self._loop.call_soon(self._look)  # a link that comes back stands only after this
+
+    def _stored(self, index: int, size: int, good: bool | None, error: BaseException | None) -> None:
+        self._taken.discard(index)
+        if error is not None:
+            self._end(error)
+            return
+        if not good:
+            log.warning("transfer.wrong_chunk", peer=self.peer.name, digest=self.digest, index=index)
+        try:
+            self.receiver.arrived(index, bool(good), time.monotonic())
+        except PayloadError as wrong:
+            self._end(wrong)
+            return
+        self.progress.done += size if good else 0
+        self.progress.moved = time.time()
+        self._look()

@@ -16,10 +16,13 @@ from typing import Protocol
 from zk0d.durable import write_bytes
 from zk0d.errors import PayloadError, Zk0Error
 from zk0d.model.manifest import Manifest, hex_of
+from zk0d.model.writeback import start_writeback
 
 _HAVE_HEAD = struct.Struct("<8sQI32s")  # magic, size, chunk size, SHA-256 of what follows up to the index log
 _HAVE_MAGIC = b"zk0have1"
 _SYNC_EVERY = 16 << 20
+_WRITE_OUT_EVERY = 4 << 20
+"""The disk works while more arrives, so that a flush finds little left to do."""
 
 
 class DiskFullError(Zk0Error):
@@ -53,6 +56,7 @@ class Partial:
         name = hex_of(manifest.digest)
         self._part, self._log = store.partials / f"{name}.part", store.partials / f"{name}.have"
         self._unsynced = 0
+        self._dirty: tuple[int, int] = (0, 0)  # start and end of a stretch that the disk has not been told of
         self._hash, self._hashing = hashlib.sha256(), threading.Lock()
         self._hashed = 0  # chunks 0…_hashed-1 are in _hash
         claimed = self._claimed()
@@ -113,12 +117,22 @@ class Partial:
                 os.write(self._log_fd, struct.pack("<I", index))
                 self.have.add(index)
                 self._unsynced += len(data)
+                self._write_out(index * self.manifest.chunk_size, len(data))
                 if self._unsynced >= _SYNC_EVERY:
                     self._sync()
             except OSError as error:
                 raise _disk_error(error, self._part) from error
         self._catch_up(index, data)
         return True
+
+    def _write_out(self, start: int, size: int) -> None:
+        """Have the disk begin with what has come, a stretch at a time."""
+        if self._dirty[1] != start:
+            self._dirty = (start, start)
+        self._dirty = (self._dirty[0], start + size)
+        if self._dirty[1] - self._dirty[0] >= _WRITE_OUT_EVERY:
+            start_writeback(self._fd, self._dirty[0], self._dirty[1] - self._dirty[0])
+            self._dirty = (self._dirty[1], self._dirty[1])
 
     def _catch_up(self, index: int, data: bytes | memoryview) -> None:
         """Hash what has come in order; chunks may be stored by several threads, and one of them does this."""
