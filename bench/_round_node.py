@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,8 @@ class Node:
         await self.ask("hello", {"software": "bench", "federations": [federation]})
         one = {"mean": [0.0] * 6, "std": [2.0] * 6, "min": [-9.0] * 6, "max": [9.0] * 6, "count": [100.0]}
         stats = {"action": one, "observation.state": one}
-        await self.ask("federation.join", {"federation": federation, "stats": stats, "datasets": []})
+        dataset = {"uuid": str(uuid.uuid4()), "episodes": 5, "frames": 100}
+        await self.ask("federation.join", {"federation": federation, "stats": stats, "datasets": [dataset]})
         before = ""
         while True:
             if (self.folder / "offer.json").exists():
@@ -115,7 +117,7 @@ class Node:
         self.blobs.place(out, payload)
         statement = {
             "federation": task["federation"], "task": task["id"], "node": self.identity.node_id,
-            "base_version": task["version"], "payload": payload, "size": size, "samples": 100 + self.index, "steps": 1,
+            "base_version": task["version"], "payload": payload, "size": size, "samples": 1 + self.index % 8, "steps": 1,
             "loss_first": 1.0, "loss_last": 1.0,
         }  # fmt: skip
         write_bytes(self.folder / "offer.json", canonical_json(statement))

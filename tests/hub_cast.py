@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -177,6 +178,9 @@ class TestNode:
 
     def __init__(self, folder: Path, name: str, limits: LinkLimits = FAST) -> None:
         self.name = name
+        self.samples = 5 + ord(name[-1]) % 32
+        """What it states to have seen in 5 steps of 8, a part of its own."""
+        self.dataset = str(uuid.uuid4())
         self.folder = folder / name
         self.limits = limits
         self.identity = NodeIdentity.create(self.folder / "keys")
@@ -232,7 +236,7 @@ class TestNode:
 
     async def join(self, federation: str, mean: float = 0.0) -> dict[str, Any]:
         await self.request("hello", {"software": "test", "federations": [federation]})
-        datasets = [{"uuid": f"uuid-{self.name}", "episodes": 5, "frames": 100}]
+        datasets = [{"uuid": self.dataset, "episodes": 5, "frames": 100}]
         return await self.request(
             "federation.join", {"federation": federation, "stats": stats(mean), "datasets": datasets}
         )
@@ -270,8 +274,7 @@ class TestNode:
         self.blobs.add_file(out, move=True)
         return self.sign(
             {"federation": task["federation"], "task": task["id"], "node": self.identity.node_id,
-             "base_version": task["version"], "payload": digest, "size": size, "samples": 40 + ord(self.name[-1]),
-             "steps": 5, "loss_first": 1.5, "loss_last": 1.25, **changes}
+             "base_version": task["version"], "payload": digest, "size": size, "samples": self.samples, "steps": 5, "loss_first": 1.5, "loss_last": 1.25, **changes}
         )  # fmt: skip
 
     def sign(self, statement: dict[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ async def rounds(tmp_path: Path, hub: HubProcess) -> None:
     hub.start()
     assert hub.ask("versions", name="pick") == before[:2]
     task = await node.task("pick", 1)
-    offer = node.prepare(spec, task, node.delta(spec, task), samples=41)
+    offer = node.prepare(spec, task, node.delta(spec, task), samples=39)
     await node.give(offer, until=lambda r: r["new_version"] == 2)
     await node.close()
 

@@ -6,12 +6,13 @@ import asyncio
 import hashlib
 import json
 import random
+import uuid
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hub_cast import HubProcess, TestNode, base_tensors, cast, make_parts, reference, until
+from hub_cast import HubProcess, TestNode, base_tensors, cast, make_parts, reference, stats, until
 
 from zk0d.errors import RefusedError
 from zk0d.hub.ledger import Ledger
@@ -37,7 +38,7 @@ async def round_of(nodes: list[TestNode], spec: ModelSpec, federation: str, vers
 
 
 def expected(nodes: list[TestNode], spec: ModelSpec, master: dict[str, np.ndarray], version: int, folder: Path) -> str:
-    parts = [(n.delta(spec, {"version": version}), 40 + ord(n.name[-1])) for n in nodes]
+    parts = [(n.delta(spec, {"version": version}), n.samples) for n in nodes]
     return reference(spec, master, parts, folder / f"expected-{version + 1}")
 
 
@@ -52,6 +53,14 @@ def test_gathering_two_merges_and_a_stop(hub: HubProcess, tmp_path: Path) -> Non
             for i, node in enumerate(nodes):
                 reply = await node.request("task.request", {"federation": "fed"})
                 assert "not joined" in reply["reason"]
+                body = {"federation": "fed", "stats": stats(0.0, 1e9), "datasets": [
+                    {"uuid": node.dataset, "episodes": 5, "frames": 100}]}  # fmt: skip
+                with pytest.raises(RefusedError, match="are of 1000000000 frames, the datasets have 100"):
+                    await node.request("federation.join", body)
+                for bad in ("kitchen", str(uuid.uuid1()), node.dataset.upper()):
+                    body["datasets"] = [{"uuid": bad, "episodes": 5, "frames": 10**10}]
+                    with pytest.raises(RefusedError, match="random UUID"):
+                        await node.request("federation.join", body)
                 assert (await node.join("fed", mean=float(i)))["state"] == "gathering"
             for node in nodes:
                 await until(lambda n=node: any(k == "version.new" for k, _ in n.pushes), "version 0 announced")
@@ -256,6 +265,8 @@ def test_bad_updates_are_refused_with_the_reason_and_the_round_goes_on(hub: HubP
                 ({"task": "task-0000000000000000"}, "no task of this node"),
                 ({"base_version": 1}, "the task was for version 0"),
                 ({"size": 10**9}, "have at most"),
+                ({"samples": 10**9}, "5 steps of 8 cannot have seen so many"),
+                ({"samples": 10**9, "steps": 10**9}, "states 1000000000 steps, the task has 5"),
             ):
                 assert said in await bad.refused(bad.sign({**statement, **changed}))
             assert "signature does not fit" in await bad.refused({**whole, "signature": bytes(64)})

@@ -126,11 +126,19 @@ def spoil(key: str, value: Any) -> dict[str, Any]:
 )  # fmt: skip
 def test_bad_statistics(tmp_path: Path, value: Any, said: str) -> None:
     with pytest.raises(RefusedError, match=said):
-        statistics.check(value, make_parts(tmp_path))
+        statistics.check(value, make_parts(tmp_path), 10**8)
 
 
 def test_good_statistics(tmp_path: Path) -> None:
-    assert statistics.check(stats(3.0), make_parts(tmp_path)) == stats(3.0)
+    assert statistics.check(stats(3.0), make_parts(tmp_path), 100) == stats(3.0)
+
+
+def test_statistics_are_of_the_declared_frames(tmp_path: Path) -> None:
+    spec = make_parts(tmp_path)
+    rounded = 1050, 950  # frames told as 1.1e3 together, where one dataset's 1049 is told as 1000
+    assert statistics.check(stats(3.0, rounded[0]), spec, rounded[1]) == stats(3.0, rounded[0])
+    with pytest.raises(RefusedError, match="are of 1000000000000 frames, the datasets have 100"):
+        statistics.check(stats(3.0, 1e12), spec, 100)
 
 
 # -- chart and command ---------------------------------------------------------------------------------------------

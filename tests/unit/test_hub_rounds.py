@@ -22,6 +22,7 @@ from zk0d.hub.rounds import (
     duration,
     ends,
     gathering,
+    impossible,
     merge_due,
     shares,
     task_for,
@@ -123,6 +124,16 @@ def test_weights(parts: list[tuple[int, int]]) -> None:
 def test_arrival_order_changes_nothing(buffer: list[Given]) -> None:
     first = merge_due(RULES, replace(OPEN, buffer=tuple(buffer)), 10)
     assert first == merge_due(RULES, replace(OPEN, buffer=tuple(sorted(buffer, key=lambda g: g.update))), 10)
+
+
+@pytest.mark.parametrize(
+    ("steps", "samples", "said"),
+    [(20, 160, ""), (1, 8, ""), (3, 1, ""), (21, 1, "states 21 steps, the task has 20"),
+     (20, 161, "20 steps of 8 cannot have seen so many"), (1, 10**9, "1 steps of 8 cannot")],
+)  # fmt: skip
+def test_what_no_node_can_have_done(steps: int, samples: int, said: str) -> None:
+    why = impossible({"local_steps": 20, "batch_size": 8}, steps, samples)
+    assert (said in why) if said else why == ""
 
 
 def test_transitions_and_words() -> None:

@@ -6,6 +6,7 @@ Everything decided is in the ledger before it is said; what a kill interrupts is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +24,8 @@ from zk0d.hub.state import FederationState, HubServices
 log = structlog.get_logger("federation")
 
 MAX_DATASETS = 256
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+"""Version 4, random (RFC 9562): one that is made of an address or a time is not."""
 
 
 class FederationRunner(FederationState):
@@ -76,11 +79,10 @@ class FederationRunner(FederationState):
     def join(self, node: str, body: dict[str, Any]) -> dict[str, Any]:
         """`federation.join`. Statistics count until the federation opens."""
         datasets = body["datasets"]
-        if len(datasets) > MAX_DATASETS or any(len(d["uuid"]) > 64 for d in datasets):
-            raise RefusedError(f"{len(datasets)} datasets, at most {MAX_DATASETS}", reason="malformed")
+        frames = _frames(datasets)
         row = self.row
         needed = row["phase"] == "gathering" or body["stats"]
-        stats = statistics.check(body["stats"], self.spec) if needed else {}
+        stats = statistics.check(body["stats"], self.spec, frames) if needed else {}
         kept = [{k: d[k] for k in ("uuid", "episodes", "frames")} for d in datasets]
         if self.ledger.join(self.name, node, stats, kept):
             log.info("a node joined", federation=self.name, node=node, datasets=len(kept))
@@ -125,3 +127,17 @@ class FederationRunner(FederationState):
         """Take up what a stop or a kill interrupted."""
         self.hub.spawn(self.open_if_ready(), f"open {self.name}")
         self.consider()
+
+
+def _frames(datasets: list[dict[str, Any]]) -> int:
+    """The frames that a node's datasets have together, by its word. Raises RefusedError when that cannot be."""
+    if len(datasets) > MAX_DATASETS:
+        raise RefusedError(f"{len(datasets)} datasets, at most {MAX_DATASETS}", reason="malformed")
+    if any(not _UUID.fullmatch(d["uuid"]) for d in datasets) or len({d["uuid"] for d in datasets}) < len(datasets):
+        raise RefusedError("a dataset is known here by a random UUID of its own only", reason="malformed")
+    frames = sum(d["frames"] for d in datasets)
+    if any(not 0 <= d["episodes"] <= statistics.MAX_FRAMES or d["frames"] < 0 for d in datasets):
+        raise RefusedError("a dataset with a number of episodes or frames that none can have", reason="malformed")
+    if frames > statistics.MAX_FRAMES:
+        raise RefusedError(f"{frames} frames, at most {statistics.MAX_FRAMES}", reason="malformed")
+    return int(frames)

@@ -6,6 +6,7 @@ What may count is in rounds.py and admission.py, the merging in merging.py.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +49,8 @@ class Intake:
             raise RefusedError("the update answers no task of this node", reason="no_task")
         if s.base_version != task["version"]:
             raise RefusedError(f"the task was for version {task['version']}, not {s.base_version}", reason="no_task")
+        if why := rounds.impossible(json.loads(task["body"]), s.steps, s.samples):
+            raise RefusedError(f"the update is not accepted: {why}", reason="bad_statement")
         if self._ledger.update_of_task(s.task) is not None:
             raise RefusedError("this task has been answered by another update", reason="task_answered")
         if why := rounds.unacceptable(self._fed.rules, self._ledger.snapshot(self._fed.name), node, s.base_version):

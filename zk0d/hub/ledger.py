@@ -86,7 +86,7 @@ class Ledger:
             version=version,
             members=frozenset(r["node"] for r in self.members(name)),
             buffer=tuple(
-                Given(r["digest"], r["node"], r["base_version"], r["samples"], r["decided_at"])
+                Given(r["digest"], r["node"], r["base_version"], r["counted"], r["decided_at"])
                 for r in self.updates(name, "admitted")
             ),
             receiving=frozenset(r["node"] for r in receiving),
@@ -154,8 +154,10 @@ class Ledger:
         }
         with self._store.write() as db:
             db.execute(
-                "INSERT INTO tasks (task, federation, node, version, body, created_at) VALUES (?, ?, ?, ?, ?, ?)",
-                (ident, name, node, version["number"], json.dumps(body), self._store.now()),
+                "INSERT INTO tasks (task, federation, node, version, body, created_at, frames)"
+                " SELECT ?, ?, ?, ?, ?, ?, (SELECT coalesce(sum(json_extract(d.value, '$.frames')), 0)"
+                "  FROM members m, json_each(m.datasets) d WHERE m.federation = ? AND m.node = ?)",
+                (ident, name, node, version["number"], json.dumps(body), self._store.now(), name, node),
             )
         return body
 
@@ -171,9 +173,13 @@ class Ledger:
         return self._store.one("SELECT * FROM updates WHERE task = ?", task)
 
     def updates(self, name: str, state: str) -> list[Row]:
+        """In node order; `counted`: the samples that are believed, for the weight. A node has not seen more than the
+        frames it had declared when it got the task (which older hubs did not note)."""
         return self._store.all(
-            "SELECT * FROM updates WHERE federation = ? AND state = ? ORDER BY node, digest", name, state
-        )
+            "SELECT u.*, min(u.samples, coalesce(max(1, t.frames), u.samples)) AS counted FROM updates u"
+            " JOIN tasks t ON t.task = u.task WHERE u.federation = ? AND state = ? ORDER BY u.node, digest",
+            name, state,
+        )  # fmt: skip
 
     def receiving(self, node: str) -> list[Row]:
         """What the node offered and the hub has not decided on, over all federations."""

@@ -41,6 +41,7 @@ class Given:
     node: str
     base_version: int
     samples: int
+    """What it weighs: the samples it states, but not more than the frames its node had declared."""
     admitted_at: float
 
 
@@ -204,6 +205,16 @@ def unacceptable(rules: Rules, snapshot: Snapshot, node: str, base_version: int)
     staleness = snapshot.version - base_version
     if staleness > rules.max_staleness:
         return f"it starts from version {base_version}, {staleness} behind; at most {rules.max_staleness} is accepted"
+    return ""
+
+
+def impossible(task: Mapping[str, Any], steps: int, samples: int) -> str:
+    """Why no work on `task` can have taken so many steps or seen so many samples; "" if it can."""
+    most = int(task["local_steps"])
+    if steps > most:
+        return f"it states {steps} steps, the task has {most}"
+    if samples > steps * int(task["batch_size"]):
+        return f"it states {samples} samples, {steps} steps of {task['batch_size']} cannot have seen so many"
     return ""
 
 

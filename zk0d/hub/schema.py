@@ -116,5 +116,11 @@ MIGRATIONS: tuple[str, ...] = (
         FOREIGN KEY (federation, version) REFERENCES versions
     ) STRICT;
     """,
+    """
+    ALTER TABLE tasks ADD COLUMN frames INTEGER;
+    ALTER TABLE updates ADD COLUMN fault INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE members ADD COLUMN left_at REAL;
+    CREATE INDEX IF NOT EXISTS updates_by_payload ON updates (payload);
+    """,
 )
 """Each entry takes the schema one version forward. Never edit one that was released: append."""

@@ -15,12 +15,19 @@ from zk0d.model.spec import ModelSpec, Stats
 
 KEYS = ("mean", "std", "min", "max")
 MAX_COUNT = 1e12
+MAX_FRAMES = 10**8
+"""Frames that one node can have recorded: 38 days without a pause at 30 a second."""
+ROUNDED = 1.11
+"""How far a count may be above the sum of the datasets' frames, as both are to two significant digits."""
 MIN_STD = 0.5
 """The step that nodes round to. A smaller spread cannot be told from none, and normalising divides by it."""
 
 
-def check(value: Any, spec: ModelSpec) -> Stats:
-    """Statistics from a node, for exactly the spec's vector features. Raises RefusedError naming what is wrong."""
+def check(value: Any, spec: ModelSpec, frames: int) -> Stats:
+    """Statistics from a node, for exactly the spec's vector features. Raises RefusedError naming what is wrong.
+
+    `frames`: what the node's datasets have together, by its own word; its statistics cannot be of more.
+    """
     wanted = {n: f.shape[0] for n, f in spec.features.items() if f.dtype != "image"}
     if not isinstance(value, dict) or value.keys() != wanted.keys():
         have = sorted(map(str, value)) if isinstance(value, dict) else []
@@ -29,7 +36,14 @@ def check(value: Any, spec: ModelSpec) -> Stats:
             "record with the federation's features",
             "bad_stats",
         )
-    return {name: _feature(name, value[name], size) for name, size in sorted(wanted.items())}
+    stats = {name: _feature(name, value[name], size) for name, size in sorted(wanted.items())}
+    for name, of in stats.items():
+        if of["count"][0] > frames * ROUNDED + 1:
+            raise RefusedError(
+                f"statistics of {name} are of {of['count'][0]:.0f} frames, the datasets have {frames}",
+                reason="bad_stats",
+            )
+    return stats
 
 
 def _feature(name: str, value: Any, size: int) -> dict[str, list[float]]:
