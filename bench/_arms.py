@@ -18,6 +18,8 @@ import numpy as np
 from lerobot.cameras import Camera, CameraConfig
 
 STORED = 60
+LARGE = 500_000
+"""Pixels from which a camera has fewer pictures: they take long to make."""
 
 
 @CameraConfig.register_subclass("zk0_stored")
@@ -49,7 +51,7 @@ class StoredCamera(Camera):
         self._open = True
 
     def read(self) -> np.ndarray:
-        return self._frames[int(time.perf_counter() * (self.fps or 30)) % STORED]
+        return self._frames[int(time.perf_counter() * (self.fps or 30)) % len(self._frames)]
 
     def async_read(self, timeout_ms: float = 200) -> np.ndarray:
         return self.read()
@@ -63,13 +65,13 @@ class StoredCamera(Camera):
 
 def pictures(height: int, width: int, seed: int) -> list[np.ndarray]:
     """A textured table, a moving block and sensor noise of three levels."""
-    rng = np.random.default_rng(seed)
+    rng, count = np.random.default_rng(seed), STORED if height * width < LARGE else STORED // 4
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     scene = np.stack([128 + 80 * np.sin(x / (9 + 4 * c)) * np.cos(y / (13 + 3 * c)) for c in range(3)], -1)
     made = []
-    for k in range(STORED):
+    for k in range(count):
         picture = scene.copy()
-        picture[height // 3 : height // 2, (at := int(width * 0.7 * k / STORED)) : at + width // 6] = (220, 40, 40)
+        picture[height // 3 : height // 2, (at := int(width * 0.7 * k / count)) : at + width // 6] = (220, 40, 40)
         noise = rng.standard_normal(picture.shape, dtype=np.float32) * 3
         made.append(np.clip(picture + noise, 0, 255).astype(np.uint8))
     return made

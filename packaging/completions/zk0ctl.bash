@@ -4,7 +4,7 @@ _zk0ctl() {
     case $prev in --out|--socket|--state|--wheels) compopt -o filenames; mapfile -t COMPREPLY < <(compgen -f -- "$cur"); return ;; esac
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=""; continue; fi
-        case $word in --ca-fingerprint|--dataset|--episode-s|--episodes|--event|--federation|--field|--follower|--for|--fps|--index-url|--into|--keep|--leader|--level|--max-s|--model|--name|--note|--out|--reads|--rename|--rerun|--reset-s|--rest|--seconds|--seed|--since|--socket|--state|--task|--timeout|--units|--until|--version|--wait|--wait-s|--wheels|--worker|-n) skip=1; continue ;; -*) continue ;; esac
+        case $word in --ca-fingerprint|--dataset|--episode-s|--episodes|--event|--federation|--field|--follower|--for|--fps|--index-url|--into|--keep|--leader|--level|--max-s|--model|--name|--note|--out|--reads|--rename|--rerun|--reset-s|--rest|--seconds|--seed|--sheet|--since|--socket|--state|--task|--timeout|--units|--until|--version|--wait|--wait-s|--wheels|--worker|-n) skip=1; continue ;; -*) continue ;; esac
         case "${path:+$path }$word" in "status"|"why"|"signals"|"enroll"|"federation"|"federation list"|"federation join"|"federation leave"|"robot"|"robot find"|"robot show"|"robot setup"|"robot calibrate"|"robot teleop"|"robot doctor"|"robot next"|"robot abort"|"record"|"record start"|"record watch"|"record next"|"record rerecord"|"record pause"|"record resume"|"record discard"|"record finish"|"record stop"|"dataset"|"dataset list"|"dataset add"|"dataset show"|"dataset verify"|"dataset sheet"|"dataset exclude"|"dataset include"|"dataset delete"|"dataset split"|"dataset merge"|"dataset import"|"dataset export"|"dataset repair"|"train"|"train now"|"train pause"|"train resume"|"receipts"|"receipts list"|"receipts verify"|"receipts accept-head"|"model"|"model list"|"model show"|"model pull"|"model export"|"rollout"|"rollout start"|"rollout success"|"rollout failure"|"rollout next"|"rollout finish"|"rollout stop"|"logs"|"runtime"|"runtime install"|"runtime show"|"runtime check"|"runtime rollback"|"runtime remove"|"doctor"|"debug"|"debug bundle") path="${path:+$path }$word" ;; esac
     done
     case $path in
@@ -39,7 +39,7 @@ _zk0ctl() {
         "dataset") words="list add show verify sheet exclude include delete split merge import export repair --help" ;;
         "dataset list") words="--help --json" ;;
         "dataset add") words="--help --name --no-train --rename --task --train --units" ;;
-        "dataset show") words="--episodes --help --json" ;;
+        "dataset show") words="--episodes --help --json --sheet" ;;
         "dataset verify") words="--help --json" ;;
         "dataset sheet") words="--episodes --help --out" ;;
         "dataset exclude") words="--help" ;;

@@ -87,6 +87,7 @@ complete -c zk0ctl -n '__fish_seen_subcommand_from add' -l train -d 'train on it
 complete -c zk0ctl -n '__fish_seen_subcommand_from add' -l no-train -d 'do not train on it'
 complete -c zk0ctl -f -n '__fish_seen_subcommand_from dataset' -a show -d 'one dataset, and whether it fits the federations'
 complete -c zk0ctl -n '__fish_seen_subcommand_from show' -l episodes -d 'the quality of every episode'
+complete -c zk0ctl -n '__fish_seen_subcommand_from show' -l sheet -r -d 'a contact sheet with joint curves too, as PNG'
 complete -c zk0ctl -n '__fish_seen_subcommand_from show' -l json -d 'as JSON'
 complete -c zk0ctl -f -n '__fish_seen_subcommand_from dataset' -a verify -d 'decode every frame, compare rows, counts and hashes'
 complete -c zk0ctl -n '__fish_seen_subcommand_from verify' -l json -d 'as JSON'

@@ -90,8 +90,9 @@ def test_check_and_edit_by_the_daemon(tmp_path: Path) -> None:
         assert set(named) == {"cubes", "lifts", "one", "two", "all", "saved"}
         assert not any(named[n] for n in ("one", "two", "all", "saved"))  # nothing is trained on twice unasked
 
-        sheet = node.ctl("dataset", "sheet", "cubes", "--out", str(tmp_path / "sheet.png"))
-        assert sheet.code == 0 and (tmp_path / "sheet.png").stat().st_size > 1000
+        sheet = node.ctl("dataset", "show", "cubes", "--sheet", str(tmp_path / "sheet.png"))
+        assert sheet.code == 0 and str(tmp_path / "sheet.png") in sheet.out, sheet
+        assert (tmp_path / "sheet.png").stat().st_size > 1000
         exported = node.ctl("dataset", "export", "cubes", str(tmp_path / "out"))
         assert exported.code == 0 and load(tmp_path / "out").num_episodes == 2
         assert "2 of 2, " in (told := node.ctl("dataset", "show", "cubes").out) and str(tmp_path / "out") in told

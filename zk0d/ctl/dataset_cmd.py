@@ -37,6 +37,9 @@ def _list(context: Context, args: Args) -> int:
 
 def _show(context: Context, args: Args) -> int:
     d = context.call("dataset_show", name=args.name)
+    if args.sheet:
+        out = str(Path(args.sheet).expanduser().absolute())
+        d["sheet"] = context.call("dataset_sheet", timeout=None, name=args.name, out=out, episodes=[])["file"]
     if args.json:
         show_json(d)
         return 0
@@ -53,6 +56,8 @@ def _show(context: Context, args: Args) -> int:
         print("  backup   none that zk0d made (`zk0ctl dataset export`)")
     for task in d["tasks"]:
         print(f"  task     {safe(task)}")
+    if args.sheet:
+        print(f"  sheet    {safe(d['sheet'])}")
     for name, feature in d["features"].items():
         renamed = f" (as {safe(d['rename'][name])})" if name in d["rename"] else ""
         print(f"  {paint('feature', 'dim')}  {safe(name)} {feature['dtype']} {feature['shape']}{renamed}")
@@ -139,6 +144,7 @@ COMMAND = Command(
             (
                 arg("name", help="its name"),
                 arg("--episodes", help="the quality of every episode", action="store_true"),
+                arg("--sheet", help="a contact sheet with joint curves too, as PNG", metavar="FILE.png"),
                 _JSON,
             ),
             _show,
