@@ -43,7 +43,8 @@ class Run:
 
 
 async def _start(folder: Path, job: dict[str, Any], run: Run) -> Worker:
-    mine = job | {"checkpoint_dir": str(folder / "checkpoint"), "out": str(folder / "out.safetensors")}
+    own = {"checkpoint_dir": folder / "checkpoint", "out": folder / "out.safetensors", "cache": folder / "cache"}
+    mine = job | {key: str(path) for key, path in own.items()}
     return await Worker.start(sys.executable, "zk0d.train.trainer", mine, folder, folder / "trainer.log", run.take)
 
 
@@ -59,9 +60,8 @@ async def _stop_in_place(worker: Worker) -> None:
 
 
 async def disturbed(folder: Path, job: dict[str, Any], freezes: int, yields: int) -> Run:
-    """Each process of the trainer is stopped in place its share of `freezes`, and leaves after its share of the steps."""
+    """Each process of the trainer is stopped in place its share of `freezes` and leaves, the last one ends the job."""
     run, began = Run(), 0
-    each = int(job["local_steps"]) // (yields + 1)
     while True:
         run.step = -1
         worker = await _start(folder, job, run)
@@ -75,7 +75,7 @@ async def disturbed(folder: Path, job: dict[str, Any], freezes: int, yields: int
                 share, run.freezes = share - 1, run.freezes + 1
                 await _stop_in_place(worker)
                 worker.thaw()
-            elif run.yields < yields and run.step >= began + each:
+            elif run.yields < yields and run.step > began:
                 run.yields += 1
                 await _stop_in_place(worker)
                 await worker.stop(GRACE_S, cmd="yield")

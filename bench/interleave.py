@@ -34,6 +34,9 @@ from zk0d.demo.cast import environment
 ZK0CTL = str(Path(sys.executable).with_name("zk0ctl"))
 NOMINAL_S = 1 / 30
 LATE_S = 0.005
+STOPPING_S = 0.0005
+STILL = 4
+"""Looks at a processor clock that stands still, after which it is worth asking for the state of each thread."""
 FIGURES = ("freeze_p99_ms", "record_start_ratio", "jitter_added_p99_ms", "on_time_share", "preemptions", "steps_lost",
            "bitwise_equal", "daemon_rss_mb", "daemon_cpu_share", "status_ms", "status_vs_python")  # fmt: skip
 
@@ -52,23 +55,39 @@ class Sizes:
     yields: int
 
 
-SMALL = Sizes(status=5, idle_s=2.0, starts=2, takes=1, take_s=2.0, steps=20, freezes=9, yields=1)
-FULL = Sizes(status=50, idle_s=600.0, starts=100, takes=3, take_s=6.0, steps=300, freezes=170, yields=30)
+SMALL = Sizes(status=5, idle_s=2.0, starts=2, takes=1, take_s=2.0, steps=60, freezes=9, yields=1)
+FULL = Sizes(status=50, idle_s=600.0, starts=100, takes=3, take_s=6.0, steps=700, freezes=176, yields=24)
 
 
 def quantile(values: list[float], q: float) -> float:
     return float(np.quantile(values, q))
 
 
-def off_processor(process: psutil.Process) -> bool:
-    """Whether no thread of it is running or can run (stopped, or waiting)."""
-    try:
-        for task in Path(f"/proc/{process.pid}/task").iterdir():
-            if (task / "stat").read_text().rpartition(") ")[2][0] not in "Tt":
-                return False
-    except OSError:
-        return True
-    return True
+def processor_s(process: psutil.Process) -> float:
+    """Processor time of a process, all its threads together, to the nanosecond (its CPU clock: clock_getcpuclockid(3))."""
+    return time.clock_gettime((~process.pid << 3) | 2)
+
+
+def stands(process: psutil.Process) -> bool:
+    """Whether each of its threads is stopped."""
+    tasks = Path(f"/proc/{process.pid}/task").iterdir()
+    return all((task / "stat").read_text().rpartition(") ")[2][0] in "Tt" for task in tasks)
+
+
+def off_processor(process: psutil.Process, began: float, person: subprocess.Popen[bytes]) -> float:
+    """Seconds from `began` (perf_counter) until `process` was off the processors: after it, all of its threads together
+    had no more than STOPPING_S, which taking the signal costs. Watched until the last of them stands; not seen before
+    the `person` has had an answer, it is all the time until then.
+
+    Whether a thread stands is no measure: one that waits for a processor takes its signal only when it gets one.
+    """
+    seen = [(time.perf_counter(), processor_s(process))]
+    while not (len(seen) > STILL and seen[-STILL][1] == seen[-1][1] and stands(process)):
+        if person.poll() is not None:
+            return time.perf_counter() - began
+        time.sleep(0.0005)
+        seen.append((time.perf_counter(), processor_s(process)))
+    return next(at for at, used in seen if seen[-1][1] - used <= STOPPING_S) - began
 
 
 def seconds(command: list[str]) -> float:
@@ -77,10 +96,20 @@ def seconds(command: list[str]) -> float:
     return time.perf_counter() - began
 
 
+def status(stage: Stage, sizes: Sizes) -> dict[str, Any]:
+    """`zk0ctl status` as a process, in turns with Python's own start."""
+    command = [ZK0CTL, "--socket", str(stage.node.socket), "status"]
+    took = [(seconds(command), seconds([sys.executable, "-c", "pass"])) for _ in range(sizes.status)]
+    return {
+        "status_ms": 1000 * statistics.median(s for s, _ in took),
+        "status_vs_python": statistics.median(s / n for s, n in took),
+    }
+
+
 def idle(stage: Stage, sizes: Sizes) -> dict[str, Any]:
-    """What zk0d costs when nothing happens, and a `status` of it."""
-    status = [ZK0CTL, "--socket", str(stage.node.socket), "status"]
-    took = [(seconds(status), seconds([sys.executable, "-c", "pass"])) for _ in range(sizes.status)]
+    """What zk0d costs when nothing happens: linked to its hub, started since it enrolled."""
+    stage.node.stop()
+    stage.node.start(stage.node.answers)
     daemon, broker = psutil.Process(stage.node.pid), psutil.Process(stage.hub.pid)
     before = daemon.cpu_times()
     time.sleep(sizes.idle_s)
@@ -88,8 +117,7 @@ def idle(stage: Stage, sizes: Sizes) -> dict[str, Any]:
     return {
         "daemon_rss_mb": daemon.memory_info().rss / 1e6,
         "daemon_cpu_share": max(0.0, after.user + after.system - before.user - before.system) / sizes.idle_s,
-        "status_ms": 1000 * statistics.median(s for s, _ in took),
-        "status_vs_python": statistics.median(s / n for s, n in took),
+        "idle_s": sizes.idle_s,
         "hub_rss_mb": broker.memory_info().rss / 1e6,
     }
 
@@ -101,7 +129,7 @@ def ready_to_train(stage: Stage) -> None:
 
 
 def freeze(stage: Stage, sizes: Sizes) -> dict[str, Any]:
-    """Milliseconds from starting `zk0ctl record start` to every thread of the trainer standing still.
+    """Milliseconds from starting `zk0ctl record start` until the trainer is off the processors.
 
     The dataset's name is one that the daemon then refuses, so that the trainer goes on at once and the next can begin.
     """
@@ -112,12 +140,10 @@ def freeze(stage: Stage, sizes: Sizes) -> dict[str, Any]:
         until(stage.steps, "the trainer runs")
         trainer = stage.trainer()
         assert trainer is not None
-        time.sleep(random.uniform(0.1, 0.5))  # not always at the same place between its steps
+        time.sleep(random.uniform(0.05, 0.3))  # not always at the same place between its steps
         began = time.perf_counter()
         person = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
-        while not off_processor(trainer):
-            time.sleep(0.0005)
-        took.append(1000 * (time.perf_counter() - began))
+        took.append(1000 * off_processor(trainer, began, person))
         person.wait()
     took.sort()
     print("  freeze, ms:", " ".join(f"{t:.0f}" for t in took))
@@ -196,11 +222,13 @@ def preempt(stage: Stage, sizes: Sizes) -> dict[str, Any]:
     }
 
 
-PIECES = ("idle", "record", "freeze", "preempt")
+PIECES = ("status", "idle", "record", "freeze", "preempt")
 
 
 def measure(stage: Stage, sizes: Sizes, pieces: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each piece's figures as soon as they are had."""
+    if "status" in pieces:
+        yield "status", status(stage, sizes)
     if "idle" in pieces:
         yield "idle", idle(stage, sizes)
     if "record" in pieces:

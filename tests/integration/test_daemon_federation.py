@@ -5,6 +5,7 @@ The whole life of one update, in the order an operator would meet it; the demo t
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -115,6 +116,9 @@ def test_life_of_an_update(hub: HubProcess, node: Daemon, tmp_path: Path) -> Non
     wait_until(lambda: node.status()["session"], "the session begins")
     assert node.status()["training"]["trainer"] in ("frozen", "none")
     assert worker.status() == psutil.STATUS_STOPPED
+    log = [json.loads(line) for line in (node.state / "log" / "zk0d.log").read_text().splitlines()]
+    held = [entry["why"] for entry in log if entry["event"] == "transfers are held"]
+    assert held and held[-1].startswith("recording by "), held  # what that does: test_link_held.py
     assert node.ctl("record", "stop").code == 0
     session.communicate(timeout=30)
     wait_until(lambda: worker.status() != psutil.STATUS_STOPPED, "it goes on")

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,6 +44,24 @@ def test_fresh_daemon_says_what_it_waits_for(lasting: Daemon) -> None:
     assert "rule: enrol" in why.out and "enrolled" in why.out
 
 
+def test_signals_are_shown_live(lasting: Daemon) -> None:
+    def says(name: str) -> str:
+        found = {r["name"]: r for r in loads(lasting.ctl("signals", "--json"))}
+        return str(found[name]["says"])
+
+    wait_until(lambda: "not asked yet" not in lasting.ctl("signals").out, "each was asked", 60)
+    shown = lasting.ctl("signals").out
+    for name in ("hold file", "hours", "desktop", "gpu", "foreign cpu", "cpu pressure", "memory pressure", "io pressure",
+                 "power", "temperature", "disk", "network"):  # fmt: skip
+        (line,) = [text for text in shown.splitlines() if text.startswith(f"{name} ")]
+        assert len(line.split()) > 2 and (lasting.ctl("why").out.count(f"  {name} ") == 1), line
+    hold = lasting.state / "hold"
+    hold.write_text("the backup runs\n")
+    wait_until(lambda: says("hold file").endswith("is there: the backup runs"), "a script holds training", 20)
+    hold.unlink()
+    wait_until(lambda: says("hold file") == "not there", "and lets it go", 20)
+
+
 def test_heavy_modules_are_not_in_it(lasting: Daemon) -> None:
     assert not HEAVY & set(lasting.ask("modules"))
 
@@ -69,6 +88,14 @@ def test_state_is_private(lasting: Daemon) -> None:
 def test_overrides_show_and_end(lasting: Daemon) -> None:
     assert "paused: by " in lasting.ctl("train", "pause", "--for", "2h").out
     assert lasting.status()["training"]["override"]["kind"] == "pause"
+    end = time.strftime("%H:%M", time.localtime(lasting.status()["training"]["override"]["until"]))
+    told = lasting.ctl("status").out
+    assert "told to pause by " in told and f" until {end}" in told
+    why = lasting.ctl("why").out
+    assert "rule: pause" in why and "override" in why and f"until {end}" in why and f"resumes at {end}" in why
+    assert lasting.ctl("train", "now", "--until", "08:00").code == 0
+    (line,) = [text for text in lasting.ctl("status").out.splitlines() if "told to train by " in text]
+    assert line.endswith(" 08:00") and "kind now" in lasting.ctl("why").out
     assert lasting.ctl("train", "resume").out.startswith("idle: ")
     lasting.ask("train", action="pause", for_s=0.3)
     wait_until(lambda: lasting.status()["state"]["word"] == "idle", "the pause ends by itself", 5)

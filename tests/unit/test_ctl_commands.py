@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from zk0d.ctl.enroll_cmd import parse
 from zk0d.ctl.main import main
 from zk0d.ctl.parser import COMMANDS, build, load
 from zk0d.ctl.record_cmd import robot
-from zk0d.ctl.train_cmd import seconds
+from zk0d.ctl.train_cmd import seconds, until
 from zk0d.errors import UsageError
 from zk0d.invitation import Invitation
 
@@ -99,9 +100,29 @@ def test_times_and_renames() -> None:
     assert [seconds(t) for t in ("90s", "30min", "2h", "1.5d")] == [90, 1800, 7200, 129600]
     with pytest.raises(UsageError):
         seconds("2 weeks")
+    for text in ("8", "24:00", "12:60", "noon"):
+        with pytest.raises(UsageError):
+            until(text, 0.0)
     assert renames(["mycam=front"]) == {"mycam": "front"}
     with pytest.raises(UsageError):
         renames(["mycam"])
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "hours"),
+    [("2026-05-02 23:00", "08:00", 9), ("2026-05-02 07:59", "08:00", 1 / 60), ("2026-05-02 08:00", "08:00", 24),
+     ("2026-03-28 23:00", "08:00", 8), ("2026-10-24 23:00", "08:00", 10)],
+)  # fmt: skip
+def test_until_the_clock_shows_it(now: str, then: str, hours: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the nights when the clocks change too."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        at = time.mktime(time.strptime(now, "%Y-%m-%d %H:%M"))
+        assert until(then, at) == pytest.approx(3600 * hours)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_replayed_file_is_found_from_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

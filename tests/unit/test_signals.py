@@ -254,6 +254,23 @@ def test_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (reading.level, reading.memory, reading.known) == (level, short, True), reading
 
 
+def test_where_there_is_nothing_to_sense_each_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No D-Bus, no NVML, no pressure, no sensors: none holds anything back, and each has its reason."""
+    monkeypatch.setenv(bus.VARIABLE, f"unix:path={tmp_path}/bus")
+    nowhere = tmp_path / "nowhere"
+    senses = [
+        Desktop(True), Metered(True), Gpu(list, foreign_stops=True, least_mb=0, library="libnot-there.so.9"),
+        *(Pressure(what, 50, nowhere) for what in ("cpu", "memory", "io")), ForeignCpu(50, list, nowhere),
+        Power(True, nowhere), Temperature(90, nowhere), DiskSpace(nowhere, 1), HoldFile(tmp_path / "file" / "hold"),
+    ]  # fmt: skip
+    (tmp_path / "file").touch()  # where the hold file's folder should be
+    readings = Board(senses).read_now(time.time())
+    assert len(readings) == len(senses)
+    for reading in readings:
+        assert not reading.known and reading.level is Level.CLEAR, reading
+        assert reading.says.startswith("not known: ") and len(reading.says) > len("not known: ") + 5, reading
+
+
 def test_every_source_reads_or_says_why_not(tmp_path: Path) -> None:
     board = Board(sources(Config.load([]), tmp_path, lambda: [os.getpid()]))
     for reading in board.read_now(time.time()):

@@ -28,11 +28,23 @@ def test_a_trainer_gets_what_nobody_else_wants(process: subprocess.Popen[bytes],
     workers._step_back(process.pid, 10, idle=idle)
     assert os.sched_getscheduler(process.pid) == policy
     assert os.getpriority(os.PRIO_PROCESS, process.pid) == 10
+    assert Path(f"/proc/{process.pid}/oom_score_adj").read_text() == "900\n"
     Workers.hurry(process.pid)
     permitted = (
         os.SCHED_OTHER if os.geteuid() == 0 or not idle else policy
     )  # sched(7): leaving SCHED_IDLE takes a right
     assert os.sched_getscheduler(process.pid) == permitted
+
+
+def test_the_units_say_the_same_and_set_limits() -> None:
+    units = Path(__file__).resolve().parents[2] / "systemd"
+    train, theirs = (units / "zk0d-train@.service").read_text(), (units / "zk0-train.slice").read_text()
+    for line in ("Slice=zk0-train.slice", "IOSchedulingClass=idle", "OOMScoreAdjust=900"):
+        assert line in train.splitlines(), line
+    for line in ("CPUWeight=idle", "IOWeight=10", "MemoryHigh=80%"):
+        assert line in theirs.splitlines(), line
+    live = (units / "zk0d-record@.service").read_text()
+    assert "Nice=-10" in live.splitlines() and "IOSchedulingClass=best-effort" in live.splitlines()
 
 
 def test_one_that_is_gone_is_no_trouble(process: subprocess.Popen[bytes]) -> None:

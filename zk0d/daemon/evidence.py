@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from zk0d.daemon.receipt_tables import Entry, Head
 from zk0d.errors import ProtocolError, RefusedError, UsageError
 from zk0d.link import merkle
-from zk0d.link.identity import verify as verify_signature
 
 if TYPE_CHECKING:
     from zk0d.daemon.store import Hub, Store
@@ -28,6 +27,13 @@ _LOOK_AGAIN_S = 3600.0
 """A head is asked for this often even when nothing of ours is new, so that a fork is seen by a node that is idle."""
 _PER_TURN = 16
 """Updates asked about in one turn."""
+
+
+def verify_signature(key: bytes, data: bytes, signature: bytes) -> None:
+    """`signature.verify`, loaded when the first signature is to be checked."""
+    from zk0d.link.signature import verify
+
+    verify(key, data, signature)
 
 
 class Evidence:

@@ -15,12 +15,12 @@ from typing import Any
 
 import structlog
 
-from zk0d.daemon.evidence import RECEIPT_PREFIX, Evidence, check_refusal
+from zk0d.daemon.evidence import RECEIPT_PREFIX, Evidence, check_refusal, verify_signature
 from zk0d.daemon.store import Hub, Store, Task, Update, Version
 from zk0d.durable import canonical_json
 from zk0d.errors import LinkLostError, ProtocolError, RefusedError, UsageError, WorkerError
-from zk0d.link.identity import NodeIdentity, verify
 from zk0d.link.node import NodeLink
+from zk0d.link.node_identity import NodeIdentity
 from zk0d.model.blobs import BlobStore, digest_of
 
 log = structlog.get_logger("exchange")
@@ -103,7 +103,7 @@ class Exchange:
         assert self._identity is not None and self._hub is not None
         data = UPDATE_PREFIX + update.statement
         try:
-            verify(self._identity.certificate, data, update.signature)
+            verify_signature(self._identity.certificate, data, update.signature)
         except ProtocolError:
             if json.loads(update.statement)["node"] == self._hub.node_id:
                 self._store.set_update(update.digest, signature=self._identity.sign(data))
@@ -153,7 +153,7 @@ class Exchange:
     def take_receipt(self, receipt: bytes, signature: bytes) -> None:
         """Verify and store a receipt; only then is its update let go. Raises ProtocolError when it is not for us."""
         assert self._hub is not None
-        verify(self._hub.receipt_key, RECEIPT_PREFIX + receipt, signature)
+        verify_signature(self._hub.receipt_key, RECEIPT_PREFIX + receipt, signature)
         try:
             value = json.loads(receipt)
             known = {u.digest: u for u in self._store.updates()}

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zk0d.daemon import dataset_ops, datasets, log_ops, robot_ops
-from zk0d.daemon.enrolment import enrol, required
 from zk0d.daemon.quality import reports
 from zk0d.daemon.rollouts import rollout
 from zk0d.daemon.store import Dataset, Store
@@ -56,6 +55,8 @@ async def op_signals(service: Service, request: Request, connection: ControlConn
 
 
 async def op_enroll(service: Service, request: Request, connection: ControlConnection) -> Any:
+    from zk0d.daemon.enrolment import enrol, required  # with all that makes and checks certificates
+
     where = required(request)
     result = await enrol(service.store, service.state, where, connection.emit, connection.closed.is_set)
     await service.uplink.close()

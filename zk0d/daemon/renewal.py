@@ -14,10 +14,9 @@ import structlog
 
 from zk0d.daemon.store import Hub, Store
 from zk0d.errors import ConfigError, LinkClosedError, LinkLostError, ProtocolError, RefusedError, Zk0Error
-from zk0d.link.enroll import enroll
-from zk0d.link.identity import NodeIdentity, fingerprint
 from zk0d.link.lifetime import Lifetime
 from zk0d.link.node import NodeLink
+from zk0d.link.node_identity import NodeIdentity
 
 log = structlog.get_logger("renewal")
 
@@ -111,6 +110,9 @@ class Renewal:
         """Ask for a certificate as at first, with the key the hub knows."""
         if now < self._asked + self._pause:
             return self._asked + self._pause - now
+        from zk0d.link.enroll import enroll
+        from zk0d.link.identity import fingerprint
+
         self._asked, self._pause = now, min(_ASK_MAX_S, 2 * self._pause)
         ca = self._identity.ca_path.read_bytes()
         reply = await enroll(self._hub.host, self._hub.port, {"csr": self._identity.csr()}, fingerprint(ca))

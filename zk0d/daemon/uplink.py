@@ -34,8 +34,8 @@ from zk0d.errors import (
     RefusedError,
     Zk0Error,
 )
-from zk0d.link.identity import NodeIdentity
 from zk0d.link.node import NodeLink
+from zk0d.link.node_identity import NodeIdentity
 from zk0d.link.state import LinkLimits, LinkState
 from zk0d.model.blobs import BlobStore
 from zk0d.model.spec import ModelSpec

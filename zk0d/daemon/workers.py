@@ -34,6 +34,8 @@ SAVE_GRACE_S = 25.0
 """The same for a trainer whose checkpoint nobody waits for: gigabytes on a slow disk are not to be thrown away."""
 RECORDER_GRACE_S = 20.0
 """The same for a recorder that a killed daemon left: it saves and verifies the take it has."""
+_OOM = "900"
+"""Where memory ends, a trainer is what the kernel ends first: it loses the steps since its last checkpoint."""
 CLOSE_GRACE_S = 3.5
 """The same when the daemon ends, which itself has five seconds for everything."""
 
@@ -260,9 +262,11 @@ def _step_back(pid: int, nice: int, *, idle: bool) -> None:
     """Behind everything else, as far as that needs no rights: what zk0d-train@.service and its slice do, without them.
 
     SCHED_IDLE is the one policy from which whatever else wakes up takes the processor at once: a program that a person
-    starts needs a third of the time that it needs beside a merely nice trainer. Its threads inherit all of this.
+    starts needs a third of the time that it needs beside a merely nice trainer. The kernel gives it the idle I/O class
+    too (block/ioprio.c). Its threads inherit all of this.
     """
     with contextlib.suppress(OSError):
+        Path(f"/proc/{pid}/oom_score_adj").write_text(_OOM)
         os.setpriority(os.PRIO_PGRP, pid, nice)
         os.sched_setscheduler(pid, os.SCHED_IDLE if idle else os.SCHED_BATCH, os.sched_param(0))
 

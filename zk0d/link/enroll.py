@@ -15,10 +15,10 @@ import msgpack  # type: ignore[import-untyped]
 import structlog
 
 from zk0d.errors import LinkLostError, ProtocolError, RefusedError, Zk0Error
-from zk0d.link.identity import HUB_NAME, fingerprint
+from zk0d.link.identity import fingerprint
 from zk0d.link.messages import Body, MessageError, unpack
 from zk0d.link.session import FRAME_HEAD, MAX_ENROLL
-from zk0d.link.tls import ALPN_ENROLL, enroll_context, enroll_probe_context, explain_hub_failure
+from zk0d.link.tls import ALPN_ENROLL, HUB_NAME, enroll_context, enroll_probe_context, explain_hub_failure
 
 log = structlog.get_logger("zk0d.link.enroll")
 

@@ -9,28 +9,26 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 import re
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PublicFormat,
-    load_pem_public_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from zk0d.durable import write_bytes
 from zk0d.errors import ConfigError, ProtocolError
-from zk0d.link.keyfiles import finish_switch, load_certificate, read_certificate, read_key, write_key
+from zk0d.link.keyfiles import load_certificate, read_certificate, read_key, write_key
 from zk0d.link.lifetime import span
+from zk0d.link.node_identity import NodeIdentity as NodeIdentity
+from zk0d.link.signature import verify as verify
+from zk0d.link.tls import HUB_NAME as HUB_NAME
 from zk0d.link.words import WORDS
 
-HUB_NAME = "hub.zk0"
-"""The one name in every hub's server certificate: addresses may change, the pinned authority says which hub it is."""
 NODE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 NODE_DAYS, SERVER_DAYS = 825.0, 1825.0
 """How long certificates are good; both are renewed in time."""
@@ -67,22 +65,6 @@ def phrase(fingerprint: str) -> str:
     """Five short words (40 bits) that two people can compare over the phone; the same fingerprint, the same words."""
     digest = hashlib.sha256(b"zk0 phrase v1\0" + fingerprint.encode()).digest()
     return " ".join(WORDS[b] for b in digest[:5])
-
-
-def verify(public_key_pem_or_cert: bytes, data: bytes, signature: bytes) -> None:
-    """Check an Ed25519 signature by a PEM public key or PEM/DER certificate; ProtocolError if it is not good."""
-    try:
-        if b"PUBLIC KEY" in public_key_pem_or_cert:
-            key = load_pem_public_key(public_key_pem_or_cert)
-        else:
-            key = load_certificate(public_key_pem_or_cert).public_key()
-        if not isinstance(key, Ed25519PublicKey):
-            raise ProtocolError(f"a signature by a {type(key).__name__}, only Ed25519 is accepted")
-        key.verify(signature, data)
-    except InvalidSignature:
-        raise ProtocolError("the signature does not fit the data and the key") from None
-    except ValueError as error:
-        raise ProtocolError(f"the signer's key cannot be read: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -194,116 +176,6 @@ class Authority:
                 x509.SubjectAlternativeName([x509.DNSName(n) for n in names]), critical=False
             )
         return builder.sign(self._key, None)
-
-
-class NodeIdentity:
-    """A node's key and, once enrolled, its certificate and the hub's authority, in a folder of their own (0700).
-
-    A renewal for a new key leaves `node.next.key` and then `node.next.pem` there; when the latter exists the switch is
-    decided, and `load` finishes one that a kill interrupted.
-    """
-
-    def __init__(self, directory: Path, key: Ed25519PrivateKey) -> None:
-        self.directory = directory
-        self._key = key
-        self.switching = threading.Lock()
-        """Held while key and certificate change: whoever needs both files of one pair takes it."""
-
-    @classmethod
-    def create(cls, directory: Path) -> NodeIdentity:
-        """A new key; ConfigError if there is one already (it is the node's identity, never silently replaced)."""
-        if (directory / "node.key").exists():
-            raise ConfigError(
-                f"{directory / 'node.key'} already exists", "load it, or move it away to become a new node"
-            )
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        key = Ed25519PrivateKey.generate()
-        write_key(directory / "node.key", key)
-        return cls(directory, key)
-
-    @classmethod
-    def load(cls, directory: Path) -> NodeIdentity:
-        """From `node.key`; ConfigError when it is missing or others can read it."""
-        finish_switch(directory)
-        return cls(directory, read_key(directory / "node.key"))
-
-    @property
-    def key_path(self) -> Path:
-        return self.directory / "node.key"
-
-    @property
-    def certificate_path(self) -> Path:
-        return self.directory / "node.pem"
-
-    @property
-    def ca_path(self) -> Path:
-        return self.directory / "ca.pem"
-
-    @property
-    def enrolled(self) -> bool:
-        """Whether a certificate and an authority are installed."""
-        return self.certificate_path.is_file() and self.ca_path.is_file()
-
-    @property
-    def node_id(self) -> str:
-        """The certificate's CN; ConfigError before enrolment."""
-        return common_name(read_certificate(self.certificate_path))
-
-    @property
-    def certificate(self) -> bytes:
-        """The node's certificate, PEM."""
-        return self.certificate_path.read_bytes()
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the node's key: the same before and after enrolment; `phrase` of it is what people compare."""
-        return key_fingerprint(self._key.public_key())
-
-    def csr(self, *, new_key: bool = False) -> bytes:
-        """A certificate request (DER, RFC 2986). Its subject says nothing: the hub chooses the node id.
-
-        `new_key`: for the key that is to replace this one; it is durable before anybody hears of it, and asking again
-        names the same.
-        """
-        key, following = self._key, self.directory / "node.next.key"
-        if new_key:
-            if not following.exists():
-                write_key(following, Ed25519PrivateKey.generate())
-            key = read_key(following)
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "zk0 node")])
-        return x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, None).public_bytes(Encoding.DER)
-
-    def install(self, cert_pem: bytes, ca_pem: bytes, node_id: str) -> None:
-        """Keep what enrolment or a renewal gave, for our key or the next one, which then is ours.
-
-        ProtocolError, and nothing changes, unless it is for one of the two and `node_id`, by that authority.
-        """
-        try:
-            cert, ca = load_certificate(cert_pem), load_certificate(ca_pem)
-            cert.verify_directly_issued_by(ca)
-        except (ValueError, TypeError, InvalidSignature) as error:
-            raise ProtocolError(f"the certificate from the hub is not good: {error}") from None
-        following = self.directory / "node.next.key"
-        key = self._key
-        if cert.public_key() != key.public_key():
-            key = read_key(following) if following.exists() else key
-        if cert.public_key() != key.public_key():
-            raise ProtocolError("the certificate from the hub is for another key")
-        if common_name(cert) != node_id:
-            raise ProtocolError(f"the certificate from the hub names {common_name(cert)!r}, not {node_id!r}")
-        with self.switching:
-            if not self.ca_path.exists() or self.ca_path.read_bytes() != ca.public_bytes(Encoding.PEM):
-                write_bytes(self.ca_path, ca.public_bytes(Encoding.PEM))
-            if key is self._key:
-                write_bytes(self.certificate_path, cert.public_bytes(Encoding.PEM))
-                return
-            write_bytes(self.directory / "node.next.pem", cert.public_bytes(Encoding.PEM))
-            finish_switch(self.directory)
-            self._key = key
-
-    def sign(self, data: bytes) -> bytes:
-        """Ed25519 signature, 64 bytes. Callers prefix `data` with what kind of statement it is."""
-        return self._key.sign(data)
 
 
 def common_name(certificate: x509.Certificate) -> str:

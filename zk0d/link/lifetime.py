@@ -5,12 +5,10 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 
-from cryptography import x509
+from zk0d.link.certificate import Certificate
 
 _SKEW = dt.timedelta(hours=1)
 """A node's clock may be behind the hub's; of a short life a tenth, or it would be due from its first day."""
-
-_DATES = ("not_valid_before", "not_valid_after")
 
 
 @dataclass(frozen=True)
@@ -23,10 +21,8 @@ class Lifetime:
     @classmethod
     def of(cls, certificate: bytes) -> Lifetime:
         """Of a PEM certificate; ValueError if it is none."""
-        found = x509.load_pem_x509_certificate(certificate)
-        # Ubuntu 24.04 has cryptography 41, where the dates are naive and in UTC; they have a time zone since 42.
-        dates = (getattr(found, f"{name}_utc", None) or getattr(found, name) for name in _DATES)
-        return cls(*(date.replace(tzinfo=dt.UTC).timestamp() for date in dates))
+        found = Certificate.of(certificate)
+        return cls(found.start, found.end)
 
     @property
     def due_at(self) -> float:

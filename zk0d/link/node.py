@@ -19,9 +19,9 @@ import zmq
 from zk0d.errors import LinkClosedError, LinkLostError
 from zk0d.link.buffers import Bytes
 from zk0d.link.download import download
-from zk0d.link.identity import NodeIdentity
 from zk0d.link.lane import Inbox
 from zk0d.link.messages import MAX_BULK, REQUESTS, Frame
+from zk0d.link.node_identity import NodeIdentity
 from zk0d.link.peer import Peer, wait_for_room
 from zk0d.link.rates import Meter, Rate
 from zk0d.link.soon import Soon

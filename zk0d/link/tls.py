@@ -7,10 +7,16 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zk0d.errors import ConfigError
-from zk0d.link.identity import NodeIdentity, ServerIdentity
 
+if TYPE_CHECKING:
+    from zk0d.link.identity import ServerIdentity
+    from zk0d.link.node_identity import NodeIdentity
+
+HUB_NAME = "hub.zk0"
+"""The one name in every hub's server certificate: addresses may change, the pinned authority says which hub it is."""
 ALPN_LINK = "zk0/1"
 LINK_PROTOCOLS = (ALPN_LINK,)
 """Every version of the link that this software speaks, newest first; TLS agrees on the newest that both know."""

@@ -23,13 +23,12 @@ import structlog
 from zk0d.errors import ConfigError
 from zk0d.link.buffers import Bytes, Scratch
 from zk0d.link.gate import GREETING, GateError, RefusalScanner
-from zk0d.link.identity import HUB_NAME
 from zk0d.link.lane import Inbox, Lane, Splitter
 from zk0d.link.messages import Frame
 from zk0d.link.pump import TlsPump
 from zk0d.link.rundir import RunDir
 from zk0d.link.state import LinkLimits
-from zk0d.link.tls import LINK_PROTOCOLS, explain_hub_failure
+from zk0d.link.tls import HUB_NAME, LINK_PROTOCOLS, explain_hub_failure
 from zk0d.link.wire import Wire, WireEnd
 
 log = structlog.get_logger("zk0d.link.tunnel")
