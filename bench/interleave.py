@@ -112,10 +112,14 @@ def idle(stage: Stage, sizes: Sizes) -> dict[str, Any]:
     stage.node.start(stage.node.answers)
     daemon, broker = psutil.Process(stage.node.pid), psutil.Process(stage.hub.pid)
     before = daemon.cpu_times()
-    time.sleep(sizes.idle_s)
+    time.sleep(min(10.0, sizes.idle_s))
+    early = daemon.memory_info().rss / 1e6
+    time.sleep(max(0.0, sizes.idle_s - 10.0))
     after = daemon.cpu_times()
+    late = daemon.memory_info().rss / 1e6
     return {
-        "daemon_rss_mb": daemon.memory_info().rss / 1e6,
+        "daemon_rss_mb": max(early, late),
+        "daemon_rss_at_the_end_mb": late,
         "daemon_cpu_share": max(0.0, after.user + after.system - before.user - before.system) / sizes.idle_s,
         "idle_s": sizes.idle_s,
         "hub_rss_mb": broker.memory_info().rss / 1e6,

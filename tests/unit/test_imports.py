@@ -43,6 +43,14 @@ def test_zk0ctl_starts_with_the_standard_library_alone() -> None:
     assert foreign <= {"__main__", "_distutils_hack", "google"}, foreign
 
 
+def test_the_idle_daemon_leaves_out_what_it_does_not_need() -> None:
+    """Nine megabytes of X.509 until it makes or keeps a certificate; the one curve, once there is something to check."""
+    idle = "import zk0d.daemon.main, zk0d.daemon.service"
+    assert not {"cryptography", "numpy", "psutil", "rich"} & loaded(idle)
+    checking = loaded(f"{idle}\nimport zk0d.link.signature")
+    assert "cryptography" in checking and "cryptography.x509" not in checking
+
+
 def test_daemon_and_hub_do_not_know_each_other() -> None:
     assert not any(m.startswith("zk0d.hub") for m in loaded("\n".join(f"import {m}" for m in modules("zk0d.daemon"))))
     assert not any(m.startswith("zk0d.daemon") for m in loaded("\n".join(f"import {m}" for m in modules("zk0d.hub"))))
