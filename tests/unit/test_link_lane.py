@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from pathlib import Path
 
@@ -191,12 +192,13 @@ def test_a_buffer_is_lent_again_only_when_nobody_sees_it() -> None:
     assert id(again.obj) == held, "who has it keeps it"
 
 
-def test_calls_into_the_loop_keep_their_order_and_share_wake_ups() -> None:
+def test_calls_into_the_loop_keep_their_order_and_share_wake_ups(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
-        loop, got, wakes = asyncio.get_running_loop(), [], []
-        real = loop.call_soon_threadsafe
-        loop.call_soon_threadsafe = lambda *a, **k: (wakes.append(1), real(*a, **k))[1]  # type: ignore[method-assign]
-        soon, all_in, seen = Soon(loop), threading.Event(), asyncio.Event()
+        got: list[int] = []
+        wakes: list[int] = []
+        real = os.eventfd_write
+        monkeypatch.setattr(os, "eventfd_write", lambda fd, n: (wakes.append(threading.get_ident()), real(fd, n)))
+        soon, all_in, seen = Soon(asyncio.get_running_loop()), threading.Event(), asyncio.Event()
 
         def give() -> None:
             for i in range(100):
@@ -211,7 +213,12 @@ def test_calls_into_the_loop_keep_their_order_and_share_wake_ups() -> None:
         thread.join()
         await asyncio.wait_for(seen.wait(), 5)
         assert got == list(range(100))
-        assert len(wakes) == 1
+        assert wakes.count(thread.ident or 0) == 1
+        soon.close()
+        soon.close()
+        soon(got.append, 100)  # who comes late is not heard, and writes into nobody's file
+        await asyncio.sleep(0)
+        assert len(got) == 100
 
     asyncio.run(run())
 

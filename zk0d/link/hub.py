@@ -21,10 +21,10 @@ from zk0d.link.enroll import hello_frame, serve_enroll
 from zk0d.link.identity import Authority, ServerIdentity
 from zk0d.link.lane import Inbox
 from zk0d.link.messages import MAX_BULK, PUSHES, Frame
-from zk0d.link.peer import Peer, wait_for_room
+from zk0d.link.peer import Peer
 from zk0d.link.rates import Meter, Meters
 from zk0d.link.rundir import RunDir
-from zk0d.link.soon import Soon
+from zk0d.link.soon import Soon, wait_for_room
 from zk0d.link.state import LinkLimits, NodeLinkInfo, Progress
 from zk0d.link.terminator import Terminator
 from zk0d.link.tls import server_context
@@ -82,13 +82,13 @@ class HubLink:
 
     async def start(self) -> None:
         """Listen; `port` is then the real one. ConfigError if the address cannot be had."""
-        self._soon = Soon(asyncio.get_running_loop())
         try:
             self._folder = RunDir(self._run_dir)
         except OSError as error:
             raise ConfigError(
                 f"{self._run_dir} cannot be used: {error.strerror}", "it must be a folder of ours"
             ) from None
+        self._soon = Soon(asyncio.get_running_loop())
         self._folder.clear(_SOCKET)
         self._terminator.router_path = path = self._folder.socket(_SOCKET)
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="zk0-link")
@@ -112,6 +112,8 @@ class HubLink:
         await asyncio.gather(*self._enrolling, return_exceptions=True)
         await asyncio.gather(*(peer.close() for peer in self._peers.values()))
         await asyncio.to_thread(self._terminator.close)
+        if hasattr(self, "_soon"):
+            self._soon.close()
         if hasattr(self, "_socket"):
             self._socket.close(linger=0)
             self._context.term()

@@ -22,9 +22,9 @@ from zk0d.link.download import download
 from zk0d.link.lane import Inbox
 from zk0d.link.messages import MAX_BULK, REQUESTS, Frame
 from zk0d.link.node_identity import NodeIdentity
-from zk0d.link.peer import Peer, wait_for_room
+from zk0d.link.peer import Peer
 from zk0d.link.rates import Meter, Rate
-from zk0d.link.soon import Soon
+from zk0d.link.soon import Soon, wait_for_room
 from zk0d.link.state import LinkLimits, LinkState, Phase
 from zk0d.link.tls import link_context
 from zk0d.link.tunnel import Tunnel, TunnelEvent
@@ -77,7 +77,11 @@ class NodeLink:
         """Begin connecting; returns at once. ConfigError when the node has no certificate or run_dir cannot be used."""
         node_id = self._identity.node_id
         self._soon = Soon(asyncio.get_running_loop())
-        path = self._tunnel.start()
+        try:
+            path = self._tunnel.start()
+        except BaseException:
+            self._soon.close()
+            raise
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="zk0-link")
         self._context = zmq.Context(io_threads=1)
         self._socket = _dealer(self._context, node_id)
@@ -104,6 +108,7 @@ class NodeLink:
             await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._tunnel.close)
         if started:
+            self._soon.close()
             self._socket.close(linger=0)
             self._context.term()
             await asyncio.to_thread(self._pool.shutdown)

@@ -49,14 +49,6 @@ Arrival = Callable[[int, bytes | memoryview | None, str], None]
 """(index, data or None, error code) of a chunk that was asked for."""
 
 
-async def wait_for_room(room: asyncio.Event) -> None:
-    """Until the lane has room, or a moment has passed (the link may have gone meanwhile)."""
-    try:
-        await asyncio.wait_for(room.wait(), 0.1)
-    except TimeoutError:
-        pass
-
-
 @lru_cache(16)
 def _packed(path: Path) -> bytes:
     return tensors.pack(tensors.pieces(path))  # a blob never changes under its name
@@ -333,9 +325,11 @@ class Peer:
             work.close()
             self._error("busy", f"{self.limits.max_requests} requests are being answered", message.id)
             return False
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        # At once: what needs no waiting is answered before the loop looks around again.
+        task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
+        if not task.done():
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         return True
 
     async def _serve_manifest(self, message: Message) -> None:
@@ -374,10 +368,11 @@ class Peer:
             if known is not None:
                 self._enqueue(known)
             return
-        if self._start(message, self._answer(message)):
-            self._remembered[message.id] = None
-            while len(self._remembered) > MAX_REMEMBERED:
-                self._remembered.popitem(last=False)
+        self._remembered[message.id] = None
+        if not self._start(message, self._answer(message)):
+            del self._remembered[message.id]
+        while len(self._remembered) > MAX_REMEMBERED:
+            self._remembered.popitem(last=False)
 
     async def _answer(self, message: Message) -> None:
         assert self._on_request is not None

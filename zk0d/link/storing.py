@@ -43,6 +43,7 @@ class Storing:
         """Drop what has not begun; afterwards no thread touches the partial."""
         self._waiting.clear()
         await self._rest.wait()
+        self._soon.close()
 
     def _begin(self) -> None:
         self._pool.submit(self._work)
