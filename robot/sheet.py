@@ -50,6 +50,9 @@ def _episode(dataset: Any, episode: int, cameras: list[str], sheet: Image.Image,
             if picture.width < THUMB_W // 2:
                 picture = picture.resize((THUMB_H - 2, THUMB_H - 2))
             sheet.paste(picture, (column * THUMB_W, top + 22 + line * THUMB_H))
+            if not column:
+                name = key.removeprefix("observation.images.")
+                pen.text((4, top + 24 + line * THUMB_H), name, fill="white", stroke_width=1, stroke_fill="black")
     rows = dataset.hf_dataset.with_format("numpy")[first:end]["observation.state"]
     _curves(pen, np.stack([np.asarray(r, dtype=float) for r in rows]), COLUMNS * THUMB_W + 6, top + 22,
             PLOT_W - 12, max(1, len(cameras)) * THUMB_H - 8)  # fmt: skip
