@@ -7,6 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from zk0d.daemon import trainer_job, training
 from zk0d.daemon.arbiter import Action, Activity, LinkSignal, clock
 from zk0d.daemon.config import Config
 from zk0d.daemon.paces import Paces
+from zk0d.daemon.signals.reading import Level, Reading
 from zk0d.daemon.store import Hub, Store, Task
 from zk0d.daemon.training import Training
-from zk0d.daemon.workers import Workers
+from zk0d.daemon.workers import KINDS, Workers
 
 TASK = {"id": "t1", "federation": "pick", "version": 0, "local_steps": 1}
 
@@ -178,6 +180,58 @@ def test_a_person_does_not_wait_for_a_trainer_that_is_leaving(tmp_path: Path) ->
         busy.clear()
         loop.tick()  # thawed, it goes on leaving
         assert worker.said == ["yield", "thaw", "freeze", "thaw"]
+        store.close()
+
+    asyncio.run(scene())
+
+
+DEAF = """
+import time
+from zk0d.worker import WorkerChannel
+channel = WorkerChannel()
+channel.emit("progress", step=1, steps=9)
+time.sleep(600)
+"""
+
+
+def test_a_trainer_that_ignores_the_yield_is_killed_and_has_not_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real process that hears nothing: the hours end, it is asked, then killed; it starts again in the next ones."""
+    (tmp_path / "deaf_trainer.py").write_text(DEAF)
+    (tmp_path / "zk0d.toml").write_text("[idle]\nsettle_s = 0\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setitem(KINDS, "trainer", replace(KINDS["trainer"], module="deaf_trainer"))
+    monkeypatch.setattr(training, "SAVE_GRACE_S", 0.2)
+
+    async def scene() -> None:
+        store = Store(tmp_path / "zk0d.db")
+        store.add_task(TASK)
+        store.set_task("t1", state="ready")
+        config = Config.load([tmp_path / "zk0d.toml"])
+        workers = Workers(tmp_path, config)
+        over = Reading("hours", "outside the hours for training", Level.STOP, hard=True)
+        readings: list[Reading] = []
+        loop = Training(
+            store, config, workers, Source(), tuple, lambda decision: None, lambda: tuple(readings)
+        )  # fmt: skip
+        running = asyncio.create_task(loop.run(lambda: None))
+        await until(lambda: loop.progress.get("step") == 1, "it trains")
+        (first,) = workers.pids()
+        readings.append(over)
+        loop.wake()
+        await until(lambda: loop.trainer_state == "none", "it is ended", 30)
+        assert not Path(f"/proc/{first}").exists() and loop.decision.rule == "hours"
+        task = store.task("t1")
+        assert task is not None and (task.state, task.deaths) == ("ready", 0)
+        readings.clear()
+        loop.wake()
+        await until(lambda: workers.pids() not in ([], [first]), "it starts again")
+        running.cancel()
+        loop.begin_close()
+        for worker in list(workers._running):
+            await worker.kill()
+        await loop.close()
         store.close()
 
     asyncio.run(scene())
