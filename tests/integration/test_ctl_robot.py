@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 from daemon_process import Daemon, loads, wait_until
+from virtual_pair import Hand
 
 pytest.importorskip("lerobot")
 pytest.importorskip("so101_nexus")
@@ -41,3 +43,20 @@ def test_show_doctor_teleop_and_calibrate_by_the_daemon(station: Any, tmp_path: 
         out = calibrating.communicate(timeout=60)[0]
         assert calibrating.returncode == 1 and "the arm is as it was before" in out, out
         assert (folder / "leader.json").read_bytes() == before
+
+        hand = Hand(station)  # and now to its end, answered from another terminal, as over ssh
+        hand.put(*[3000] * 6)
+        calibrating = node.begin("robot", "calibrate", "leader")
+        assert calibrating.stdout is not None
+        next(line for line in calibrating.stdout if line.startswith("middle: "))
+        assert node.ctl("robot", "next").code == 0
+        next(line for line in calibrating.stdout if line.startswith("ranges: "))
+        for reach in itertools.cycle((-900, 900)):
+            if calibrating.poll() is not None:
+                break
+            hand.put(*[3000 + reach] * 6)
+            node.ctl("robot", "next")  # not moved far enough yet: it is asked again
+        out = calibrating.communicate(timeout=60)[0]
+        assert calibrating.returncode == 0 and "calibrated: " in out and "(the old one: " in out, out
+        (old,) = (folder / "old").glob("leader.*.json")
+        assert old.read_bytes() == before != (folder / "leader.json").read_bytes()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import virtual_pair
+from virtual_pair import Hand
 
 from robot.calibration import calibrate
 from robot.checkup import check_arm, check_disk
@@ -51,22 +52,6 @@ class Person:
 
 def table(station: Any, folder: Path) -> RobotTable:
     return RobotTable.parse(virtual_pair.table(station, folder))
-
-
-class Hand:
-    """Holds the leader's joints at encoder readings of our choice."""
-
-    def __init__(self, station: Any) -> None:
-        self._servos = station._leader.servos
-        self.raw = [2048] * 6
-        station._do(lambda: setattr(station._leader.line.bus, "sense", self._sense))
-
-    def _sense(self) -> None:
-        for servo, raw in zip(self._servos, self.raw, strict=True):
-            servo.sense(raw % 4096, 0, 0)
-
-    def put(self, *raw: int) -> None:
-        self.raw = list(raw)
 
 
 def test_calibrate_refuses_the_seam_and_writes_what_lerobot_reads(station: Any, tmp_path: Path) -> None:
