@@ -53,10 +53,12 @@ class Sizes:
     steps: int
     freezes: int
     yields: int
+    upload: bool
+    """Whether an update is under way while it records with a trainer."""
 
 
-SMALL = Sizes(status=5, idle_s=2.0, starts=2, takes=1, take_s=2.0, steps=60, freezes=9, yields=1)
-FULL = Sizes(status=50, idle_s=600.0, starts=100, takes=3, take_s=6.0, steps=700, freezes=176, yields=24)
+SMALL = Sizes(status=5, idle_s=2.0, starts=2, takes=1, take_s=2.0, steps=60, freezes=9, yields=1, upload=False)
+FULL = Sizes(status=50, idle_s=600.0, starts=100, takes=3, take_s=6.0, steps=700, freezes=176, yields=24, upload=True)
 
 
 def quantile(values: list[float], q: float) -> float:
@@ -181,7 +183,8 @@ def record(stage: Stage, sizes: Sizes) -> dict[str, Any]:
     """Recordings without any training first, then with the trainer at full load until each of them begins."""
     stage.record(1.0, train=True)  # what is read from the disk once is read here
     alone, without, _ = recordings(stage, sizes)
-    stage.upload()
+    if sizes.upload:
+        stage.upload()
     stage.train()
     until(stage.steps, "the trainer makes steps")
     beside, interleaved, seen = recordings(stage, sizes)
