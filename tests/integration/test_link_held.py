@@ -55,3 +55,19 @@ def test_its_own_bandwidth_limit_is_no_stall(tmp_path: Path) -> None:
                 assert (await alice.fetch(digest)).stat().st_size == 2 * FAST.chunk_size
 
     asyncio.run(run())
+
+
+def test_transfers_of_one_link_go_on_side_by_side(tmp_path: Path) -> None:
+    """A large blob that came first does not keep a later one waiting until it is through."""
+
+    async def run() -> None:
+        async with world(tmp_path) as w:
+            digests = [w.blobs.add_bytes(os.urandom(size << 20)) for size in (3, 1)]
+            async with w.node("alice", limits=replace(FAST, max_download=4e6)) as alice:
+                first = asyncio.ensure_future(alice.fetch(digests[0]))
+                await until(lambda: any(p.done for p in alice.state.transfers), "the first is on its way")
+                later = await asyncio.wait_for(alice.fetch(digests[1]), 20)
+                assert later.stat().st_size == 1 << 20 and not first.done()
+                assert (await asyncio.wait_for(first, 20)).stat().st_size == 3 << 20
+
+    asyncio.run(run())
