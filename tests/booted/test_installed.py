@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 START = Path(__file__).resolve().parents[2] / "packaging" / "docker" / "start"
 STATUS = ("zk0ctl", "status", "--json")
 
@@ -169,8 +171,67 @@ def test_the_doctor_finds_the_installation_whole(system: Any) -> None:
     assert [f for f in outside["findings"] if f["check"] == "group" and "usermod -aG zk0 mallory" in f["mend"]]
 
 
+def findings(system: Any, check: str) -> list[dict[str, str]]:
+    told = json.loads(system.run("zk0ctl", "doctor", "--json", user="alice", check=False).stdout)
+    return [f for f in told["findings"] if f["check"] == check]
+
+
+LIMIT = "/run/systemd/system/zk0d.service.d/limit.conf"
+DIES = (
+    f"mkdir -p $(dirname {LIMIT}); printf '[Unit]\\nStartLimitBurst=2\\n[Service]\\nRestartSec=0\\nRestartSteps=0\\n' >{LIMIT};"
+    "systemctl daemon-reload; for i in 1 2 3 4 5; do systemctl kill -s KILL zk0d.service; sleep 0.5; done"
+)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "check", "said"),
+    [
+        ("systemctl stop zk0d.socket zk0d.service", "units", "zk0d.service is inactive"),
+        ("systemctl disable -q zk0d.service", "units", "zk0d.service does not start at boot"),
+        (DIES, "units", "zk0d.service is failed"),
+        ("gpasswd -d alice zk0", "group", "alice is not in group zk0"),
+    ],
+)
+def test_what_the_doctor_says_mends_it(system: Any, spoil: str, check: str, said: str) -> None:
+    """An installation is spoilt; the commands that its findings name, run as they stand, mend it."""
+    wait_active(system, "zk0d.service")
+    system.sh(spoil, check=False)
+    wrong = [f for f in findings(system, check) if f["level"] in ("warning", "error")]
+    try:
+        assert said in [f["message"] for f in wrong], wrong
+        for finding in wrong:
+            commands = [c.strip() for c in finding["mend"].split(";") if not c.strip().startswith("then ")]
+            system.sh('set -e; sudo() { "$@"; }; ' + "; ".join(commands))
+        wait_active(system, "zk0d.service")
+        assert {f["level"] for f in findings(system, check)} == {"ok"}
+    finally:
+        system.sh(f"rm -f {LIMIT}; systemctl daemon-reload; usermod -aG zk0 alice")
+
+
 def test_without_the_runtime_it_says_what_it_cannot_do(system: Any) -> None:
+    """It answers, and for what needs the runtime it names the command that makes it, which in turn asks for sudo."""
+    wait_active(system, "zk0d.service")
     assert system.run("zk0ctl", "runtime", "show", user="alice", check=False).returncode == 2
+    told = json.loads(system.run(*STATUS, user="alice", check=False).stdout)
+    assert (
+        told["state"]["rule"] == "runtime"
+        and "there is no runtime in /var/lib/zk0-runtime" in told["state"]["sentence"]
+    )
+    assert "sudo zk0ctl runtime install" in told["state"]["sentence"]
+    record = (
+        "zk0ctl",
+        "record",
+        "--task",
+        "lift",
+        "--follower",
+        "virtual:PickLift",
+        "--dataset",
+        "cups",
+        "--episodes",
+        "1",
+    )
+    refused = system.run(*record, user="alice", check=False)
+    assert refused.returncode == 1 and "sudo zk0ctl runtime install" in refused.stdout + refused.stderr, refused
     refused = system.run("zk0ctl", "runtime", "install", user="alice", check=False)
     assert refused.returncode == 1 and "sudo" in refused.stderr and "Traceback" not in refused.stderr
 
@@ -184,8 +245,13 @@ def test_the_containers_start_script_serves(system: Any) -> None:
         " -p CapabilityBoundingSet= -p PrivateTmp=no --setenv=ZK0_HUB_DIR=/var/tmp/hub --setenv=ZK0_HUB_LISTEN=127.0.0.1:7731 hub-start"
     )
     try:
-        ask = ("zk0-hub", "--dir", "/var/tmp/hub", "status")
-        system.until(lambda: system.run(*ask, user="zk0-hub", check=False).returncode in (0, 2), 30, "the hub to serve")
+        (check,) = re.findall(r"HEALTHCHECK .* CMD (\[.*\])", START.with_name("Dockerfile").read_text())
+        ask = ("env", "ZK0_HUB_DIR=/var/tmp/hub", "timeout", "3", *json.loads(check))  # the engine's timeout is 10 s
+        system.until(lambda: system.run(*ask, user="zk0-hub", check=False).returncode == 0, 30, "the hub to serve")
+        system.sh("systemctl kill -s STOP contained")
+        hung = system.run(*ask, user="zk0-hub", check=False)
+        system.sh("systemctl kill -s CONT contained")
+        assert hung.returncode != 0, "a hub that does not answer is not healthy"
     finally:
         said = system.sh("systemctl stop contained; journalctl -q -o cat -u contained")
         system.sh("rm -rf /var/tmp/hub /usr/bin/hub-start")

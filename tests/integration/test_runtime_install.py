@@ -17,6 +17,7 @@ from wheel_index import WheelIndex, installer, publish, wheel
 
 from zk0d.ctl import environment, runtime_fetch
 from zk0d.ctl.environment import Source
+from zk0d.ctl.main import main
 from zk0d.ctl.runtime_lists import Lists
 from zk0d.errors import Zk0Error
 from zk0d.runtime import COMPLETE, managed_python
@@ -155,6 +156,35 @@ def test_from_a_folder_and_what_does_not_work_is_not_switched_to(index: WheelInd
     with pytest.raises(Zk0Error, match="does not work: ImportError: no libcuda"):
         environment.install(base, lists, Source(wheels=folder), Told())
     assert current(base) == "2.0" and index.sent == {}
+
+
+def test_the_commands_from_a_mirror_and_a_folder_and_the_way_back(
+    index: WheelIndex, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a person has it: `zk0ctl runtime install --index-url`, `--wheels`, `check`, `rollback`, `show`."""
+    monkeypatch.setenv("ZK0_RUNTIME", str(base))
+
+    def ctl(*words: str) -> str:
+        assert main(["runtime", *words]) == 0
+        return capsys.readouterr().out
+
+    publish(index.folder, "3.1", 1000)
+    lists = index.lists(tmp_path / "mirror")
+    monkeypatch.setattr(Lists, "find", lambda build="cuda": lists)
+    begun(base, lists)
+    index.sent.clear()
+    said = ctl("install", "--cpu", "--index-url", index.url)
+    assert "current: torch 3.1" in said and index.sent["torch-3.1-py3-none-any.whl"] > 0
+
+    publish(index.folder, "3.2", 1000)
+    lists = index.lists(tmp_path / "folder")
+    begun(base, lists)
+    shutil.copytree(index.folder, tmp_path / "wheels")
+    index.sent.clear()
+    assert "current: torch 3.2" in ctl("install", "--cpu", "--wheels", str(tmp_path / "wheels"))
+    assert index.sent == {}
+    assert "works: torch 3.2" in ctl("check") and "current: torch 3.1" in ctl("rollback")
+    assert "current: torch 3.1" in ctl("show") and "previous: torch 3.2" in ctl("show")
 
 
 def test_what_the_server_does_not_give_to_us_is_left_to_the_installer(index: WheelIndex, tmp_path: Path) -> None:
