@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zk0d.errors import PayloadError
-from zk0d.model.blobs import MAX_CHUNK, BlobStore, DiskFullError, Manifest, digest_of, hex_of
+from zk0d.model.blobs import CHUNK, MAX_CHUNK, BlobStore, DiskFullError, Manifest, digest_of, hex_of
 
 DATA = os.urandom(10 * 4096 + 5)
 
@@ -176,6 +176,19 @@ def test_a_blob_that_was_just_stored_is_hashed_by_chunks_alone_until_its_file_is
     with ThreadPoolExecutor(4) as pool:  # however many ask, it is read once
         assert all(m is before for m in pool.map(lambda _: store.manifest(digest), range(4)))
     assert BlobStore(store.directory, reserve=0).manifest(digest) == before
+
+
+def test_a_file_that_is_added_is_cut_in_the_same_reading(store: BlobStore, tmp_path: Path) -> None:
+    data = os.urandom(2 * CHUNK + 5)
+    (tmp_path / "given").write_bytes(data)
+    digest = store.add_file(tmp_path / "given")
+    (tmp_path / "given").unlink()  # as a job's folder goes; the file's ctime is another then
+    known = store.manifest(digest)
+    assert known == BlobStore(store.directory, reserve=0).manifest(digest) and len(known.chunks) == 3
+    store.path(digest).rename(tmp_path / "away")
+    assert store.manifest(digest) is known, "it was read again"
+    (tmp_path / "none").write_bytes(b"")
+    assert store.manifest(store.add_file(tmp_path / "none")).chunks == ()
 
 
 def test_what_a_killed_process_was_adding_is_cleared(store: BlobStore) -> None:

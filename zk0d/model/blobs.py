@@ -133,7 +133,7 @@ class BlobStore:
                 shutil.copyfile(path, tmp)
             fd = os.open(tmp, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                digest = "sha256:" + _hash_fd(fd)
+                digest, manifest = _hash_fd(fd)
                 os.fchmod(fd, 0o444)
                 os.fsync(fd)
             finally:
@@ -144,11 +144,10 @@ class BlobStore:
                 self.place(tmp, digest)
         finally:
             tmp.unlink(missing_ok=True)
+        if manifest is not None:  # who adds a file will be asked for it, and it has just been read
+            self._remember(manifest)
         if move:
             path.unlink()
-            with self._lock:
-                if digest in self._fresh:  # the link that went changed the file's ctime
-                    self._fresh[digest] = _look(self.path(digest).stat())
         return digest
 
     def partial(self, digest: str, manifest: Manifest) -> Partial:
@@ -180,12 +179,15 @@ class BlobStore:
             finally:
                 with self._lock:
                     self._making.pop(key, None)
-            with self._lock:
-                self._manifests[key] = manifest
-                self._fresh.pop(digest, None)
-                while len(self._manifests) > _MANIFESTS_KEPT:
-                    self._manifests.popitem(last=False)
+            self._remember(manifest)
             return manifest
+
+    def _remember(self, manifest: Manifest) -> None:
+        with self._lock:
+            self._manifests[manifest.digest, manifest.chunk_size] = manifest
+            self._fresh.pop(manifest.digest, None)
+            while len(self._manifests) > _MANIFESTS_KEPT:
+                self._manifests.popitem(last=False)
 
     def _cut(self, digest: str, chunk_size: int, seen: tuple[int, ...] | None) -> Manifest:
         whole, chunks, size = hashlib.sha256(), [], 0
@@ -254,8 +256,15 @@ def _absent(digest: str) -> PayloadError:
     return PayloadError(f"the blob {digest} is not here")
 
 
-def _hash_fd(fd: int) -> str:
-    digest = hashlib.sha256()
-    while data := os.read(fd, CHUNK):
-        digest.update(data)
-    return digest.hexdigest()
+def _hash_fd(fd: int) -> tuple[str, Manifest | None]:
+    """The digest of a file, and its manifest in chunks of CHUNK unless it is too large for one; in one reading."""
+    whole, chunks, size, even = hashlib.sha256(), [], 0, True
+    buffer = bytearray(CHUNK)
+    while n := os.readv(fd, [buffer]):
+        data = memoryview(buffer)[:n]
+        even = even and size % CHUNK == 0  # a reading that was cut short makes no chunk
+        whole.update(data)
+        chunks.append(hashlib.sha256(data).digest())
+        size += n
+    digest = "sha256:" + whole.hexdigest()
+    return digest, Manifest(digest, size, CHUNK, tuple(chunks)) if even and len(chunks) <= MAX_CHUNKS else None
