@@ -1,4 +1,4 @@
-"""A merge's outputs: blocks worked out on several cores, each file's hashed and written in order by its own thread.
+"""A merge's outputs: blocks worked out on several cores, each file's hashed and written in order.
 
 Buffers are a fixed number of slots that go round, so memory does not depend on the model's size. What is in a block is
 blocks.py's business.
@@ -6,11 +6,9 @@ blocks.py's business.
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from zk0d.hub.blocks import Slot
@@ -28,18 +26,88 @@ class Block:
     last: bool
 
 
-class _Round:
-    """A slot on its way: back among the free ones when the last file has it."""
+@dataclass
+class _Made:
+    """A block that was worked out, in its slot until the last file has it."""
 
-    def __init__(self, slot: Slot, free: queue.LifoQueue[Slot], files: int) -> None:
-        self.slot, self._free, self._left, self._lock = slot, free, files, threading.Lock()
+    block: Block
+    slot: Slot
+    left: int
 
-    def written(self) -> None:
-        with self._lock:
-            self._left -= 1
-            last = not self._left
-        if last:
-            self._free.put(self.slot)
+
+class _Lane:
+    """One file. `next` is the number of the block that it lacks; whoever holds `busy` gives it what is ready."""
+
+    def __init__(self, file: PayloadWriter, output: int) -> None:
+        self.file, self.output, self.next, self.busy = file, output, 0, threading.Lock()
+
+
+class _Run:
+    """Shared by the threads of one merge, each of which works blocks out and gives files what is ready for them.
+
+    No threads of their own for the files: more threads than cores would wait for each other after each call of numpy.
+    """
+
+    def __init__(
+        self, fill: Callable[[Block, Slot], None], slots: Sequence[Slot], blocks: Iterable[Block],
+        files: Sequence[PayloadWriter], passed: Callable[[Block], None],
+    ) -> None:  # fmt: skip
+        self._fill, self._passed = fill, passed
+        self._blocks: Iterator[tuple[int, Block]] = iter(enumerate(blocks))
+        self._free = list(slots)  # the one that came back last is taken first: it is still in the cache
+        self._made: dict[int, _Made] = {}
+        self._lanes = [_Lane(file, output) for output, file in enumerate(files)]
+        self._change = threading.Condition()
+        self._ended = self._failed = False
+
+    def work(self) -> None:
+        """One thread's part. Raises what broke in it; the others then end as well."""
+        try:
+            while (begun := self._begin()) is not None:
+                number, block, slot = begun
+                self._fill(block, slot)
+                with self._change:
+                    self._made[number] = _Made(block, slot, len(self._lanes))
+                for lane in self._lanes:
+                    self._feed(lane)
+        except BaseException:
+            with self._change:
+                self._failed = True
+                self._change.notify_all()
+            raise
+
+    def _begin(self) -> tuple[int, Block, Slot] | None:
+        with self._change:
+            while not (self._free or self._ended or self._failed):
+                self._change.wait()
+            found = None if self._ended or self._failed else next(self._blocks, None)
+            if found is None:
+                self._ended = True
+                self._change.notify_all()
+                return None
+            return *found, self._free.pop()
+
+    def _feed(self, lane: _Lane) -> None:
+        """Write what is ready, unless another thread is at it; it looks again once it has let go."""
+        while not self._failed and lane.next in self._made and lane.busy.acquire(blocking=False):
+            try:
+                while not self._failed and (made := self._made.get(lane.next)) is not None:
+                    block = made.block
+                    if not lane.output:
+                        self._passed(block)
+                    lane.file.append(block.name, made.slot.outputs[lane.output][: block.stop - block.start])
+                    self._written(lane.next, made)
+                    lane.next += 1
+            finally:
+                lane.busy.release()
+
+    def _written(self, number: int, made: _Made) -> None:
+        with self._change:
+            made.left -= 1
+            if not made.left:
+                del self._made[number]
+                self._free.append(made.slot)
+                self._change.notify()
 
 
 def run(
@@ -56,41 +124,9 @@ def run(
     Ends when all is written, flushed and in its place, or with the first block's error once what was under way has
     ended.
     """
-    free: queue.LifoQueue[Slot] = queue.LifoQueue()  # the one that came back last is still in the cache
-    for slot in slots:
-        free.put(slot)
-    failed = threading.Event()
-
-    def make(block: Block, slot: Slot) -> None:
-        if not failed.is_set():
-            fill(block, slot)
-
-    def put(made: Future[None], number: int, block: Block, going: _Round) -> None:
-        try:
-            made.result()
-            if not number:
-                passed(block)
-            if not failed.is_set():
-                files[number].append(block.name, going.slot.outputs[number][: block.stop - block.start])
-        except BaseException:
-            failed.set()
-            raise
-        finally:
-            going.written()
-
-    with ExitStack() as stack:
-        makers = stack.enter_context(ThreadPoolExecutor(cores, "merge"))
-        lanes = [stack.enter_context(ThreadPoolExecutor(1, "merge-write")) for _ in files]
-        puts: list[Future[None]] = []
-        for block in blocks:
-            going = _Round(free.get(), free, len(files))
-            if failed.is_set():
-                break
-            made = makers.submit(make, block, going.slot)
-            puts += [lane.submit(put, made, number, block, going) for number, lane in enumerate(lanes)]
-            if len(puts) > 64 * len(files) and puts[0].done():
-                puts = [p for p in puts if not p.done() or p.exception() is not None]
-        for done in puts:
-            done.result()
-        for closing in [lane.submit(file.close) for lane, file in zip(lanes, files, strict=True)]:
+    going = _Run(fill, slots, blocks, files, passed)
+    with ThreadPoolExecutor(max(cores, len(files)), "merge") as pool:
+        for working in [pool.submit(going.work) for _ in range(cores)]:
+            working.result()
+        for closing in [pool.submit(file.close) for file in files]:
             closing.result()
