@@ -83,18 +83,20 @@ def mismatches(root: Path, run: dict[str, Any]) -> dict[str, Any]:
     """Videos (by camera) with another number of frames than their episodes have rows, by decoding them all; and rows
     that have no frame. None where the run failed, which is printed."""
     import av
-    from lerobot.datasets.lerobot_dataset import LeRobotDatasetMetadata
+    import pyarrow.parquet as pq
 
     names = ("frame_row_mismatches", "overload_rows_without_frame", "overload_rows")
     if "failed" in run:
         print(f"{root.name}: {run['failed']}", flush=True)
         return dict.fromkeys(names)
-    meta = LeRobotDatasetMetadata("local/bench", root=root)
+    info = json.loads((root / "meta/info.json").read_text())
     wanted: dict[Path, int] = {}
-    for episode in meta.episodes:
-        for key in meta.video_keys:
-            path = root / meta.get_video_file_path(int(episode["episode_index"]), key)
-            wanted[path] = wanted.get(path, 0) + int(episode["length"])
+    for table in sorted((root / "meta/episodes").glob("*/*.parquet")):
+        for episode in pq.read_table(table).to_pylist():
+            for key in (k for k, feature in info["features"].items() if feature["dtype"] == "video"):
+                place = {n: episode[f"videos/{key}/{n}"] for n in ("chunk_index", "file_index")}
+                path = root / info["video_path"].format(video_key=key, **place)
+                wanted[path] = wanted.get(path, 0) + int(episode["length"])
     wrong = missing = 0
     for path, rows in wanted.items():
         with av.open(str(path)) as container:
@@ -133,7 +135,7 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31), help="of the kills")
-    parser.add_argument("--kills", type=int, default=0, help="how many (default: 2 small, 100)")
+    parser.add_argument("--kills", type=int, default=0, help="how many (default: 1 small, 100)")
     parser.add_argument("--seconds", type=float, default=3600.0, help="begin no further kill after that")
     parser.add_argument("--more", action="store_true", help="count these kills beside those of the results file")
     options = parser.parse_args()
@@ -141,7 +143,7 @@ def main() -> None:
              "frame_row_mismatches", "aborted_takes", "cpu_vs_lerobot")  # fmt: skip
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name, station(Path(name) / "calibration") as bench:
-        folder, count = Path(name), options.kills or (2 if options.small else 100)
+        folder, count = Path(name), options.kills or (1 if options.small else 100)
         measures: dict[str, Callable[[], dict[str, Any]]] = {
             "loop": lambda: loop(bench, folder, options.small),
             "default": lambda: default(bench, folder, options.small),
