@@ -13,13 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from robot.carried import carry
 from zk0d import durable
 from zk0d.errors import DatasetError, UsageError
 from zk0d.worker import Message, WorkerChannel, run_worker
 
 Say = Callable[..., None]
-OURS = "meta/zk0"
-"""Where a recorder's own records are; an edited dataset has other episodes than they say, so they stay behind."""
 
 
 def load(root: Path) -> Any:
@@ -77,8 +76,13 @@ def delete(job: Message, say: Say) -> dict[str, Any]:
     gone = chosen(list(job["episodes"]), source.meta.total_episodes)
     if len(gone) == source.meta.total_episodes:
         raise UsageError("nothing would be left", "take the dataset out with `zk0ctl dataset add … --no-train`")
-    target = made(Path(job["target"]), lambda part: void(delete_episodes(source, gone, part, f"local/{part.name}")))
-    return _counts(target)
+    left = [n for n in range(source.meta.total_episodes) if n not in set(gone)]
+
+    def fill(part: Path) -> None:
+        delete_episodes(source, gone, part, f"local/{part.name}")
+        carry([(Path(job["root"]), left)], part)
+
+    return _counts(made(Path(job["target"]), fill))
 
 
 def merge(job: Message, say: Say) -> dict[str, Any]:
@@ -86,8 +90,13 @@ def merge(job: Message, say: Say) -> dict[str, Any]:
     from lerobot.datasets.dataset_tools import merge_datasets
 
     sources = [load(Path(root)) for root in job["roots"]]
-    made_at = made(Path(job["target"]), lambda part: void(merge_datasets(sources, f"local/{part.name}", part)))
-    return _counts(made_at)
+
+    def fill(part: Path) -> None:
+        merge_datasets(sources, f"local/{part.name}", part)
+        roots = [Path(root) for root in job["roots"]]
+        carry([(r, range(s.meta.total_episodes)) for r, s in zip(roots, sources, strict=True)], part)
+
+    return _counts(made(Path(job["target"]), fill))
 
 
 def split(job: Message, say: Say) -> dict[str, Any]:
@@ -101,11 +110,12 @@ def split(job: Message, say: Say) -> dict[str, Any]:
     if not second:
         raise UsageError("a split needs episodes on both sides", f"there are 0 to {total - 1}")
     result = {}
-    for key, without in (("target", second), ("rest", first)):
+    for key, without, with_ in (("target", second, first), ("rest", first, second)):
         if job.get(key):
 
-            def fill(part: Path, without: list[int] = without) -> None:
+            def fill(part: Path, without: list[int] = without, with_: list[int] = with_) -> None:
                 delete_episodes(source, without, part, f"local/{part.name}")
+                carry([(Path(job["root"]), with_)], part)
 
             result[key] = _counts(made(Path(job[key]), fill))
     return result
@@ -168,10 +178,6 @@ def _convert(root: Path, say: Say) -> None:
 def _counts(root: Path) -> dict[str, Any]:
     info = json.loads((root / "meta/info.json").read_text())
     return {"root": str(root), "episodes": info["total_episodes"], "frames": info["total_frames"]}
-
-
-def void(_: object) -> None:
-    """Nothing, of what is only made."""
 
 
 def _verify(job: Message, say: Say) -> dict[str, Any]:

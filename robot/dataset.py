@@ -66,7 +66,9 @@ class RecordedDataset:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.close()
-            raise DatasetError(f"{root} is being recorded into", "end the other recording first") from None
+            raise DatasetError(
+                f"{root} is being recorded into, or worked on", "end the other recording or wait"
+            ) from None
         try:
             self._check_spec()
             self.recovery = Recovery()

@@ -12,12 +12,13 @@ import threading
 from typing import Any, Self
 
 from zk0d.errors import ConfigError
+from zk0d.viewer import place
 
 EVERY_S = 0.1
 
 
 class RerunView:
-    """Context manager. `where`: "spawn" opens a viewer here, "HOST:PORT" sends to one. Raises ConfigError."""
+    """Context manager. `where`: "spawn", or "HOST:PORT" of a viewer on this machine. Raises ConfigError."""
 
     def __init__(self, where: str) -> None:
         if importlib.util.find_spec("rerun") is None:
@@ -25,10 +26,7 @@ class RerunView:
                 "rerun: the package rerun-sdk is not in the environment that runs the workers",
                 "install it there: pip install 'lerobot[viz]'; the preview in the terminal needs nothing",
             )
-        host, _, port = where.rpartition(":")
-        if where != "spawn" and not (host and port.isdigit()):
-            raise ConfigError(f"rerun: {where!r} is no place of a viewer", "spawn, or HOST:PORT such as 127.0.0.1:9876")
-        self._place = (host or None, int(port) if port.isdigit() else None)
+        self._place = place(where)
         self._fresh: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="rerun", daemon=True)

@@ -22,7 +22,7 @@ import zk0d
 from zk0d.durable import write_json
 from zk0d.errors import WorkerError
 from zk0d.halt import stop_threads
-from zk0d.worker import FD_VARIABLE, MAX_LINE, Message
+from zk0d.worker import FD_VARIABLE, MAX_EVENT, Message
 
 log = structlog.get_logger("supervise")
 
@@ -155,7 +155,7 @@ class Worker:
     ) -> Worker:
         """Supervise a process that runs already; `ours` is our end of its channel, non-blocking."""
         worker = cls(module, process, log_path, on_event)
-        reader, worker._writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE)
+        reader, worker._writer = await asyncio.open_connection(sock=ours, limit=MAX_EVENT)
         worker._ended = asyncio.create_task(worker._run(reader), name=f"worker {module}")
         return worker
 

@@ -30,6 +30,9 @@ RECONNECT_S = 60.0
 """How long it looks for one before it is an orphan."""
 _BACKLOG = 1000
 MAX_LINE = 64 * 1024
+"""Bytes of a command."""
+MAX_EVENT = 1024 * 1024
+"""Bytes of an event, or of a result: longer lists of sentences are cut, and say so."""
 _PR_SET_PDEATHSIG = 1
 
 Message = dict[str, Any]
@@ -106,7 +109,7 @@ class WorkerChannel:
 
     def emit(self, event: str, **fields: Any) -> None:
         """Send one event. Raises nothing when the supervisor is gone: `orphaned` follows as a command."""
-        line = json.dumps({"event": event, **fields}, ensure_ascii=False).encode() + b"\n"
+        line = _line({"event": event, **fields})
         with self._lock:
             if self._sock is None:
                 sys.stdout.buffer.write(line)
@@ -125,6 +128,29 @@ class WorkerChannel:
             return self.commands.get(timeout=timeout_s) if timeout_s > 0 else self.commands.get_nowait()
         except queue.Empty:
             return None
+
+
+def _line(event: Message) -> bytes:
+    """One line of less than MAX_EVENT bytes: whoever reads more at a time would be at a worker's mercy."""
+    most = 1 << 16
+    while True:
+        line = json.dumps(_shortened(event, most), ensure_ascii=False).encode() + b"\n"
+        if len(line) < MAX_EVENT or most < 8:
+            return line
+        most //= 4
+
+
+def _shortened(value: Any, most: int) -> Any:
+    """`value` with at most `most` sentences in a list and characters in a sentence. Numbers are all kept."""
+    if isinstance(value, dict):
+        return {key: _shortened(v, most) for key, v in value.items()}
+    if isinstance(value, str):
+        return value if len(value) <= max(most, 500) else value[: max(most, 500)] + " …"
+    if isinstance(value, list | tuple):
+        if len(value) > most and all(isinstance(v, str) for v in value):
+            return [*(_shortened(v, most) for v in value[:most]), f"… and {len(value) - most} more"]
+        return [_shortened(v, most) for v in value]
+    return value
 
 
 def run_worker(main: Callable[[Message, WorkerChannel], Message]) -> int:

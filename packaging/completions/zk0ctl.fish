@@ -146,6 +146,8 @@ complete -c zk0ctl -f -n '__fish_seen_subcommand_from rollout' -a success -d 'th
 complete -c zk0ctl -n '__fish_seen_subcommand_from success' -l note -r -d 'a remark for rollout.json'
 complete -c zk0ctl -f -n '__fish_seen_subcommand_from rollout' -a failure -d 'it has failed: end it and note that'
 complete -c zk0ctl -n '__fish_seen_subcommand_from failure' -l note -r -d 'a remark for rollout.json'
+complete -c zk0ctl -f -n '__fish_seen_subcommand_from rollout' -a fetch -d 'the video of a rollout whose terminal was closed before it ended'
+complete -c zk0ctl -n '__fish_seen_subcommand_from fetch' -l out -r -F -d 'folder for the video and rollout.json'
 complete -c zk0ctl -f -n '__fish_seen_subcommand_from rollout' -a next -d 'end this episode, without a word on success'
 complete -c zk0ctl -f -n '__fish_seen_subcommand_from rollout' -a finish -d 'end after this episode'
 complete -c zk0ctl -f -n '__fish_seen_subcommand_from rollout' -a stop -d 'end now; the arm goes to rest'

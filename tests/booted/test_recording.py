@@ -61,6 +61,30 @@ def test_an_operator_records_and_the_recorder_is_a_unit(station: Any) -> None:
     assert (station.sh("systemctl --failed --no-legend").strip(), units(station, "record")) == ("", [])
 
 
+def test_an_operators_exports_are_the_operators_own_and_where_they_were_asked_for(station: Any) -> None:
+    """The units have a /tmp of their own and see no home: zk0ctl writes, with alice's rights, as the guide shows it."""
+    for folder in ("/home/alice/cups", "/tmp/cups"):
+        told = station.run("zk0ctl", "dataset", "export", "cups", folder, user="alice")
+        assert folder in told.stdout, told.stdout
+        assert station.sh(f"stat -c %U {folder} {folder}/meta/info.json").split() == ["alice", "alice"]
+        shown = station.run("zk0ctl", "dataset", "show", "cups", user="alice").stdout
+        assert "1 of 1, " in shown and f"in {folder}" in shown, shown
+        print(told.stdout.strip())
+    station.run("zk0ctl", "dataset", "sheet", "cups", "--out", "/home/alice/sheet.png", user="alice")
+    head = station.sh("head -c 4 /home/alice/sheet.png | tail -c 3; stat -c ' %U' /home/alice/sheet.png")
+    assert head.split() == ["PNG", "alice"], head
+    refused = station.run("zk0ctl", "dataset", "export", "cups", "/root/cups", user="alice", check=False)
+    assert refused.returncode == 64 and "cannot be written" in refused.stderr, refused.stderr
+    hidden = station.run(
+        "zk0ctl", "dataset", "import", "local:/home/alice/cups", "--name", "again", user="alice", check=False
+    )
+    assert hidden.returncode == 1 and "the installed zk0d sees nothing in /home" in hidden.stderr, hidden.stderr
+    viewer = station.run(
+        *RECORD, "--dataset", "seen", "--episodes", "1", "--rerun", "127.0.0.1:9876", user="alice", check=False
+    )
+    assert viewer.returncode == 64 and "has no network" in viewer.stderr, viewer.stderr
+
+
 def begin(system: Any, name: str) -> None:
     """Start a recording by alice that goes on until it is told to end, and wait until its recorder has saved an episode."""
     command = " ".join(RECORD).replace("lift the cube", "'lift the cube'")

@@ -49,12 +49,24 @@ def test_check_and_edit_by_the_daemon(tmp_path: Path) -> None:
     as_v21(parts, tmp_path / "old")
     (whole := tmp_path / "node/datasets/lifts").parent.mkdir(parents=True)
     recorded(whole)
-    with Daemon(tmp_path / "node") as node:
+    snapshot = tmp_path / "hf/hub/datasets--alice--lifts/snapshots/abc"
+    shutil.copytree(parts[0], snapshot)
+    (refs := snapshot.parents[1] / "refs").mkdir()
+    (refs / "main").write_text("abc")
+    with Daemon(tmp_path / "node", HF_HOME=str(tmp_path / "hf")) as node:
+        # From the Hugging Face cache, and no hub is asked for what is not in it.
+        cached = node.ctl("dataset", "import", "hf:alice/lifts", "--name", "cached")
+        assert cached.code == 0 and "1 episode, 10 frames" in cached.out, cached
+        assert load(node.state / "datasets/cached").num_episodes == 1
+        missing = node.ctl("dataset", "import", "hf:alice/none", "--name", "none")
+        assert missing.code == 1 and "alice/none is not in the Hugging Face cache of this machine" in missing.err
+        assert node.ctl("dataset", "add", "local:" + str(node.state / "datasets/cached"), "--no-train").code == 0
+
         imported = node.ctl(
             "dataset", "import", f"local:{tmp_path / 'old'}", "--name", "cubes", "--rename", "front=top"
         )
         assert imported.code == 0, imported
-        assert [d["rename"] for d in loads(node.ctl("dataset", "list", "--json"))] == [
+        assert [d["rename"] for d in loads(node.ctl("dataset", "list", "--json")) if d["name"] == "cubes"] == [
             {"observation.images.front": "observation.images.top"}
         ]
         checked = node.ctl("dataset", "verify", "cubes")
@@ -87,13 +99,21 @@ def test_check_and_edit_by_the_daemon(tmp_path: Path) -> None:
         repaired = node.ctl("dataset", "repair", str(before), "--into", "saved")
         assert repaired.code == 0 and load(node.state / "datasets/saved").num_episodes == 4, repaired
         named = {d["name"]: d["train"] for d in loads(node.ctl("dataset", "list", "--json"))}
-        assert set(named) == {"cubes", "lifts", "one", "two", "all", "saved"}
+        assert set(named) == {"cached", "cubes", "lifts", "one", "two", "all", "saved"}
         assert not any(named[n] for n in ("one", "two", "all", "saved"))  # nothing is trained on twice unasked
 
         sheet = node.ctl("dataset", "show", "cubes", "--sheet", str(tmp_path / "sheet.png"))
         assert sheet.code == 0 and str(tmp_path / "sheet.png") in sheet.out, sheet
         assert (tmp_path / "sheet.png").stat().st_size > 1000
+        # Exports are written by zk0ctl. What a link in a dataset shows stays, and a place that nobody may write to
+        # is refused before anything is done, and is no backup.
+        (secret := tmp_path / "secret").write_text("the node's key")
+        (node.state / "datasets/cubes/meta/leak.json").symlink_to(secret)
+        refused = node.ctl("dataset", "export", "cubes", "/proc/out")
+        assert refused.code == 64 and "/proc/out cannot be written" in refused.err, refused
+        assert "backup   none" in node.ctl("dataset", "show", "cubes").out
         exported = node.ctl("dataset", "export", "cubes", str(tmp_path / "out"))
+        assert not (tmp_path / "out/meta/leak.json").exists() and not (tmp_path / "out/.zk0").exists()
         assert exported.code == 0 and load(tmp_path / "out").num_episodes == 2
         assert "2 of 2, " in (told := node.ctl("dataset", "show", "cubes").out) and str(tmp_path / "out") in told
         told = node.ctl("dataset", "show", "lifts", "--episodes").out

@@ -16,6 +16,9 @@ from recorded_dataset import load
 from robot import curation
 from robot.salvage import salvage
 from robot.verification import verify
+from zk0d.daemon import datasets
+from zk0d.daemon.quality import Rules, Selection
+from zk0d.daemon.store import Store
 from zk0d.errors import DatasetError, UsageError
 
 
@@ -48,6 +51,37 @@ def test_delete_split_merge_and_copy_leave_the_source(whole: Path, tmp_path: Pat
     with pytest.raises(DatasetError, match="there already"):
         curation.copy({"source": str(whole), "target": str(tmp_path / "copy")}, quiet)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_what_the_recorder_noted_goes_with_each_episode(whole: Path, tmp_path: Path) -> None:
+    """An episode in which the arm was let go stays out of training, whatever is deleted, split or merged."""
+    root = tmp_path / "noted"
+    shutil.copytree(whole, root)
+    (root / "meta/zk0/episodes").mkdir(parents=True)
+    for episode, care in enumerate(("ok", "ok", "release")):
+        noted = {"quality": {"care": care, "rows": 12}, "task": "lift", "files": {"x": {"path": "gone", "sha256": "0"}}}
+        (root / f"meta/zk0/episodes/{episode:06d}.json").write_text(json.dumps(noted))
+
+    def out(made: Path) -> list[int]:
+        store = Store(tmp_path / "zk0d.db")
+        found = Selection(store, Rules()).out(datasets.describe(made.name, made, None, units="degrees"))
+        store.close()
+        assert not found or set(found.values()) == {"the arm was let go"}
+        return sorted(found)
+
+    assert out(root) == [2]
+    curation.delete({"root": str(root), "episodes": [0], "target": str(tmp_path / "less")}, quiet)
+    assert out(tmp_path / "less") == [1]
+    curation.delete({"root": str(tmp_path / "less"), "episodes": [0], "target": str(tmp_path / "least")}, quiet)
+    assert out(tmp_path / "least") == [0]
+    parts = {"target": str(tmp_path / "first"), "rest": str(tmp_path / "rest")}
+    curation.split({"root": str(root), "episodes": [0, 2], **parts}, quiet)
+    assert (out(tmp_path / "first"), out(tmp_path / "rest")) == ([1], [])
+    curation.merge(
+        {"roots": [str(tmp_path / n) for n in ("rest", "first", "least")], "target": str(tmp_path / "all")}, quiet
+    )
+    assert out(tmp_path / "all") == [2, 3]
+    assert not verify(tmp_path / "all", quiet)["problems"]  # hashes of files that are no longer those stay behind
 
 
 def test_verify_sees_what_is_damaged(whole: Path, tmp_path: Path) -> None:

@@ -100,3 +100,18 @@ def test_one_that_ignores_the_yield_is_killed_in_time(tmp_path: Path) -> None:
             await worker.wait()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("count", [900, 60_000])
+def test_a_long_result_arrives_and_one_too_long_says_what_is_left_out(tmp_path: Path, count: int) -> None:
+    """A badly damaged dataset has a sentence for each file; all of them are more than a line of 64 KiB."""
+    value = [f"videos/observation.images.front/chunk-000/file-{n:05d}.mp4 does not decode" for n in range(count)]
+
+    async def run() -> None:
+        events = Events()
+        worker = await start(tmp_path, events, kind="long", count=count)
+        answer = (await worker.wait())["answer"]
+        assert answer == value if count < 1000 else answer[:-1] == value[: len(answer) - 1]
+        assert count < 1000 or answer[-1] == f"… and {count - len(answer) + 1} more"
+
+    asyncio.run(run())

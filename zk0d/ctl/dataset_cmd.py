@@ -38,8 +38,9 @@ def _list(context: Context, args: Args) -> int:
 def _show(context: Context, args: Args) -> int:
     d = context.call("dataset_show", name=args.name)
     if args.sheet:
-        out = str(Path(args.sheet).expanduser().absolute())
-        d["sheet"] = context.call("dataset_sheet", timeout=None, name=args.name, out=out, episodes=[])["file"]
+        from zk0d.ctl.dataset_edit import draw_sheet
+
+        d["sheet"] = draw_sheet(context, args.name, args.sheet, [])["file"]
     if args.json:
         show_json(d)
         return 0

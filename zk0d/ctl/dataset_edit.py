@@ -6,8 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
-from zk0d.ctl.render import paint, plural, safe, show_json
+from zk0d.ctl.render import Progress, paint, plural, safe, show_json, size
 from zk0d.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from zk0d.ctl.delivery import Delivery
+
+_PROGRESS = Progress()
 
 
 def numbers(words: list[str]) -> list[int]:
@@ -25,8 +33,32 @@ def _path(text: str) -> str:
     return str(Path(text).expanduser().absolute())
 
 
+def _shown(event: dict[str, Any]) -> None:
+    """How far a worker is, on a terminal."""
+    done, of, what = event.get("done"), event.get("of"), str(event.get("file") or event["event"])
+    _PROGRESS.update(f"{done} of {of}: {safe(what)}" if done is not None else f"{safe(what)} {safe(of or '')} …")
+
+
+def _taken(coming: Delivery) -> Callable[[dict[str, Any]], None]:
+    def on_event(event: dict[str, Any]) -> None:
+        if coming.took(event):
+            _PROGRESS.update(f"{size(coming.bytes)} written …")
+        else:
+            _shown(event)
+
+    return on_event
+
+
+def _ask(context: Context, op: str, **request: Any) -> Any:
+    """A worker's job: for as long as it takes, its progress shown."""
+    try:
+        return context.call(op, _shown, timeout=None, **request)
+    finally:
+        _PROGRESS.clear()
+
+
 def _verify(context: Context, args: Args) -> int:
-    r = context.call("dataset_verify", timeout=None, name=args.name)
+    r = _ask(context, "dataset_verify", name=args.name)
     if args.json:
         show_json(r)
     else:
@@ -38,10 +70,22 @@ def _verify(context: Context, args: Args) -> int:
     return 1 if r["problems"] else 0
 
 
+def draw_sheet(context: Context, name: str, file: str, episodes: list[int]) -> dict[str, Any]:
+    """Have a contact sheet drawn and write it to `file`; → what is on it, and `file`. Raises UsageError."""
+    from zk0d.ctl.delivery import Delivery
+
+    out = Path(_path(file))
+    if out.suffix != ".png":
+        raise UsageError(f"{out} is no .png", "a contact sheet is a PNG")
+    with Delivery(out, single=True) as coming:
+        r = context.call("dataset_sheet", _taken(coming), timeout=None, name=name, episodes=episodes)
+        coming.finish(r)
+    _PROGRESS.clear()
+    return {**r, "file": str(out)}
+
+
 def _sheet(context: Context, args: Args) -> int:
-    r = context.call(
-        "dataset_sheet", timeout=None, name=args.name, out=_path(args.out), episodes=numbers(args.episodes)
-    )
+    r = draw_sheet(context, args.name, args.out, numbers(args.episodes))
     print(f"{safe(r['file'])}: {r['episodes']} of {plural(r['of'], 'episode')}")
     return 0
 
@@ -62,23 +106,21 @@ def _made(r: dict[str, Any]) -> str:
 
 
 def _delete(context: Context, args: Args) -> int:
-    r = context.call(
-        "dataset_delete", timeout=None, name=args.name, episodes=numbers(args.episodes), confirmed=args.yes
-    )
+    r = _ask(context, "dataset_delete", name=args.name, episodes=numbers(args.episodes), confirmed=args.yes)
     print(f"{_made(r)}; as it was before: {safe(r['before'])}")
     return 0
 
 
 def _split(context: Context, args: Args) -> int:
-    for r in context.call(
-        "dataset_split", timeout=None, name=args.name, episodes=numbers(args.episodes), into=args.into, rest=args.rest
+    for r in _ask(
+        context, "dataset_split", name=args.name, episodes=numbers(args.episodes), into=args.into, rest=args.rest
     ):
         print(_made(r))
     return 0
 
 
 def _merge(context: Context, args: Args) -> int:
-    print(_made(context.call("dataset_merge", timeout=None, names=args.names, into=args.into)))
+    print(_made(_ask(context, "dataset_merge", names=args.names, into=args.into)))
     return 0
 
 
@@ -88,18 +130,27 @@ def _import(context: Context, args: Args) -> int:
     hub = args.source.startswith("hf:")
     source = args.source if hub else _path(args.source.removeprefix("local:"))
     name = args.name or source.rstrip("/").rpartition("/")[2]
-    r = context.call("dataset_import", timeout=None, source=source, name=name, rename=renames(args.rename))
+    r = _ask(context, "dataset_import", source=source, name=name, rename=renames(args.rename))
     print(_made(r) + ("" if r["was"].startswith("v3.") else f" (converted from {safe(r['was'])})"))
     return 0
 
 
 def _export(context: Context, args: Args) -> int:
-    print(_made(context.call("dataset_export", timeout=None, name=args.name, folder=_path(args.folder))))
+    from zk0d.ctl.delivery import Delivery
+
+    folder = Path(_path(args.folder))
+    with Delivery(folder, fresh=True) as coming:
+        r = context.call("dataset_export", _taken(coming), timeout=None, name=args.name)
+        coming.finish(r)
+    # Only now is it known that there is a copy.
+    context.call("dataset_exported", name=args.name, folder=str(folder), episodes=r["episodes"])
+    _PROGRESS.clear()
+    print(_made({**r, "root": str(folder)}))
     return 0
 
 
 def _repair(context: Context, args: Args) -> int:
-    r = context.call("dataset_repair", timeout=None, path=_path(args.path), into=args.into)
+    r = _ask(context, "dataset_repair", path=_path(args.path), into=args.into)
     print(f"saved {_made(r)} (not trained on until you say so)")
     for sentence in r["lost"]:
         print(f"  {paint('lost', 'yellow')}: {safe(sentence)}")

@@ -65,16 +65,20 @@ def _pull(context: Context, args: Args) -> int:
 
 
 def _export(context: Context, args: Args) -> int:
+    from zk0d.ctl.delivery import Delivery
+
     progress = Progress()
 
     def show(event: dict[str, Any]) -> None:
+        if coming.took(event):
+            return
         what = transfer(event) if event["event"] == "transfer" else f"{event['event']} version {event['version']} …"
         progress.update(what)
 
-    r = context.call(
-        "model_export", show, timeout=None,
-        version=args.version, folder=str(Path(args.folder).expanduser().absolute()),
-    )  # fmt: skip
+    target = Path(args.folder).expanduser().absolute()
+    with Delivery(target, fresh=True, empty=True) as coming:
+        r = context.call("model_export", show, timeout=None, version=args.version, folder=str(target))
+        coming.finish(r)
     progress.say(f"version {r['version']} of {safe(r['federation'])}: {safe(r['folder'])}")
     return 0
 

@@ -12,9 +12,14 @@ from zk0d.ctl.render import Progress, plural, safe, show_json
 
 
 def run(context: Context, args: Args) -> int:
+    from zk0d.ctl.delivery import Delivery
+
     progress = Progress()
+    out = Path(args.out).expanduser().absolute()
 
     def on_event(event: dict[str, Any]) -> None:
+        if coming.took(event):
+            return
         kind = event["event"]
         if kind == "episode":
             how = {"True": "success", "False": "no success"}.get(str(event.get("success")), "done")
@@ -28,12 +33,13 @@ def run(context: Context, args: Args) -> int:
         else:
             progress.update(f"{kind} …")
 
-    with interruptible(context, progress):
+    with Delivery(out) as coming, interruptible(context, progress):
         result = context.call(
             "rollout", on_event, timeout=None, model=args.model, episodes=args.episodes, max_s=args.max_s,
-            out=str(Path(args.out).expanduser().absolute()), seed=args.seed, task=args.task, robot=robot(args),
-            rename=renames(args.rename),
+            seed=args.seed, task=args.task, robot=robot(args), rename=renames(args.rename),
         )  # fmt: skip
+        coming.finish(result)
+    result["video"] = str(out / "rollout.mp4")
     if args.json:
         show_json(result)
         return 0
@@ -42,6 +48,21 @@ def run(context: Context, args: Args) -> int:
     if result.get("ended"):
         progress.say(f"ended early: {safe(result['ended'])}")
     return DEGRADED if result.get("ended") else 0
+
+
+def _fetch(context: Context, args: Args) -> int:
+    from zk0d.ctl.delivery import Delivery
+
+    out = Path(args.out).expanduser().absolute()
+
+    def on_event(event: dict[str, Any]) -> None:
+        coming.took(event)
+
+    with Delivery(out) as coming:
+        r = context.call("rollout_fetch", on_event, timeout=None)
+        coming.finish(r)
+    print(f"{safe(out / 'rollout.mp4')}: the rollout of {safe(r['begun'])}; {r['waiting']} more to fetch")
+    return 0
 
 
 def _said(action: str, help: str) -> Command:
@@ -76,6 +97,12 @@ COMMAND = Command(
         ),
         _said("success", "the episode that runs has succeeded: end it and note that"),
         _said("failure", "it has failed: end it and note that"),
+        Command(
+            "fetch",
+            "the video of a rollout whose terminal was closed before it ended",
+            (arg("--out", help="folder for the video and rollout.json", required=True, metavar="DIR"),),
+            _fetch,
+        ),
         control("next", "end this episode, without a word on success"),
         control("finish", "end after this episode"),
         control("stop", "end now; the arm goes to rest"),

@@ -6,14 +6,14 @@ Nothing is deleted without `confirmed`, and then the former folder is kept besid
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zk0d import durable
-from zk0d.daemon import datasets, staged
+from zk0d.daemon import datasets, names, staged
+from zk0d.daemon.dataset_swap import held, renumbered, swap
+from zk0d.daemon.delivery import deliver, spool
 from zk0d.daemon.store import Dataset
 from zk0d.errors import DatasetError, UsageError
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 COPIES = "dataset_copies"
 """The store's key of the last export of each dataset: when, how many episodes, where to."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HIDDEN = tuple(Path(p) for p in ("/home", "/root", "/run/user", "/tmp", "/var/tmp"))
+"""What the units of daemon and workers do not see (ProtectHome=, PrivateTmp=)."""
 
 
 def _episodes(request: dict[str, Any], total: int) -> list[int]:
@@ -56,11 +57,19 @@ async def op_dataset_exclude(service: Service, request: dict[str, Any], connecti
 
 
 def _target(service: Service, name: str) -> Path:
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} cannot be a dataset's name", "letters, digits, dots, dashes")
+    names.checked(name, "dataset")
     if any(d.name == name for d in service.store.datasets()):
         raise DatasetError(f"there is a dataset {name!r} already", "choose another name")
     return Path(service.config["datasets", "folder"] or service.state / "datasets") / name
+
+
+def seen(service: Service, path: Path) -> None:
+    """Raises DatasetError for what an installed daemon has no access to, rather than that it is not there."""
+    if service.workers.systemd is not None and any(path.is_relative_to(hidden) for hidden in _HIDDEN):
+        raise DatasetError(
+            f"{path}: the installed zk0d sees nothing in {'/'.join(path.parts[:2]).replace('//', '/')}",
+            f"sudo cp -r {path} /var/lib/zk0d/import && sudo chown -R zk0d: /var/lib/zk0d/import, and name that",
+        )
 
 
 def _idle(service: Service, name: str) -> None:
@@ -83,10 +92,22 @@ async def _settled(service: Service, *names: str) -> None:
 
 
 async def _work(service: Service, job: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+    """A curation worker's job, its progress told to the caller, who may leave."""
+    events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     name = f"{job['action']}_{time.time_ns():x}"
-    loop_events: list[dict[str, Any]] = []
-    worker = await service.workers.start("curation", name, job, loop_events.append)
-    return await service.arm.independent(worker.wait())
+    worker = await service.workers.start("curation", name, job, events.put_nowait)
+
+    async def relay() -> None:
+        while True:
+            event = await events.get()
+            if event["event"] not in ("done", "error"):
+                await connection.send(event)
+
+    relaying = asyncio.create_task(relay())
+    try:
+        return await service.arm.independent(worker.wait())
+    finally:
+        relaying.cancel()
 
 
 def _add(
@@ -108,35 +129,25 @@ async def op_dataset_verify(service: Service, request: dict[str, Any], connectio
 
 async def op_dataset_sheet(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
     dataset = service.store.dataset(str(request.get("name")))
-    out = Path(str(request.get("out") or ""))
-    if not out.is_absolute() or out.suffix != ".png":
-        raise UsageError(f"{out} is not an absolute path of a .png")
-    job = {"action": "sheet", "root": str(dataset.root), "out": str(out), "episodes": request.get("episodes") or []}
-    return await _work(service, job, connection)
+    with spool(service.workers.work, "sheet") as folder:
+        out = folder / "sheet.png"
+        job = {"action": "sheet", "root": str(dataset.root), "out": str(out), "episodes": request.get("episodes") or []}
+        return {**await _work(service, job, connection), **await deliver(folder, connection)}
 
 
 async def op_dataset_delete(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
     """Make the dataset anew without some episodes; the former folder stays as NAME.before-TIME."""
     dataset = service.store.dataset(str(request.get("name")))
     await _settled(service, dataset.name)
-    total = datasets.refreshed(dataset).episodes
-    episodes = _episodes(request, total)
-    if not request.get("confirmed"):
-        raise UsageError(f"{len(episodes)} of {total} episodes would be deleted", "say --yes, or use dataset exclude")
-    fresh = dataset.root.with_name(f"{dataset.root.name}.new-{time.time_ns():x}")
-    job = {"action": "delete", "root": str(dataset.root), "episodes": episodes, "target": str(fresh)}
-    await _work(service, job, connection)
-    _idle(service, dataset.name)
-    before = dataset.root.with_name(f"{dataset.root.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
-    try:
-        durable.exchange(fresh, dataset.root)  # at no moment is there none under that name
-    except OSError:
-        dataset.root.rename(before)
-        fresh.rename(dataset.root)
-    else:
-        fresh.rename(before)
-    said = (service.selection.kept_out(dataset.name), service.selection.taken_in(dataset.name))
-    service.selection.set(dataset.name, *[{n - sum(e < n for e in episodes) for n in s - set(episodes)} for s in said])
+    with held([dataset.root], alone=True):
+        total = datasets.refreshed(dataset).episodes
+        episodes = _episodes(request, total)
+        if not request.get("confirmed"):
+            raise UsageError(f"{len(episodes)} of {total} episodes would be deleted", "say --yes, or dataset exclude")
+        fresh = dataset.root.with_name(f"{dataset.root.name}.new-{time.time_ns():x}")
+        job = {"action": "delete", "root": str(dataset.root), "episodes": episodes, "target": str(fresh)}
+        await _work(service, job, connection)
+        before = swap(service.store, service.selection, dataset.name, dataset.root, fresh, episodes)
     now = datasets.describe(dataset.name, dataset.root, dataset, units=dataset.units)
     service.store.put_dataset(now)
     service.store.event("dataset", f"{len(episodes)} episodes deleted from {dataset.name!r}; before: {before}")
@@ -149,11 +160,18 @@ async def op_dataset_split(service: Service, request: dict[str, Any], connection
     await _settled(service, dataset.name)
     target = _target(service, str(request.get("into")))
     rest = _target(service, str(request["rest"])) if request.get("rest") else None
-    job = {"action": "split", "root": str(dataset.root), "target": str(target), "rest": str(rest or ""),
-           "episodes": _episodes(request, datasets.refreshed(dataset).episodes)}  # fmt: skip
-    result = await _work(service, job, connection)
-    for root in filter(None, (target, rest)):
-        _add(service, root.name, root, replace(dataset, train=False))
+    with held([dataset.root]):
+        total = datasets.refreshed(dataset).episodes
+        episodes = _episodes(request, total)
+        job = {"action": "split", "root": str(dataset.root), "target": str(target), "rest": str(rest or ""),
+               "episodes": episodes}  # fmt: skip
+        result = await _work(service, job, connection)
+    others, choose = [n for n in range(total) if n not in set(episodes)], service.selection
+    for root, without in ((target, others), (rest, episodes)):
+        if root is not None:
+            said = (choose.kept_out(dataset.name), choose.taken_in(dataset.name))
+            choose.set(root.name, *(renumbered(words, without) for words in said))
+            _add(service, root.name, root, replace(dataset, train=False))
     return list(result.values())
 
 
@@ -166,7 +184,14 @@ async def op_dataset_merge(service: Service, request: dict[str, Any], connection
         raise DatasetError("their joints are in different units", "merge those of one unit")
     target = _target(service, str(request.get("into")))
     job = {"action": "merge", "roots": [str(s.root) for s in sources], "target": str(target)}
-    result = await _work(service, job, connection)
+    first, out, taken_in = 0, list[int](), list[int]()
+    with held([s.root for s in sources]):
+        for source in sources:
+            out += [first + n for n in service.selection.kept_out(source.name)]
+            taken_in += [first + n for n in service.selection.taken_in(source.name)]
+            first += datasets.refreshed(source).episodes
+        result = await _work(service, job, connection)
+    service.selection.set(target.name, out, taken_in)
     tasks = tuple(dict.fromkeys(t for s in sources for t in s.tasks))
     _add(service, target.name, target, replace(sources[0], tasks=tasks, train=False))
     return result
@@ -174,28 +199,34 @@ async def op_dataset_merge(service: Service, request: dict[str, Any], connection
 
 async def op_dataset_import(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
     """Copy a dataset in, converted to v3.0 where needed; the source is not changed."""
-    target = _target(service, str(request.get("name")))
-    result = await _work(
-        service, {"action": "copy", "source": str(request.get("source")), "target": str(target)}, connection
-    )
+    target, source = _target(service, str(request.get("name"))), str(request.get("source"))
+    if not source.startswith("hf:"):
+        seen(service, Path(source))
+    result = await _work(service, {"action": "copy", "source": source, "target": str(target)}, connection)
     rename = datasets.renamed_cameras(request.get("rename") or {})
     _add(service, target.name, target, None, rename)
     return result
 
 
 async def op_dataset_export(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
+    """Send the dataset's files to the caller, who says with `dataset_exported` that they are in their place."""
     dataset = service.store.dataset(str(request.get("name")))
     await _settled(service, dataset.name)
-    target = Path(str(request.get("folder") or ""))
-    if not target.is_absolute():
-        raise UsageError(f"{target} is not an absolute path")
-    if target.exists():
-        raise DatasetError(f"{target} is there already", "choose another name")
-    job = {"action": "copy", "source": str(dataset.root), "target": str(target)}
-    result = await _work(service, job, connection)
-    copy = {"at": time.time(), "episodes": int(result["episodes"]), "folder": str(target)}
+    with held([dataset.root]):
+        meta = datasets.read_meta(dataset.root)
+        sent = await deliver(dataset.root, connection)
+    return {"name": dataset.name, "episodes": meta.episodes, "frames": meta.frames, **sent}
+
+
+async def op_dataset_exported(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
+    """The caller of an export has all of it, durably, at `folder`: that is what is shown as the dataset's copy."""
+    dataset = service.store.dataset(str(request.get("name")))
+    folder, episodes = Path(str(request.get("folder") or "")), request.get("episodes")
+    if not folder.is_absolute() or not isinstance(episodes, int):
+        raise UsageError("dataset_exported needs an absolute folder and the number of episodes")
+    copy = {"at": time.time(), "episodes": episodes, "folder": str(folder)}
     service.store.put(COPIES, {**service.store.get(COPIES, {}), dataset.name: copy})
-    return result
+    service.store.event("dataset", f"{episodes} episodes of {dataset.name!r} copied by {connection.user} to {folder}")
 
 
 async def op_dataset_repair(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
@@ -203,6 +234,7 @@ async def op_dataset_repair(service: Service, request: dict[str, Any], connectio
     root = Path(str(request.get("path") or ""))
     if not root.is_absolute():
         raise UsageError(f"{root} is not an absolute path")
+    seen(service, root)
     target = _target(service, str(request.get("into")))
     result = await _work(service, {"action": "repair", "root": str(root), "target": str(target)}, connection)
     dataset = _add(service, target.name, target, None)

@@ -92,26 +92,24 @@ class Models:
                 await self._publish(version, path, emit)
         return path
 
-    async def export(self, version: Version, target: Path, emit: Emit) -> dict[str, Any]:
-        """Make the version's folder at `target`, which must not exist or be empty; it appears there whole.
+    async def export(self, version: Version, target: Path, made: Path, emit: Emit) -> dict[str, Any]:
+        """Make the version's folder at `made`, to be moved to `target` by whoever asked.
 
-        Made there rather than copied: LeRobot keeps the place of a SmolVLA's backbone as an absolute path.
+        Made anew rather than copied: LeRobot keeps the place of a SmolVLA's backbone as an absolute path.
         """
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise UsageError(f"{target} exists already", "name a folder that is new or empty")
         async with self._making:
-            await self._publish(version, target, emit)
+            await self._publish(version, made, emit, target)
         return {"federation": version.federation, "version": version.number, "folder": str(target)}
 
-    async def _publish(self, version: Version, folder: Path, emit: Emit) -> None:
+    async def _publish(self, version: Version, folder: Path, emit: Emit, placed: Path | None = None) -> None:
         await emit("fetching", version=version.number)
         self._uplink.exchange.in_use.add(version.digest)
         try:
-            await self._make(version, folder, emit)
+            await self._make(version, folder, emit, placed or folder)
         finally:
             self._uplink.exchange.in_use.discard(version.digest)
 
-    async def _make(self, version: Version, folder: Path, emit: Emit) -> None:
+    async def _make(self, version: Version, folder: Path, emit: Emit, placed: Path) -> None:
         await self.pull(version, emit)
         await emit("publishing", version=version.number)
         blobs = self._uplink.blobs
@@ -122,6 +120,7 @@ class Models:
             "version": str(blobs.path(version.digest)),
             "number": version.number,
             "publish": str(folder),
+            "placed": str(placed),
             "card": {
                 "federation": version.federation,
                 **{k: version.metrics.get(k) for k in ("updates", "samples")},

@@ -6,17 +6,18 @@ Requests come from zk0ctl on this machine; `by` is the caller's user name, which
 from __future__ import annotations
 
 import asyncio
-import re
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zk0d.daemon import dataset_ops, datasets, log_ops, robot_ops
+from zk0d.daemon import dataset_ops, datasets, log_ops, names, robot_ops
+from zk0d.daemon.delivery import deliver, spool
 from zk0d.daemon.quality import reports
 from zk0d.daemon.rollouts import rollout
 from zk0d.daemon.store import Dataset, Store
-from zk0d.errors import UsageError, Zk0Error
+from zk0d.errors import LinkLostError, UsageError, Zk0Error
 from zk0d.model.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 Request = dict[str, Any]
 Op = Callable[["Service", Request, "ControlConnection"], Awaitable[Any]]
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _OVERRIDE_S = {"pause": 8 * 3600.0, "now": 2 * 3600.0}
 _MAX_OVERRIDE_S = 30 * 86400.0
 
@@ -81,8 +81,7 @@ async def op_federation_list(service: Service, request: Request, connection: Con
 
 async def op_federation_join(service: Service, request: Request, connection: ControlConnection) -> Any:
     name = _text(request, "federation")
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} cannot be a federation's name", "ask the maintainer for its name")
+    names.checked(name, "federation", "ask the maintainer for its name")
     if service.store.hub() is None:
         raise Zk0Error("this node is not enrolled at a hub", "zk0ctl enroll first")
     service.store.join(name)
@@ -166,10 +165,10 @@ def _quality(service: Service, dataset: Dataset) -> list[dict[str, Any]]:
 
 async def op_dataset_add(service: Service, request: Request, connection: ControlConnection) -> Any:
     name, root = _text(request, "name"), Path(_text(request, "path"))
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} cannot be a dataset's name", "letters, digits, dots, dashes")
+    names.checked(name, "dataset")
     if not root.is_absolute():
         raise UsageError(f"{root} is not an absolute path")
+    dataset_ops.seen(service, root)
     known = next((d for d in service.store.datasets() if d.name == name), None)
     rename = request.get("rename")
     dataset = datasets.describe(
@@ -221,19 +220,44 @@ async def op_model_export(service: Service, request: Request, connection: Contro
     target = Path(_text(request, "folder"))
     if not target.is_absolute():
         raise UsageError(f"{target} is not an absolute path")
-    return await service.models.export(version, target, connection.emit)
+    with spool(service.workers.work, "model") as folder:
+        result = await service.models.export(version, target, folder / "model", connection.emit)
+        return {**result, **await deliver(folder / "model", connection)}
 
 
 async def op_rollout(service: Service, request: Request, connection: ControlConnection) -> Any:
-    if not request.get("out"):
-        raise UsageError("rollout needs a folder for its video", "--out DIR")
     version = service.models.find(_text(request, "model"))
     policy = await service.models.folder(version, connection.emit)
     spec = ModelSpec.load(service.uplink.blobs.path(version.spec_digest))
     arm, store = service.arm, service.store
-    work = rollout(arm, store, service.config, policy, spec, request, connection.user, connection.emit)
-    result = await arm.independent(work)
-    return {"federation": version.federation, "version": version.number, **result}
+    kept = service.state / "rollouts" / time.strftime("%Y%m%d-%H%M%S")
+    work = rollout(arm, store, service.config, policy, spec, request, kept, connection.user, connection.emit)
+    try:
+        result = await arm.independent(work)
+    except Zk0Error:
+        shutil.rmtree(kept, ignore_errors=True)
+        raise
+    try:
+        sent = await _film(kept, connection)
+    except LinkLostError:
+        store.event("rollout", "nobody was left to take its video; zk0ctl rollout fetch --out DIR writes it")
+        raise
+    return {"federation": version.federation, "version": version.number, **result, **sent}
+
+
+async def _film(folder: Path, connection: ControlConnection) -> dict[str, int]:
+    """Hand a rollout's folder over; it is removed only when it was sent whole."""
+    sent = await deliver(folder, connection)
+    shutil.rmtree(folder, ignore_errors=True)
+    return sent
+
+
+async def op_rollout_fetch(service: Service, request: Request, connection: ControlConnection) -> Any:
+    """The latest rollout whose caller had gone away before it ended."""
+    kept = sorted(path for path in (service.state / "rollouts").glob("*/") if (path / "rollout.json").exists())
+    if not kept:
+        raise Zk0Error("no rollout waits to be fetched", "zk0ctl rollout --out DIR writes them itself")
+    return {"begun": kept[-1].name, "waiting": len(kept) - 1, **await _film(kept[-1], connection)}
 
 
 def receipts_document(store: Store) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from zk0d import viewer
+from zk0d.daemon import names
 from zk0d.daemon.config import Config
 from zk0d.daemon.store import Dataset
 from zk0d.errors import UsageError
@@ -50,9 +52,11 @@ class RecordRequest:
     ) -> RecordRequest:
         """A request as it came over the socket; `robot` is the whole table. Raises UsageError."""
         name = str(request.get("dataset") or "")
-        if not name or "/" in name or name.startswith("."):
-            raise UsageError(f"{name!r} cannot be a dataset's name", "letters, digits, dashes; it becomes a folder")
         known = next((d for d in datasets if d.name == name), None)
+        if known is None:
+            names.checked(name, "dataset")
+        if request.get("rerun"):
+            viewer.place(str(request["rerun"]))
         task = str(request.get("task") or (known.tasks[-1] if known and known.tasks else ""))
         if not task:
             raise UsageError("a recording needs a task text", 'for example --task "pick up the cube"')

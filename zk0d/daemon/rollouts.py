@@ -17,15 +17,16 @@ from zk0d.model.spec import ModelSpec
 
 
 async def rollout(
-    arm: Arm, store: Store, config: Config, policy: Path, spec: ModelSpec, request: dict[str, Any], by: str, emit: Emit
-) -> dict[str, Any]:
-    """Run a policy folder on the arm; result: episodes, successes, video."""
+    arm: Arm, store: Store, config: Config, policy: Path, spec: ModelSpec, request: dict[str, Any], out: Path, by: str,
+    emit: Emit,
+) -> dict[str, Any]:  # fmt: skip
+    """Run a policy folder on the arm, video and table into `out`; result: episodes, successes, video."""
     tasks = [t for d in store.datasets() for t in d.tasks]
     episodes = int(request.get("episodes") or 1)
     job = {
         "policy": str(policy), "task": str(request.get("task") or (tasks[-1] if tasks else "")),
         "robot": {**arm.robot(request.get("robot") or {}), "units": spec.units}, "episodes": episodes,
-        "max_s": float(request.get("max_s") or 15.0), "out": str(Path(str(request["out"])).absolute()),
+        "max_s": float(request.get("max_s") or 15.0), "out": str(out),
         "seed": int(request.get("seed") or 0), "device": config["train", "device"], "fps": spec.fps,
         "rename": datasets.renamed_cameras(request.get("rename") or {}),
     }  # fmt: skip

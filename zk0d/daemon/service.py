@@ -20,6 +20,7 @@ from zk0d.control_server import ControlConnection, ControlServer
 from zk0d.daemon.arbiter import Decision
 from zk0d.daemon.arm import Arm
 from zk0d.daemon.config import Config
+from zk0d.daemon.dataset_swap import settle
 from zk0d.daemon.models import Models
 from zk0d.daemon.ops import OPS
 from zk0d.daemon.paces import Paces
@@ -81,6 +82,7 @@ class Service:
         survivor = self.sessions.survivor(await self.workers.survivors())
         for kind in await self.workers.reap_orphans(survivor):
             self.store.event("daemon", f"the last run of zk0d left a {kind}, which has ended now")
+        settle(self.store, self.selection)
         self.sessions.note_cut(but=survivor)
         if survivor:
             self.sessions.take_over()

@@ -22,7 +22,7 @@ from zk0d.daemon.record_request import RecordRequest
 from zk0d.daemon.robot_table import is_virtual
 from zk0d.daemon.store import Dataset, Store
 from zk0d.daemon.workers import Workers
-from zk0d.errors import WorkerError, Zk0Error
+from zk0d.errors import UsageError, WorkerError, Zk0Error
 
 log = structlog.get_logger("sessions")
 
@@ -104,6 +104,11 @@ class Sessions:
         """Record as asked; events of the recorder go to `emit`. The result says what is in the dataset now."""
         robot = self._arm.robot(request.get("robot") or {})
         checked = RecordRequest.checked(request, by, self._config, self._store.datasets(), robot)
+        if checked.rerun and self._workers.systemd is not None:
+            raise UsageError(
+                "rerun: the recorder's unit has no network and no display, so that no frame leaves the machine",
+                "zk0ctl record watch shows rates, joints and the age of images; Rerun works with `zk0d --foreground`",
+            )
         return await self._arm.independent(self._record(checked, emit))
 
     def _root(self, name: str) -> Path:

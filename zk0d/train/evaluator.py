@@ -59,7 +59,8 @@ def main(job: Message, channel: WorkerChannel) -> Message:
     folder = job.get("publish")
     if folder:
         version = publish.Version(int(job["number"]), loss, losses, dict(job.get("card") or {}))
-        publish.write(Path(folder), spec, policy, pre, post, version)
+        placed = Path(job.get("placed") or folder)
+        publish.write(Path(folder), spec, policy, pre, post, version, placed)
     return {
         "loss": loss,
         "datasets": losses,

@@ -35,14 +35,21 @@ class Version:
     card: dict[str, Any]
 
 
-def write(folder: Path, spec: ModelSpec, policy: Policy, pre: Processor, post: Processor, version: Version) -> None:
-    """Write the LeRobot folder, replacing what is at `folder`. The policy's configuration is left as it was."""
+def write(
+    folder: Path, spec: ModelSpec, policy: Policy, pre: Processor, post: Processor, version: Version,
+    placed: Path | None = None,
+) -> None:  # fmt: skip
+    """Write the LeRobot folder, replacing what is at `folder`. The policy's configuration is left as it was.
+
+    `placed`: where somebody will move it, for what in it says where it is.
+    """
     folder = folder.absolute()
+    place = (placed or folder).absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.tmp")  # hidden: a name no person gives to a folder of theirs
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    _write_lerobot(part, folder, spec, policy, pre, post)
+    _write_lerobot(part, place, spec, policy, pre, post)
     metrics: dict[str, Any] = {
         "federation": version.card.get("federation"),
         "version": version.number,
@@ -56,7 +63,7 @@ def write(folder: Path, spec: ModelSpec, policy: Policy, pre: Processor, post: P
         **{k: version.card[k] for k in ("updates", "nodes", "samples", "training", "history") if k in version.card},
     }
     (part / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
-    (part / "README.md").write_text(card(folder, spec, policy, version))
+    (part / "README.md").write_text(card(place, spec, policy, version))
     if folder.exists():
         old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         folder.replace(old)
