@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,8 @@ class Run:
 
 
 async def _start(folder: Path, job: dict[str, Any], run: Run) -> Worker:
+    if not (folder / "cache").exists():  # one for each run: two that begin at once would tidy up each other's
+        shutil.copytree(job["cache"], folder / "cache")
     own = {"checkpoint_dir": folder / "checkpoint", "out": folder / "out.safetensors", "cache": folder / "cache"}
     mine = job | {key: str(path) for key, path in own.items()}
     return await Worker.start(sys.executable, "zk0d.train.trainer", mine, folder, folder / "trainer.log", run.take)

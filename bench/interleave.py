@@ -57,7 +57,7 @@ class Sizes:
     """Whether an update is under way while it records with a trainer."""
 
 
-SMALL = Sizes(status=5, idle_s=2.0, starts=2, takes=1, take_s=2.0, steps=60, freezes=9, yields=1, upload=False)
+SMALL = Sizes(status=3, idle_s=1.0, starts=2, takes=1, take_s=1.0, steps=30, freezes=9, yields=1, upload=False)
 FULL = Sizes(status=50, idle_s=600.0, starts=100, takes=3, take_s=6.0, steps=700, freezes=176, yields=24, upload=True)
 
 
