@@ -45,7 +45,7 @@ class Partial:
     """A blob that is arriving. Thread-safe; one object per digest at a time; `close` keeps what has come.
 
     Data and have-set are flushed every 16 MiB, and the disk is told to begin every 4. What a crash tore is found when
-    the next `BlobStore.partial` re-hashes every chunk the have-set names, so a chunk is either whole or asked for again.
+    the next `BlobStore.partial` hashes every chunk the have-set names anew: a chunk is either whole or asked for again.
     The store's reserve is kept.
     """
 
