@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,3 +58,33 @@ def test_slow_is_never_faster_than_its_step(wishes: list[float], step: float) ->
         now = guard.goal(pose(wish, -wish), pose(0, 0), step, ())
         assert np.abs(now - last).max() <= step * 1.001 + 1e-4
         last = now
+
+
+def test_a_rollout_opens_its_arm_with_limits_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker's own call, up to where an arm would be opened."""
+    pytest.importorskip("lerobot")
+    from robot import arms, rollout
+
+    asked: dict[str, Any] = {}
+
+    class Asked(Exception):
+        """So far and no further."""
+
+    def open_bench(table: Any, **how: Any) -> None:
+        asked.update(how)
+        raise Asked
+
+    monkeypatch.setattr(arms, "open_bench", open_bench)
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy/config.json").write_text("{}")
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "1")  # main sets them; put back afterwards
+    channel: Any = None
+    robot: dict[str, Any] = {"follower": "virtual:Touch"}
+    job = {"policy": str(tmp_path / "policy"), "out": str(tmp_path / "out")}
+    for own, limit in (({}, 20.0), ({"max_relative_target": 7.0}, 7.0)):
+        with pytest.raises(Asked):
+            rollout.main({**job, "robot": {**robot, **own}}, channel)
+        assert (asked["limit"], asked["guarded"]) == (limit, True)
