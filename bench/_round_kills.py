@@ -12,6 +12,8 @@ from typing import Any
 from _round_world import World, make_parts, shapes
 
 NODES = 3
+_PAUSE_S = 2.5
+"""Between two kills at most: long enough for rounds to get on, short enough to hit each of their stages."""
 
 
 def killing(disk: Path, tmpfs: Path, kills: int, seed: int) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def killing(disk: Path, tmpfs: Path, kills: int, seed: int) -> dict[str, Any]:
     _begin(disturbed)
     counts: Counter[str] = Counter()
     for _ in range(kills):
-        time.sleep(rng.uniform(0.0, 0.9))
+        time.sleep(rng.uniform(0.0, _PAUSE_S))
         name = rng.choice(["hub", rng.choice(names[1:])])
         counts["hub" if name == "hub" else "node"] += 1
         disturbed.kill(name)

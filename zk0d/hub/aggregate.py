@@ -28,8 +28,11 @@ from zk0d.model.codec import BLOCK, Float32, encode_bfloat16
 from zk0d.model.payload import Payload, PayloadWriter, exchange_entries, write_exchange
 from zk0d.model.spec import ModelSpec
 
-_RELEASE = 4 * BLOCK
-"""Elements whose pages are given back together."""
+_UNDER_WAY = 2 << 20
+"""Bytes of all updates together in one block: mapped pages are this process's memory, and are not to grow with the
+nodes."""
+_RELEASE = 4
+"""Blocks whose pages are given back together."""
 CORES = min(4, os.cpu_count() or 1)
 MEAN = Recipe()
 
@@ -81,18 +84,27 @@ def merge(
         weights, given = np.array([w for _, w in updates]), np.array(scales or [1.0] * len(updates))
         if recipe.strategy in ("krum", "multi_krum"):
             weights = krum_weights(recipe, _distances(spec, deltas, given, cancelled), weights)
-        job = _Job(Work(recipe, weights, given, spec.dtype), base, deltas, state, cancelled)
+        size = _block_size(spec, len(deltas))
+        job = _Job(Work(recipe, weights, given, spec.dtype), base, deltas, state, cancelled, size * _RELEASE)
         slots = [Slot(spec.dtype, len(out_moments)) for _ in range(CORES + 3)]
-        run(job.fill, slots, _blocks(spec), files, CORES, job.passed)
+        run(job.fill, slots, _blocks(spec, size), files, CORES, job.passed)
     master_file, kept = files[-1 - len(out_moments)], files[len(files) - len(out_moments) :]
     summed = None if recipe.strategy in ("median", "trimmed_mean") else tuple(float(w) for w in weights)
     return Merged(master_file.digest, published.digest, published.size, tuple(w.digest for w in kept), summed)
 
 
-def _blocks(spec: ModelSpec) -> Iterator[Block]:
+def _block_size(spec: ModelSpec, updates: int) -> int:
+    """Elements of a block, a power of two; the same for a merge that is begun again."""
+    size, one = BLOCK, 2 if spec.dtype == "bfloat16" else 4
+    while size > 1 << 14 and size * updates * one > _UNDER_WAY:
+        size //= 2
+    return size
+
+
+def _blocks(spec: ModelSpec, size: int) -> Iterator[Block]:
     for number, tensor in enumerate(spec.exchange):
-        for start in range(0, tensor.elements, BLOCK):
-            stop = min(start + BLOCK, tensor.elements)
+        for start in range(0, tensor.elements, size):
+            stop = min(start + size, tensor.elements)
             yield Block(number, tensor.name, start, stop, stop == tensor.elements)
 
 
@@ -105,6 +117,8 @@ class _Job:
     deltas: list[Payload]
     state: list[Payload]
     cancelled: Callable[[], bool]
+    release: int
+    """Elements of a tensor whose pages are given back together."""
 
     def fill(self, block: Block, slot: Slot) -> None:
         """One block of all outputs."""
@@ -121,8 +135,8 @@ class _Job:
     def passed(self, block: Block) -> None:
         """Give pages back that no block under way reads, as mapped files count as this process's memory; those of some
         blocks at once, since each time costs all cores a moment."""
-        if block.stop % _RELEASE == 0 or block.last:
-            begun = (block.stop - 1) // _RELEASE * _RELEASE
+        if block.stop % self.release == 0 or block.last:
+            begun = (block.stop - 1) // self.release * self.release
             self.base.release(block.name, begun, block.stop)
             for payload in (*self.deltas, *self.state):
                 payload.release(block.name, begun, block.stop)
@@ -149,7 +163,7 @@ def _distances(spec: ModelSpec, deltas: list[Payload], scales: Float64, cancelle
 
     total = np.zeros((count, count), np.float64)
     with ThreadPoolExecutor(CORES) as pool:
-        for some in itertools.batched(_blocks(spec), 4 * CORES):  # a failure ends it soon
+        for some in itertools.batched(_blocks(spec, BLOCK), 4 * CORES):  # a failure ends it soon
             for part in pool.map(of, some):
                 total += part
     return total

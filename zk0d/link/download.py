@@ -93,10 +93,12 @@ class _Fetch:
         peer.arrivals[self.digest] = self._arrival
         peer.interruptions.append(self._interrupted)
         peer.progress["down", self.digest] = self.progress
+        peer.credit.transfers += 1
         try:
             self._look()
             await self._over
         finally:
+            peer.credit.transfers -= 1
             peer.arrivals.pop(self.digest, None)
             peer.interruptions.remove(self._interrupted)
             peer.progress.pop(("down", self.digest), None)
@@ -141,7 +143,7 @@ class _Fetch:
         if now < self._pause:
             return self._pause - now
         while not (held := peer.download.delay(now)):
-            indexes = receiver.asks(now, 1)
+            indexes = receiver.asks(now, min(1, peer.credit.left(receiver.outstanding)))
             if not indexes:
                 return min(1.0, receiver.next_look(now))
             peer.download.spend(self.manifest.length(indexes[0]))

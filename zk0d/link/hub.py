@@ -28,6 +28,7 @@ from zk0d.link.soon import Soon, wait_for_room
 from zk0d.link.state import LinkLimits, NodeLinkInfo, Progress
 from zk0d.link.terminator import Terminator
 from zk0d.link.tls import server_context
+from zk0d.link.transfer import Credit
 from zk0d.model.blobs import BlobStore, hex_of
 
 log = structlog.get_logger("zk0d.link.hub")
@@ -72,6 +73,7 @@ class HubLink:
         self._rooms: dict[str, asyncio.Event] = {}
         self._locks: dict[str, asyncio.Lock] = {}
         self._upload, self._download = Meter(self._limits.max_upload), Meter(self._limits.max_download)
+        self._credit = Credit()
         self._enrolling: set[asyncio.Task[None]] = set()
         self._closed = False
         self._terminator = Terminator(
@@ -176,7 +178,7 @@ class HubLink:
                 blobs=self._blobs, pool=self._pool, limits=self._limits,
                 upload=Meters([Meter(self._limits.node_upload), self._upload]),
                 download=Meters([Meter(self._limits.node_download), self._download]),
-                may_take=lambda digest: self._may_fetch(node_id, digest),
+                may_take=lambda digest: self._may_fetch(node_id, digest), credit=self._credit,
                 on_request=lambda type, body: self._on_request(node_id, type, body),
             )  # fmt: skip
         return self._peers[node_id]

@@ -34,6 +34,7 @@ from zk0d.link.messages import (
 from zk0d.link.rates import Limiter
 from zk0d.link.serving import MAX_CHUNKS_WAITING, Ask, Serving
 from zk0d.link.state import LinkLimits, Progress
+from zk0d.link.transfer import Credit
 from zk0d.model import tensors
 from zk0d.model.blobs import MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, BlobStore
 
@@ -70,6 +71,7 @@ class Peer:
         limits: LinkLimits,
         upload: Limiter,
         download: Limiter,
+        credit: Credit | None = None,
         on_request: OnRequest | None = None,
         on_push: Callable[[str, Body], None] | None = None,
     ) -> None:
@@ -82,6 +84,7 @@ class Peer:
         self.interruptions: list[Callable[[], None]] = []
         self._transmit, self._offer, self._may_take = transmit, offer, may_take
         self.download = download
+        self.credit = credit or Credit()
         self._on_request, self._on_push = on_request, on_push
         self._next_id = new_id()
         self._pending: dict[int, tuple[asyncio.Future[Message], list[Frame]]] = {}

@@ -125,6 +125,20 @@ class Receiver:
             self._window = max(1, self._window - 1)
 
 
+class Credit:
+    """Chunks that all transfers to one end may have asked for together, shared evenly: a hub's memory does not grow
+    with the nodes that send to it at a time. One transfer alone is bound by `LinkLimits.window_max`."""
+
+    MOST, LEAST = 16, 2
+
+    def __init__(self) -> None:
+        self.transfers = 0
+
+    def left(self, outstanding: int) -> int:
+        """How many more a transfer may ask for that waits for `outstanding`."""
+        return max(0, max(self.LEAST, self.MOST // max(1, self.transfers)) - outstanding)
+
+
 class Bucket:
     """A token bucket in bytes: at most `rate` bytes per second in the long run, one second's worth at once."""
 
