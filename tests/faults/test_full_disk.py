@@ -58,7 +58,7 @@ def test_a_take_survives_a_disk_that_is_full_at_any_step_of_becoming_an_episode(
         assert len(dataset.records) == 1
         seal(dataset, 1)
     failed = left = 0
-    for leave in range(0, 160, 4):
+    for leave in range(0, 160, 8):
         root = disk / "cups"
         shutil.copytree(template, root)
         filler = fill(disk, leave * 1024)

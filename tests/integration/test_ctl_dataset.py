@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from recorded_dataset import load
 
 from robot.dataset import RecordedDataset
 from robot.episodes import Position, RecordingSpec, commit
+from zk0d.control import call
 from zk0d.ctl.dataset_edit import numbers
 from zk0d.errors import UsageError
 
@@ -72,6 +74,10 @@ def test_check_and_edit_by_the_daemon(tmp_path: Path) -> None:
         checked = node.ctl("dataset", "verify", "cubes")
         assert checked.code == 0 and "2 episodes, 20 frames" in checked.out and "whole" in checked.out
 
+        heard: list[dict[str, Any]] = []
+        call(node.socket, {"op": "dataset_verify", "name": "cubes"}, heard.append, timeout=60)
+        assert [e["done"] for e in heard if e["event"] == "progress"] == [0, 1] and heard[-1]["of"] == 2, heard
+
         # What a killed recorder left is saved before anything is deleted, so that it is in the new folder too.
         assert node.ctl("dataset", "add", f"local:{whole}").code == 0
         silent = node.ctl("dataset", "delete", "lifts", "0")
@@ -95,6 +101,11 @@ def test_check_and_edit_by_the_daemon(tmp_path: Path) -> None:
         assert merged.code == 0, merged
         both = load(node.state / "datasets/all")
         assert [float(both[row]["action"][0]) for row in (0, 10, 20)] == [2.0, 1.0, 3.0]
+        # What was said of an episode goes with it: 0 of lifts is kept out, and so it is in what was made of it.
+        told = {n: loads(node.ctl("dataset", "show", n, "--json"))["quality"] for n in ("one", "two", "all")}
+        assert {n: [e["trained"] for e in told[n]] for n in told} == {
+            "one": [True], "two": [False, True], "all": [True, False, True],
+        }  # fmt: skip
         shutil.rmtree(before / "meta/episodes")
         repaired = node.ctl("dataset", "repair", str(before), "--into", "saved")
         assert repaired.code == 0 and load(node.state / "datasets/saved").num_episodes == 4, repaired
