@@ -22,12 +22,10 @@ sys.path.insert(0, str(ROOT))
 from zk0d.ctl.parser import COMMANDS, build  # noqa: E402
 from zk0d.daemon import main as daemon  # noqa: E402
 from zk0d.daemon.config import SETTINGS  # noqa: E402
+from zk0d.errors import EXIT_CODES  # noqa: E402
 from zk0d.hub import main as hub  # noqa: E402
 from zk0d.hub.config import FEDERATION, HUB, reference  # noqa: E402
 
-EXIT = (("0", "healthy"), ("1", "error"), ("2", "degraded: it works in part"), ("3", "zk0d or the hub is not running"),
-        ("4", "unknown: the answer cannot be told"), ("64", "the command line is not understood"),
-        ("78", "a setting cannot be used"))  # fmt: skip
 PAGES = {"zk0ctl": "1", "zk0d": "8", "zk0-hub": "8", "zk0d.toml": "5"}
 FILES = {
     "zk0ctl": (("/run/zk0d/control.sock", "where zk0d listens; members of group zk0 may use it"),
@@ -120,7 +118,7 @@ def tail(name: str) -> str:
     if name in FILES:
         page += ".SH FILES\n" + "".join(item(f"\\fI{roff(f)}\\fR", t) for f, t in FILES[name])
     if name != "zk0d.toml":
-        page += ".SH EXIT STATUS\n" + "".join(item(code, t) for code, t in EXIT)
+        page += ".SH EXIT STATUS\n" + "".join(item(str(code), t) for code, t in EXIT_CODES)
     others = ", ".join(f"\\fB{roff(n)}\\fR({s})" for n, s in PAGES.items() if n != name)
     return page + f".SH SEE ALSO\n{others}\n"
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from robot.carried import carry
 from zk0d import durable
-from zk0d.errors import DatasetError, UsageError
+from zk0d.errors import DatasetError, UsageError, from_os
 from zk0d.worker import Message, WorkerChannel, run_worker
 
 Say = Callable[..., None]
@@ -52,7 +52,8 @@ def made(target: Path, make: Callable[[Path], None]) -> Path:
         part.replace(target)
         durable.fsync_dir(target.parent)
     except OSError as error:
-        raise DatasetError(f"{target} could not be made: {error}", "is there room on the disk?") from error
+        why = from_os(error, f"{target} could not be made")
+        raise DatasetError(why.message, why.hint) from error
     except (ValueError, RuntimeError, KeyError) as error:
         raise DatasetError(f"{target} could not be made: {error}", "the sources are unchanged") from error
     finally:
@@ -149,11 +150,17 @@ def _located(name: str) -> Path:
         ) from error
 
 
+def _lacks(error: Exception) -> str:
+    return from_os(error).message if isinstance(error, OSError) else f"meta/info.json has no such {error}"
+
+
 def _version(root: Path) -> str:
     try:
         version = str(json.loads((root / "meta/info.json").read_text())["codebase_version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{root} is no LeRobot dataset: {error!r}", "name the folder with meta/info.json") from error
+        raise DatasetError(
+            f"{root} is no LeRobot dataset: {_lacks(error)}", "name the folder with meta/info.json"
+        ) from error
     if not version.startswith(("v3.", "v2.1")):
         raise DatasetError(
             f"{root} is a dataset of {version}", "v2.1 and v3.0 can be imported; convert it to v2.1 first"

@@ -6,6 +6,30 @@ The table of exit codes in docs/operator.md is checked against this module by a 
 
 from __future__ import annotations
 
+import errno
+import os
+
+EXIT_CODES = (
+    (0, "healthy, done"),
+    (1, "error"),
+    (2, "degraded: it works, or worked, in part"),
+    (3, "zk0d or the hub is not running"),
+    (4, "unknown: the answer cannot be told"),
+    (64, "the command line is not understood"),
+    (78, "a setting cannot be used"),
+    (130, "interrupted with Ctrl-C"),
+)
+"""What the exit codes of zk0ctl, zk0d and zk0-hub say; for help, man pages and the guide."""
+_OS_HINTS = {
+    errno.ENOENT: "is the path right, and does its folder exist?",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EEXIST: "choose a name that does not exist",
+    errno.EACCES: "`ls -ld` shows who may; sudo helps where it is the system's",
+    errno.EPERM: "`ls -ld` shows who may; sudo helps where it is the system's",
+    errno.ENOSPC: "make room on the disk: `df -h`",
+    errno.EROFS: "the disk is mounted read-only",
+}
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import ClassVar
@@ -26,6 +50,18 @@ class Zk0Error(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
+
+
+def os_reason(error: OSError) -> str:
+    """The system's words for it, without Python's number and arguments ("Connection refused")."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+
+
+def from_os(error: OSError, doing: str = "") -> Zk0Error:
+    """What the system refused, as a sentence with the path and what to do; `doing` begins it ("cannot write")."""
+    names = " → ".join(str(n) for n in (error.filename, error.filename2) if n is not None)
+    message = ": ".join(part for part in (doing, names, os_reason(error)) if part)
+    return Zk0Error(message, _OS_HINTS.get(error.errno or 0, ""))
 
 
 class UsageError(Zk0Error):

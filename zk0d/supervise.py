@@ -226,9 +226,9 @@ class Worker:
     def error(self) -> WorkerError:
         """Why there is no result, for a worker that has ended."""
         if self.failure is not None:
-            return WorkerError(
-                f"{self.module}: {self.failure.get('message', 'failed')}", str(self.failure.get("hint", ""))
-            )
+            # A sentence made for a person stands by itself; a crash is a defect, and says of which program.
+            who = f"{self.module}: " if self.failure.get("code") == "crash" else ""
+            return WorkerError(who + str(self.failure.get("message", "failed")), str(self.failure.get("hint", "")))
         code = self.returncode
         if self._broken:
             how = self._broken

@@ -42,7 +42,10 @@ def units(case: Case) -> list[Finding]:
 
 def daemon(case: Case) -> list[Finding]:
     if case.status is None:
-        return [Finding("daemon", "error", case.why_not, "sudo systemctl start zk0d; journalctl -u zk0d -n 20")]
+        mend = "sudo systemctl start zk0d; journalctl -u zk0d -n 20"
+        if case.context.socket != Path(DEFAULT_SOCKET):
+            mend = f"zk0d --foreground --state {case.context.state}"
+        return [Finding("daemon", "error", case.why_not, mend)]
     problems = [
         Finding("daemon", "error" if p["level"] == "error" else "warning", p["message"], p["hint"])
         for p in case.status["health"]
@@ -69,6 +72,8 @@ def runtime(case: Case) -> list[Finding]:
     from zk0d.ctl.runtime_lists import DRIVER, NAMES, Lists, driver, unfit
     from zk0d.runtime import COMPLETE, base, managed_python
 
+    if not managed_python() and case.status is not None and "runtime" not in {p["code"] for p in case.status["health"]}:
+        return [Finding("runtime", "ok", "the daemon's own Python has what recording and training need")]
     if not managed_python():
         return [Finding("runtime", "warning", "no managed runtime: recording and training need it",
                         "sudo zk0ctl runtime install")]  # fmt: skip
@@ -90,7 +95,8 @@ def runtime(case: Case) -> list[Finding]:
 
 def hub(case: Case) -> list[Finding]:
     if case.status is None:
-        return []
+        return [Finding("hub", "note", "not looked at: it is the daemon that knows the hub and holds the certificate",
+                        "start the daemon, then zk0ctl doctor")]  # fmt: skip
     at, link = case.status["hub"], case.status["link"]
     if at is None:
         return [Finding("hub", "warning", "not enrolled", "zk0ctl enroll TOKEN (the maintainer of a hub gives it)")]

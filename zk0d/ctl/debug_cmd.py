@@ -60,6 +60,13 @@ _PATTERNS = (
     (re.compile(r"\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b", re.IGNORECASE), "<uuid>"),
     (re.compile(r"(/home/|/root/|/Users/)[^\s\"',;]*"), r"\1<path>"),
     (re.compile(r"(/datasets/)[^\s\"',;]+"), r"\1<dataset>"),
+    (
+        re.compile(
+            r"(?<![\w<>.~-])/(?!(?:usr|etc|dev|proc|sys|run|lib|bin|tmp/zk0|var/(?:lib|log|cache)/zk0|home|root|Users)\b)"
+            r"[^\s\"',;:)]+/[^\s\"',;:)]*"
+        ),
+        "/<path>",
+    ),  # a mounted disk's name says whose it is
     (re.compile(r"/dev/zk0/arm-[^\s\"',;]+"), "/dev/zk0/arm-<serial>"),
     (re.compile(r"[\w.+-]+@[\w-]+\.[\w.]+"), "<mail>"),
 )

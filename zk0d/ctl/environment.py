@@ -20,7 +20,7 @@ from typing import Any
 
 from zk0d.ctl import runtime_fetch
 from zk0d.ctl.runtime_lists import Lists
-from zk0d.errors import Zk0Error
+from zk0d.errors import Zk0Error, from_os
 from zk0d.runtime import COMPLETE
 
 TOOL_BYTES = 300_000_000
@@ -55,6 +55,8 @@ def locked(base: Path) -> Iterator[None]:
         fd = os.open(base / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except PermissionError as error:
         raise Zk0Error(f"{base} may not be written by you", "run it with sudo") from error
+    except OSError as error:
+        raise from_os(error, "no place for the packages") from error
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -71,6 +73,14 @@ class Source:
 
     wheels: Path | None = None
     index: str = ""
+
+    def hint(self, lists: Lists) -> str:
+        """What to do when packages are not had from here."""
+        if self.wheels is not None:
+            return f"{self.wheels} must hold a file of every package in {lists.tool} and {lists.packages}"
+        if self.index:
+            return f"does {self.index} answer, and has it these packages?"
+        return "is there a network? pip's settings may name an index or a proxy; or use --index-url or --wheels"
 
     def flags(self) -> list[str]:
         """For pip and for uv."""
@@ -135,8 +145,7 @@ def _make(base: Path, env: Path, lists: Lists, source: Source, progress: OnProgr
         _run([sys.executable, "-m", "venv", "--clear", str(env)], log, None, "install the package python3-venv")
     if not uv.exists():
         tool = ["-m", "pip", "install", "--quiet", "--require-hashes", "--only-binary=:all:"]
-        hint = "see pip's settings for an index or a proxy, or use --index-url or --wheels"
-        _run([str(python), *tool, *source.flags(), "-r", str(lists.tool)], log, None, hint)
+        _run([str(python), *tool, *source.flags(), "-r", str(lists.tool)], log, None, source.hint(lists))
     cache = base / "cache"
     cache.mkdir(exist_ok=True)
     settings = {"UV_HTTP_TIMEOUT": "120", **os.environ, "UV_CACHE_DIR": str(cache), "UV_CONCURRENT_DOWNLOADS": "3"}
@@ -197,8 +206,10 @@ def _run(
                 process.terminate()
                 process.wait()
     if process.returncode:
-        said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-6:]
-        raise Zk0Error(f"{Path(command[0]).name} failed: " + (" / ".join(said) or f"status {process.returncode}"), hint)
+        lines = log.read_text(errors="replace").splitlines()
+        said = [line.strip() for line in lines if line.strip() and "Retrying (Retry(" not in line][-4:]
+        why = " / ".join(said) or f"status {process.returncode}"
+        raise Zk0Error(f"{Path(command[0]).name} failed: {why}", f"{hint}; all that it said is in {log}")
 
 
 def check(env: Path) -> dict[str, Any]:

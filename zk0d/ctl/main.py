@@ -1,6 +1,6 @@
 """`zk0ctl`: runs a command and gives its exit code. The plain `status` is answered without building a parser.
 
-Exit codes: 0 healthy, 1 error, 2 degraded, 3 not running, 4 unknown, 64 usage (docs/operator.md).
+Exit codes: zk0d/errors.py, docs/operator.md.
 No logic of commands here.
 """
 
@@ -10,6 +10,10 @@ import os
 import sys
 
 from zk0d.ctl.make_way import announce
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from zk0d.errors import Zk0Error
 
 INTERRUPTED = 130
 
@@ -59,20 +63,24 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     announce(argv)
-    from zk0d.errors import Zk0Error  # only now: the trainer stops meanwhile
+    from zk0d.errors import Zk0Error, from_os  # only now: the trainer stops meanwhile
 
     try:
         return _run(argv)
     except Zk0Error as error:
-        print(f"zk0ctl: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return _tell(error)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        return _tell(from_os(error))
+
+
+def _tell(error: Zk0Error) -> int:
+    print(f"zk0ctl: {error.message}" + (f"\n  {error.hint}" if error.hint else ""), file=sys.stderr)
+    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -66,11 +66,12 @@ def _add(subparsers: Any, command: Command) -> None:
 def build(names: tuple[str, ...]) -> argparse.ArgumentParser:
     """The parser for the named commands."""
     from zk0d import __version__
+    from zk0d.errors import EXIT_CODES
 
     parser = _Parser(
         prog="zk0ctl",
         description="Controls zk0d, the daemon that records, trains and exchanges updates.",
-        epilog="Exit codes: 0 healthy, 1 error, 2 degraded, 3 not running, 4 unknown, 64 usage.",
+        epilog=f"Exit codes: {', '.join(f'{code} {said}' for code, said in EXIT_CODES)}.",
     )
     _globals(parser, None)
     parser.add_argument("--version", action="version", version=f"zk0ctl {__version__}")

@@ -135,8 +135,8 @@ Ask the maintainer, by another way than the hub, whether it was restored. Accept
 
 
 def _accept(context: Context, args: Args) -> int:
-    print(_WARNING)
     if not args.yes:
+        print(_WARNING)
         raise UsageError("nothing was changed", "zk0ctl receipts accept-head --yes")
     done = context.call("receipts_accept_head")
     print(f"accepted: a log of {done['accepted']} entries in place of {done['kept']}")

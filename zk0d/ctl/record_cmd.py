@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from zk0d.ctl.render import Progress, clock, paint, plural, safe, show_json
 from zk0d.errors import Zk0Error
 from zk0d.watching import watch
 
-DEGRADED = 2
+DEGRADED, INTERRUPTED = 2, 130
 
 
 def robot(args: Args) -> dict[str, str]:
@@ -32,10 +32,14 @@ def robot(args: Args) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def interruptible(context: Context, progress: Progress) -> Iterator[None]:
-    """Ctrl-C asks the daemon to stop the session, whose result is then still shown; a second one leaves at once."""
+def interruptible(context: Context, progress: Progress) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C asks the daemon to stop the session, whose result is then still shown; a second one leaves at once.
+
+    Gives a function that tells whether there was one."""
+    happened = []
 
     def on_interrupt(number: int, frame: object) -> None:
+        happened.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         progress.say("stopping (Ctrl-C again to leave at once)")
         with contextlib.suppress(Zk0Error):
@@ -43,7 +47,7 @@ def interruptible(context: Context, progress: Progress) -> Iterator[None]:
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
-        yield
+        yield lambda: bool(happened)
     finally:
         signal.signal(signal.SIGINT, before)
         progress.clear()
@@ -110,7 +114,8 @@ def _start(context: Context, args: Args) -> int:
 
     if args.keys:
         progress.say(HELP)
-    with interruptible(context, progress), keys_steer(act) if args.keys else contextlib.nullcontext():
+    steering = keys_steer(act) if args.keys else contextlib.nullcontext()
+    with interruptible(context, progress) as interrupted, steering:
         result = context.call("record", None if args.json else lambda e: show(progress, e), timeout=None, **request)
     if args.json:
         show_json(result)
@@ -118,7 +123,7 @@ def _start(context: Context, args: Args) -> int:
         dropped = f", {plural(result['discarded'], 'take')} discarded" if result["discarded"] else ""
         print(f"{safe(result['dataset'])}: {plural(result['episodes'], 'episode')} ({result['added']} new{dropped})"
               + (f"; {safe(result['reason'])}" if result["reason"] else ""))  # fmt: skip
-    return 0 if result["complete"] else DEGRADED
+    return INTERRUPTED if interrupted() else 0 if result["complete"] else DEGRADED
 
 
 def _watch(context: Context, args: Args) -> int:

@@ -163,7 +163,8 @@ def _calibrate(context: Context, args: Args) -> int:
 def _teleop(context: Context, args: Args) -> int:
     result = _tend(context, args, "teleop", seconds=args.seconds, fps=args.fps)
     if not args.json:
-        print(f"teleoperated for {result['seconds']} s at {result['hz']} Hz")
+        rate = f" at {result['hz']} Hz" if result["seconds"] >= 1 else ""
+        print(f"teleoperated for {result['seconds']} s{rate}")
     return 0
 
 

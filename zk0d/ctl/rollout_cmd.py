@@ -7,7 +7,7 @@ from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.dataset_cmd import renames
-from zk0d.ctl.record_cmd import DEGRADED, control, interruptible, robot
+from zk0d.ctl.record_cmd import DEGRADED, INTERRUPTED, control, interruptible, robot
 from zk0d.ctl.render import Progress, plural, safe, show_json
 
 
@@ -33,21 +33,22 @@ def run(context: Context, args: Args) -> int:
         else:
             progress.update(f"{kind} …")
 
-    with Delivery(out) as coming, interruptible(context, progress):
+    with Delivery(out) as coming, interruptible(context, progress) as interrupted:
         result = context.call(
             "rollout", on_event, timeout=None, model=args.model, episodes=args.episodes, max_s=args.max_s,
             seed=args.seed, task=args.task, robot=robot(args), rename=renames(args.rename),
         )  # fmt: skip
         coming.finish(result)
     result["video"] = str(out / "rollout.mp4")
+    status = INTERRUPTED if interrupted() else DEGRADED if result.get("ended") else 0
     if args.json:
         show_json(result)
-        return 0
+        return status
     done = f"{result.get('successes')} of {plural(result.get('episodes', 0), 'episode')} succeeded"
     progress.say(f"version {result['version']}: {done}; video: {safe(result.get('video'))}")  # fmt: skip
     if result.get("ended"):
         progress.say(f"ended early: {safe(result['ended'])}")
-    return DEGRADED if result.get("ended") else 0
+    return status
 
 
 def _fetch(context: Context, args: Args) -> int:

@@ -146,7 +146,9 @@ class Arm:
             raise UsageError(f"record_control {action!r} is not known", f"one of {', '.join(CONTROLS)}")
         live = self.live
         if live is None:
-            raise RobotError("nothing is being recorded", "start with `zk0ctl record --task … --episodes …`")
+            raise RobotError(
+                "nothing is being recorded", "start with `zk0ctl record --dataset NAME --task TEXT --episodes N`"
+            )
         special = set().union(*_ONLY.values())
         if action in special and action not in _ONLY.get(live.kind, ()):
             raise UsageError(f"a {live.kind} knows no {action}", "next, finish and stop work")

@@ -13,7 +13,7 @@ import socket
 import struct
 from typing import Any
 
-from zk0d.errors import WorkerError
+from zk0d.errors import WorkerError, os_reason
 
 SYSTEM_BUS = "/run/dbus/system_bus_socket"
 VARIABLE = "DBUS_SYSTEM_BUS_ADDRESS"
@@ -214,7 +214,8 @@ def get_property(service: str, path: str, interface: str, name: str, timeout_s: 
                     if serial == 2 and kind in (_REPLY, _ERROR):
                         break
     except (OSError, ValueError, KeyError, IndexError, TypeError, struct.error) as failure:
-        raise BusError(f"the bus does not answer: {str(failure) or 'in time'}") from failure
+        why = os_reason(failure) if isinstance(failure, OSError) else str(failure) or "in time"
+        raise BusError(f"the bus does not answer: {why}") from failure
     if kind == _ERROR:
         raise BusError(str(values[0]) if values else error, error)
     return values[0]
@@ -248,7 +249,8 @@ class Bus:
                 await bus.call(_HELLO)
         except (OSError, TimeoutError) as error:
             sock.close()
-            raise BusError(f"{where}: the bus does not answer: {str(error) or 'in time'}") from error
+            why = os_reason(error) if error.errno else str(error) or "in time"
+            raise BusError(f"{where}: the bus does not answer: {why}") from error
         return bus
 
     @property

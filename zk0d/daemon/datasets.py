@@ -77,6 +77,10 @@ def describe(
 ) -> Dataset:
     """The store's record of a dataset, read anew from its folder; settings not given stay as they were `known`."""
     meta = read_meta(root)
+    for camera in rename or {}:
+        if camera not in meta.features:
+            has = ", ".join(k for k in meta.features if k.startswith("observation.")) or "none"
+            raise DatasetError(f"{root} has no {camera} to be renamed", f"it has: {has}")
     tasks = known.tasks if known else ()
     if task and task not in tasks:
         tasks = (*tasks, task)

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from zk0d import __version__, log
 from zk0d.daemon.config import Config, find_files
-from zk0d.errors import UsageError, Zk0Error
+from zk0d.errors import UsageError, Zk0Error, from_os
 
 DEFAULT_STATE = Path("/var/lib/zk0d")
 
@@ -79,14 +79,15 @@ def main(argv: list[str] | None = None) -> int:
         asyncio.run(Service(state, config, args.socket or state / "control.sock").run())
         del lock
     except Zk0Error as error:
-        print(f"zk0d: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
-        return error.exit_code
+        return _tell(error)
     except OSError as error:
-        print(f"zk0d: {error}", file=sys.stderr)
-        return 1
+        return _tell(from_os(error))
     return 0
+
+
+def _tell(error: Zk0Error) -> int:
+    print(f"zk0d: {error.message}" + (f"\n  {error.hint}" if error.hint else ""), file=sys.stderr)
+    return error.exit_code
 
 
 if __name__ == "__main__":

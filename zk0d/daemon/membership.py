@@ -21,6 +21,8 @@ class Membership:
     def __init__(self, store: Store, on_change: Callable[[], None]) -> None:
         self._store, self._on_change = store, on_change
         self._joined_as: dict[str, Any] = {}
+        self.heard = 0
+        """How often the hub told of its federations."""
 
     def forget(self) -> None:
         """A new link: everything is said again."""
@@ -41,6 +43,7 @@ class Membership:
         for found in offered:
             if not isinstance(found.get("version"), int) or found["version"] < 0:
                 found["version"] = None  # it gathers: there is no version yet
+        self.heard += 1
         self._store.put("offered", [{k: f.get(k) for k in ("name", "state", "version")} for f in offered])
         for found in offered:
             known = self._store.federation(found["name"])
@@ -85,7 +88,11 @@ class Membership:
         if self._joined_as.get(federation.name) == body:
             return
         if not own and federation.state == "joining":
-            self._store.set_federation(federation.name, reason="waits for a dataset to train on")
+            there = [str(f["name"]) for f in self._store.get("offered", [])]
+            reason = "waits for a dataset to train on"
+            if federation.name not in there:
+                reason = f"the hub refuses: it has no federation {federation.name!r}, but: {', '.join(there) or 'none'}"
+            self._store.set_federation(federation.name, reason=reason)
             return
         try:
             reply = await link.request("federation.join", body)

@@ -76,6 +76,7 @@ async def op_certificate(service: Service, request: Request, connection: Control
 
 
 async def op_federation_list(service: Service, request: Request, connection: ControlConnection) -> Any:
+    await service.uplink.hear()
     return {"joined": service.status()["federations"], "offered": service.store.get("offered", [])}
 
 
@@ -170,6 +171,8 @@ async def op_dataset_add(service: Service, request: Request, connection: Control
         raise UsageError(f"{root} is not an absolute path")
     dataset_ops.seen(service, root)
     known = next((d for d in service.store.datasets() if d.name == name), None)
+    if known is not None and known.root != root:
+        raise UsageError(f"the dataset {name!r} is the one in {known.root}", f"give {root} another name with --name")
     rename = request.get("rename")
     dataset = datasets.describe(
         name, root, known, units=str(request.get("units") or ""), task=str(request.get("task") or ""),

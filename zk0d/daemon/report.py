@@ -136,7 +136,7 @@ def health(store: Store, live: LiveParts | None) -> list[dict[str, str]]:
     found: list[dict[str, str]] = []
     link = live.link if live else None
     if link and link["phase"] == "refused":
-        found.append(_problem("error", "link", f"the hub refuses this node: {link['reason']}", "ask the maintainer"))
+        found.append(_problem("error", "link", f"no link: {link['reason']}", "ask the maintainer"))
     elif link and link["phase"] in ("waiting", "connecting") and time.time() - link["since"] > 30:
         found.append(
             _problem("degraded", "link", f"the hub is not reached: {link['reason']}", "recording goes on without it")

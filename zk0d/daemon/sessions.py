@@ -104,6 +104,7 @@ class Sessions:
         """Record as asked; events of the recorder go to `emit`. The result says what is in the dataset now."""
         robot = self._arm.robot(request.get("robot") or {})
         checked = RecordRequest.checked(request, by, self._config, self._store.datasets(), robot)
+        self._ours(checked.dataset)
         if checked.rerun and self._workers.systemd is not None:
             raise UsageError(
                 "rerun: the recorder's unit has no network and no display, so that no frame leaves the machine",
@@ -114,6 +115,15 @@ class Sessions:
     def _root(self, name: str) -> Path:
         known = next((d for d in self._store.datasets() if d.name == name), None)
         return known.root if known else self._folder / name
+
+    def _ours(self, name: str) -> None:
+        """Raises UsageError where the dataset lies elsewhere: one that was added is read and never changed."""
+        root = self._root(name)
+        if root.parent != self._folder:
+            hint = (
+                f"record into another name; or first `zk0ctl dataset import local:{root} --name NEW`, which copies it"
+            )
+            raise UsageError(f"the dataset {name!r} was added from {root}: nothing is recorded into it", hint)
 
     async def _record(self, request: RecordRequest, emit: Emit) -> dict[str, Any]:
         if self._adopting is not None:

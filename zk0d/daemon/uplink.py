@@ -140,6 +140,16 @@ class Uplink:
         self._wake.set()
         self._work.set()
 
+    async def hear(self, seconds: float = 2.0) -> None:
+        """Have the hub tell anew what federations it has; what is known stays where it does not within `seconds`."""
+        before, deadline = self._membership.heard, time.monotonic() + seconds
+        self._wake.set()
+        while self._linked() and self._membership.heard == before and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+
+    def _linked(self) -> bool:
+        return self.link is not None and self.link.state.phase == "connected"
+
     def hold(self, why: str) -> None:
         """Move no model and no update while there is a reason (a recording, a metered network)."""
         if why != self.held:

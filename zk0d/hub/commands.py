@@ -11,13 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.control import call
-from zk0d.errors import ConfigError
+from zk0d.errors import ConfigError, from_os
 from zk0d.hub import tables
 from zk0d.watching import watch
 
 
 def ask(options: argparse.Namespace, op: str, **fields: Any) -> Any:
-    return call(options.dir / "admin.sock", {"op": op, **fields})
+    return call(_socket(options), {"op": op, **fields})
+
+
+def _socket(options: argparse.Namespace) -> Path:
+    folder: Path = options.dir
+    if not (folder / "hub.toml").exists():
+        raise ConfigError(f"there is no hub in {folder}", f"`zk0-hub --dir {folder} init` makes one")
+    return folder / "admin.sock"
 
 
 def show(options: argparse.Namespace, value: Any, text: str) -> int:
@@ -102,7 +109,9 @@ def restore(options: argparse.Namespace) -> int:
     from zk0d.hub import backup
 
     value = backup.restore(options.backup, options.dir)
-    return show(options, value, f"{options.dir}: restored with {value['blobs']} blobs; next: zk0-hub serve")
+    return show(options, value, f"{options.dir}: restored with {value['blobs']} blobs\n"
+                "nodes revoked or re-enrolled since this backup are again as they were: look at `nodes list`, revoke"
+                f" anew\nnext: zk0-hub --dir {options.dir} serve")  # fmt: skip
 
 
 def create(options: argparse.Namespace) -> int:
@@ -118,7 +127,7 @@ def create(options: argparse.Namespace) -> int:
                     f"--from {options.parts}: there is no {part} in it", "name a folder that holds all three parts"
                 )
         request["parts"] = str(options.parts.resolve())
-    value = call(options.dir / "admin.sock", request, timeout=None)
+    value = call(_socket(options), request, timeout=None)
     return show(
         options, value, f"federation {value['name']}: {value['parameters']:,} parameters in {value['tensors']} tensors "
         f"travel, {value['payload_bytes'] / 1e6:.1f} MB per update; it opens when enough nodes have joined"
@@ -150,8 +159,11 @@ def set_settings(options: argparse.Namespace) -> int:
 def _read(path: Path) -> str:
     try:
         return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        why = from_os(error, "cannot read the settings")
+        raise ConfigError(why.message, why.hint) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text", "give a TOML file: docs/hub-settings.md") from error
 
 
 def versions(options: argparse.Namespace) -> int:
@@ -161,7 +173,7 @@ def versions(options: argparse.Namespace) -> int:
 
 def push(options: argparse.Namespace) -> int:
     request = {"op": "push", "name": options.name, "version": options.version, "dry_run": options.dry_run}
-    value = call(options.dir / "admin.sock", request, timeout=None)
+    value = call(_socket(options), request, timeout=None)
     if options.dry_run:
         return show(options, value, tables.push_plan(value))
     return show(options, value, f"version {value['version']} is at {value['url']} ({value['files']} files)")

@@ -60,5 +60,6 @@ def _find(directory: Path, update: str) -> Path:
     name = update.removeprefix("sha256:")
     found = list(directory.glob(f"{name}*.json")) if re.fullmatch(r"[0-9a-f]{4,64}", name) else []
     if len(found) != 1:
-        raise UsageError(f"{update[:80]!r} names {len(found)} quarantined updates", "`zk0-hub quarantine list`")
+        told = "is the beginning of several" if found else "is none of the"
+        raise UsageError(f"{update[:80]!r} {told} quarantined updates", "`zk0-hub quarantine list`")
     return found[0]

@@ -14,7 +14,7 @@ from typing import Any
 import msgpack  # type: ignore[import-untyped]
 import structlog
 
-from zk0d.errors import LinkLostError, ProtocolError, RefusedError, Zk0Error
+from zk0d.errors import LinkLostError, ProtocolError, RefusedError, Zk0Error, os_reason
 from zk0d.link.identity import fingerprint
 from zk0d.link.messages import Body, MessageError, unpack
 from zk0d.link.session import FRAME_HEAD, MAX_ENROLL
@@ -55,8 +55,9 @@ async def enroll(
     except TimeoutError:
         raise LinkLostError(f"the hub at {where} did not answer within {timeout:g} s") from None
     except (OSError, asyncio.IncompleteReadError) as error:
+        why = os_reason(error) if isinstance(error, OSError) else "it closed the connection"
         raise LinkLostError(
-            f"the hub at {where} cannot be reached: {error}", "check the address, and that the hub runs"
+            f"the hub at {where} cannot be reached: {why}", "check the address, and that the hub runs"
         ) from None
     if reply.get("state") == "refused":
         raise RefusedError(

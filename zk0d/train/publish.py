@@ -15,6 +15,7 @@ from typing import Any
 
 from zk0d import __version__
 from zk0d.durable import publish as make_durable
+from zk0d.errors import from_os
 from zk0d.model.spec import ModelSpec
 from zk0d.train.policy import BACKBONE_FIELD, Policy, Processor
 
@@ -45,11 +46,14 @@ def write(
     """
     folder = folder.absolute()
     place = (placed or folder).absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.tmp")  # hidden: a name no person gives to a folder of theirs
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    _write_lerobot(part, place, spec, policy, pre, post)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+    except OSError as error:
+        raise from_os(error, f"{folder} cannot be made") from error
+    _write_lerobot(part, folder, spec, policy, pre, post)
     metrics: dict[str, Any] = {
         "federation": version.card.get("federation"),
         "version": version.number,
