@@ -24,7 +24,7 @@ from zk0d.control import call
 from zk0d.durable import canonical_json, write_text
 from zk0d.errors import LinkLostError, NotRunningError, RefusedError
 from zk0d.hub.main import main
-from zk0d.hub.receipts import RECEIPT_PREFIX, UPDATE_PREFIX
+from zk0d.hub.receipts import RECEIPT_PREFIX, REFUSAL_PREFIX, UPDATE_PREFIX
 from zk0d.invitation import Invitation
 from zk0d.link.enroll import enroll
 from zk0d.link.identity import NodeIdentity, verify
@@ -186,6 +186,7 @@ class TestNode:
         self.identity = NodeIdentity.create(self.folder / "keys")
         self.blobs = BlobStore(self.folder / "blobs", reserve=0)
         self.receipts: dict[str, dict[str, Any]] = {}
+        self.refusals: dict[str, dict[str, Any]] = {}
         self.pushes: list[tuple[str, dict[str, Any]]] = []
         self.receipt_key = b""
         self.link: NodeLink | None = None
@@ -217,6 +218,16 @@ class TestNode:
         self.pushes.append((kind, body))
         if kind == "receipt":
             self._receipt(body["receipt"], body["signature"])
+        if kind == "refusal":
+            self.refusal(body["refusal"], body["signature"])
+
+    def refusal(self, refusal: bytes, signature: bytes) -> dict[str, Any]:
+        """A signed refusal, verified and kept."""
+        verify(self.receipt_key, REFUSAL_PREFIX + refusal, signature)
+        value = dict(json.loads(refusal))
+        assert canonical_json(value) == refusal and value["node"] == self.identity.node_id
+        self.refusals[value["update"]] = value
+        return value
 
     def _receipt(self, receipt: bytes, signature: bytes) -> None:
         verify(self.receipt_key, RECEIPT_PREFIX + receipt, signature)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 
 from zk0d.durable import canonical_json
 from zk0d.hub.aggregate import Merged
+from zk0d.hub.custody import Custody
 from zk0d.hub.ledger import Ledger
 from zk0d.hub.receipts import ReceiptKey, Statement, read_statement
+from zk0d.hub.rounds import Merge, shares
 from zk0d.hub.store import Store
 from zk0d.model.blobs import digest_of
 
@@ -82,3 +85,60 @@ def test_an_update_weighs_no_more_than_its_node_had_frames(books: Books) -> None
     assert counted == {"a": 40, "b": 7}
     receipt = books.ledger.receipt(b.digest)
     assert receipt is not None and json.loads(receipt[0])["claimed"] == {"samples": 40, "steps": 5}
+
+
+def test_a_rollback_refuses_aloud_and_blames_nobody(books: Books) -> None:
+    told = []
+    books.ledger.refusals.on_refused = lambda row: told.append((row["node"], row["fault"], row["reason"][:31]))
+    a, b = books.give("a"), books.offer("b")
+    source = books.ledger.version("fed")
+    assert source is not None
+    custody = Custody(books.store, books.ledger.refusals)
+    custody.roll_back("fed", source, 1, "master 0", "admin:me")
+    assert (books.state(a), books.state(b)) == ("refused", "refused")
+    why = "the federation was rolled back "
+    assert sorted(told) == [("a", 0, why), ("b", 0, why)]
+    assert books.ledger.snapshot("fed").refusals == {}
+    row = books.ledger.update(a.digest)
+    assert row is not None and books.ledger.refusals.signed(row) == books.ledger.refusals.signed(row)
+    with pytest.raises(sqlite3.IntegrityError):  # the number is taken: nothing of it happens, and nobody is told
+        books.give("c")
+        custody.roll_back("fed", source, 1, "master 0", "admin:me")
+    assert len(told) == 2
+    with books.store.write():
+        pass
+    assert len(told) == 2
+
+
+def test_what_a_finished_federation_will_not_merge_is_refused(books: Books) -> None:
+    a, b, c = books.give("a"), books.give("b"), books.offer("c")
+    merge = Merge(1, shares(0, [g for g in books.ledger.snapshot("fed").buffer if g.node == "a"]))
+    books.ledger.begin_merge("fed", merge)
+    books.ledger.finish("fed", "admin:me")
+    assert [books.state(s) for s in (a, b, c)] == ["admitted", "refused", "refused"]  # a is being merged
+    books.ledger.commit_merge("fed", merge, Merged("m", "v", 1), 0.1, True, {}, 4)
+    assert books.state(a) == "merged"
+
+
+def test_a_merge_that_cannot_be_is_dropped_without_touching_what_was_decided(books: Books) -> None:
+    a, b = books.give("a"), books.give("b")
+    merge = Merge(1, shares(0, list(books.ledger.snapshot("fed").buffer)))
+    books.ledger.begin_merge("fed", merge)
+    books.ledger.refuse(b.digest, "first reason", fault=False)
+    books.ledger.drop_merge("fed", 1, [a.digest, b.digest], "it could not be merged")
+    rows = [books.ledger.update(s.digest) for s in (a, b)]
+    assert [r and (r["state"], r["reason"], r["fault"]) for r in rows] == [
+        ("refused", "it could not be merged", 1), ("refused", "first reason", 0)]  # fmt: skip
+    assert books.ledger.snapshot("fed").refusals == {"a": (1, 1000.0)}
+
+
+def test_an_offer_that_became_too_old_does_not_wait_for_ever(books: Books) -> None:
+    late = books.offer("c")
+    for number in (1, 2):
+        books.give("a")
+        merge = Merge(number, shares(number - 1, list(books.ledger.snapshot("fed").buffer)))
+        books.ledger.begin_merge("fed", merge)
+        books.ledger.commit_merge("fed", merge, Merged(f"m{number}", f"v{number}", 1), 0.1, False, {}, 1)
+        assert books.state(late) == ("receiving" if number == 1 else "refused")
+    row = books.ledger.update(late.digest)
+    assert row is not None and row["reason"] == "it came too late: it starts from version 0, at least 1 is accepted"

@@ -158,7 +158,7 @@ class Evidence:
         missing = own.keys() & due
         for found in entries:
             entry = _entry(found, update, hub, head)
-            if entry.leaf not in own and _is_final(entry.receipt):
+            if entry.leaf not in own and is_final(entry.receipt):
                 current = next((u for u in self._store.updates() if u.digest == update), None)
                 if current is not None:
                     self._store.add_receipt(update, current.federation, entry.receipt, entry.signature)
@@ -174,7 +174,8 @@ class Evidence:
         self._on_change()
 
 
-def _is_final(receipt: bytes) -> bool:
+def is_final(receipt: bytes) -> bool:
+    """Whether a receipt names the version that its update was merged into."""
     return json.loads(receipt).get("new_version") is not None
 
 

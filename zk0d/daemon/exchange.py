@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from zk0d.daemon.evidence import RECEIPT_PREFIX, Evidence, check_refusal, verify_signature
+from zk0d.daemon.evidence import RECEIPT_PREFIX, Evidence, check_refusal, is_final, verify_signature
 from zk0d.daemon.store import Hub, Store, Task, Update, Version
 from zk0d.durable import canonical_json
 from zk0d.errors import LinkLostError, ProtocolError, RefusedError, UsageError, WorkerError
@@ -40,6 +40,7 @@ class Exchange:
         self._identity: NodeIdentity | None = None
         self._hub: Hub | None = None
         self._evidence = Evidence(store, on_change)
+        self._asked: dict[str, Any] = {}
         self.in_use: set[str] = set()
         """Blobs that a worker reads now: not to be pruned."""
 
@@ -174,11 +175,40 @@ class Exchange:
         self._release(update)
         self._on_change()
 
+    async def ask_again(self) -> None:
+        """What has become of updates whose receipt is not final: the hub may have refused them after all (a rollback,
+        a federation's end) while this node was away. Once for each version, and after each start."""
+        assert self._link is not None
+        final = {e.update for e in self._store.entries() if is_final(e.receipt)}
+        versions = {f.name: (f.state, f.version) for f in self._store.federations()}
+        for update in self._store.updates("receipted"):
+            now = versions.get(update.federation)
+            if update.digest in final or self._asked.get(update.digest, ()) == now:
+                continue
+            try:
+                self._take_reply(update, await self._link.request("receipt.get", {"update": update.digest}))
+            except (RefusedError, ProtocolError) as error:
+                log.info("no word on a receipted update", update=update.digest, why=error.message)
+            self._asked[update.digest] = now
+
+    def take_refusal(self, refusal: bytes, signature: bytes) -> None:
+        """Keep a signed refusal that the hub sent by itself. Raises ProtocolError when it is not for us, or not due."""
+        try:
+            named = json.loads(refusal)["update"]
+            update = next(u for u in self._store.updates() if u.digest == named)
+        except (ValueError, KeyError, TypeError, StopIteration) as error:
+            raise ProtocolError(f"a refusal of no update of ours: {error!r}") from error
+        if update.state != "refused":
+            self._refused(update, "", (refusal, signature))
+
     def _refused(self, update: Update, reason: str, signed: tuple[Any, Any] | None) -> None:
         """Let the update go on the hub's word, which is kept. Raises ProtocolError when that is not good."""
+        if any(e.update == update.digest and is_final(e.receipt) for e in self._store.entries()):
+            raise ProtocolError(f"the hub refuses update {update.digest}, whose merge it has signed")
         if signed is not None:  # an older hub does not sign what it refuses
             assert self._hub is not None
-            check_refusal(self._hub.receipt_key, bytes(signed[0]), bytes(signed[1]), update.digest)
+            said = check_refusal(self._hub.receipt_key, bytes(signed[0]), bytes(signed[1]), update.digest)
+            reason = reason or said["reason"]
             self._store.add_refusal(update.digest, bytes(signed[0]), bytes(signed[1]))
         self._store.set_update(update.digest, state="refused", reason=reason)
         self._store.event("update", f"the hub refused the update to {update.federation}: {reason}",

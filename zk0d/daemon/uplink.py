@@ -173,6 +173,8 @@ class Uplink:
         try:
             if kind == "receipt":
                 self.exchange.take_receipt(bytes(body["receipt"]), bytes(body["signature"]))
+            elif kind == "refusal":
+                self.exchange.take_refusal(bytes(body["refusal"]), bytes(body["signature"]))
             elif kind == "version.new":
                 name = str(body["federation"])
                 self._no_task.pop(name, None)
@@ -220,6 +222,7 @@ class Uplink:
                     self._no_task[federation.name] = (error.message[:500], time.time() + _TURN_S)
                 self._work.set()
         await self.exchange.prove()
+        await self.exchange.ask_again()
         self._store.put("bytes", list(self.bytes))
         return 3.0 if pending else _TURN_S
 

@@ -9,6 +9,7 @@ import json
 import sqlite3
 from typing import Any
 
+from zk0d.hub.refusals import Refusals
 from zk0d.hub.store import Row, Store
 
 
@@ -23,8 +24,8 @@ def take_settings(store: Store, db: sqlite3.Connection, name: str, version: int)
 class Custody:
     """The decisions, each durable and audited when the method returns."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, refusals: Refusals) -> None:
+        self._store, self._refusals = store, refusals
 
     def hold(self, name: str, hold: str, actor: str) -> None:
         """`hold`: "", "frozen" or "draining"."""
@@ -53,15 +54,7 @@ class Custody:
             # A merge that was planned but could not be made: its number is this version's now.
             if db.execute("DELETE FROM merges WHERE federation = ? AND version = ?", (name, number)).rowcount:
                 self._store.audit(db, actor, "merge.drop", name, version=number)
-            lost = self._store.all(
-                "SELECT digest, node FROM updates WHERE federation = ? AND state IN ('receiving', 'admitted')", name
-            )
-            for row in lost:
-                db.execute(
-                    "UPDATE updates SET state = 'refused', reason = ?, decided_at = ? WHERE digest = ?",
-                    (why, self._store.now(), row["digest"]),
-                )
-                self._store.audit(db, actor, "update.refused", row["digest"], node=row["node"], reason=why)
+            self._refusals.everything(db, name, why, actor)
             self._store.audit(db, actor, "federation.rollback", name, to=source["number"], version=number)
 
     def losses(self, name: str) -> list[float]:

@@ -33,7 +33,7 @@ class FederationRunner(FederationState):
 
     def __init__(self, name: str, config: Config, hub: HubServices) -> None:
         super().__init__(name, config, hub)
-        self.custody = Custody(hub.store)
+        self.custody = Custody(hub.store, hub.ledger.refusals)
         self._merging = Merging(self)
         self._intake = Intake(self, self._merging.consider)
         self.offer, self.standing = self._intake.offer, self._intake.standing

@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 
 from zk0d.errors import LinkClosedError, LinkLostError, PayloadError, ProtocolError, RefusedError, Zk0Error
-from zk0d.hub import admission, rounds
+from zk0d.hub import admission, refusals, rounds
 from zk0d.hub.receipts import Statement, check_signature, read_statement
 from zk0d.hub.state import FederationState
 
@@ -26,7 +26,6 @@ class Intake:
     def __init__(self, federation: FederationState, admitted: Callable[[], None]) -> None:
         self._fed, self._hub, self._ledger = federation, federation.hub, federation.ledger
         self._admitted = admitted
-        self._busy: set[str] = set()
 
     def offer(self, node: str, statement: Statement) -> dict[str, Any]:
         """`update.offer`: note the update and begin to take it, or say what has become of it."""
@@ -60,13 +59,23 @@ class Intake:
             raise RefusedError(
                 f"a payload of {s.size} bytes; this federation's have at most {limit}", reason="too_large"
             )
-        if s.payload in self._fed.public_digests():
-            raise RefusedError("the payload is a published version, not a delta", reason="bad_payload")
+        self._check_fresh(s)
         try:
             check_signature(s, self._hub.signer(s))
         except ProtocolError as error:
             raise RefusedError(error.message, reason="bad_signature") from None
         self._hub.check_quota(node, s.size)
+
+    def _check_fresh(self, s: Statement) -> None:
+        """The payload is this update's alone, so that no work is credited twice, nor without its bytes being sent."""
+        if self._ledger.payload_known(s.payload):
+            raise RefusedError("the payload has been given before, as another update", reason="bad_payload")
+        if self._hub.blobs.has(s.payload):
+            if self._ledger.blob_needed(s.payload):
+                raise RefusedError("the payload is a published version, not a delta", reason="bad_payload")
+            self._hub.discard(s.payload)  # of an offer that was withdrawn for a new key
+            if self._hub.blobs.has(s.payload):
+                raise RefusedError("a backup is being made", "offer it again later", reason="busy")
 
     def standing(self, node: str, digest: str) -> dict[str, Any]:
         """What has become of a node's update: its receipt, or `receiving`. RefusedError: it was refused, or unknown."""
@@ -74,8 +83,8 @@ class Intake:
         if row is None or row["node"] != node:
             raise RefusedError("the hub does not know this update: offer it", reason="not_found")
         if row["state"] == "refused":
-            no = RefusedError(f"the update is refused: {row['reason']}", reason="bad_update")
-            no.signed = self._hub.receipt_key.refuse(row, no.reason, no.message, row["decided_at"] or 0.0)
+            no = RefusedError(f"the update is refused: {row['reason']}", reason=refusals.CODE)
+            no.signed = self._ledger.refusals.signed(row)
             raise no
         receipt = self._ledger.receipt(digest)
         if receipt is None:
@@ -91,24 +100,22 @@ class Intake:
 
     async def receive(self, s: Statement) -> None:
         """Fetch an offered payload, judge it, and let it count or refuse it. Does nothing while that is under way."""
-        if s.digest in self._busy:
+        if self._hub.aftermath.is_receiving(s.digest):
             return
-        self._busy.add(s.digest)
         try:
-            await self._receive(s)
+            with self._hub.aftermath.receiving(s.digest):
+                await self._receive(s)
         except (LinkLostError, LinkClosedError) as error:
             log.info("update not received yet; waits for the node", node=s.node, update=s.digest, why=str(error))
         except RefusedError as error:
             log.info("the node does not hand its update out yet", node=s.node, update=s.digest, why=str(error))
         except (PayloadError, ProtocolError) as error:
-            await self._refuse(s, error.message)
+            self._ledger.refuse(s.digest, error.message, fault=True)
         except admission.CancelledError:
             pass
         except Zk0Error as error:
             self._fed.problem = error.message
             log.error("update cannot be received", node=s.node, update=s.digest, error=str(error))
-        finally:
-            self._busy.discard(s.digest)
 
     async def _receive(self, s: Statement) -> None:
         limit = min(s.size, admission.size_limit(self._fed.spec))
@@ -122,10 +129,12 @@ class Intake:
             admission.inspect, path, s, certificate, self._fed.spec, max_norm, self._hub.stopping, hashed=hashed
         )
         if not self._hub.still_allowed(s.node):
-            raise PayloadError("the node was revoked before its update was admitted")
+            self._ledger.refuse(s.digest, "the node was revoked before its update was admitted", fault=False)
+            return
         snapshot = self._ledger.snapshot(self._fed.name)
         if why := rounds.unacceptable(self._fed.rules, snapshot, s.node, s.base_version):
-            raise PayloadError(f"the update came too late: {why}")
+            self._ledger.refuse(s.digest, f"it came too late: {why}", fault=False)
+            return
         row = self._ledger.update(s.digest)
         if row is None or row["state"] != "receiving":
             return
@@ -134,14 +143,3 @@ class Intake:
         log.info("update admitted", federation=self._fed.name, node=s.node, update=s.digest, norm=round(norm, 4))
         await self._hub.push(s.node, "receipt", {"receipt": receipt, "signature": signature})
         self._admitted()
-
-    async def _refuse(self, s: Statement, reason: str) -> None:
-        row = self._ledger.update(s.digest)
-        if row is None or row["state"] != "receiving":
-            return
-        log.warning("update refused", federation=self._fed.name, node=s.node, update=s.digest, reason=reason)
-        path = self._hub.blobs.path(s.payload)
-        await asyncio.to_thread(admission.quarantine, self._hub.directory / "quarantine", path, s, reason)
-        self._ledger.refuse(s.digest, reason)
-        if not self._ledger.blob_needed(s.payload):
-            self._hub.discard(s.payload)

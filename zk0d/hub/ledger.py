@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from zk0d.errors import UsageError
@@ -17,6 +17,7 @@ from zk0d.hub.assessments import Assessments
 from zk0d.hub.custody import take_settings
 from zk0d.hub.receipt_log import ReceiptLog
 from zk0d.hub.receipts import ReceiptKey, Statement, task_id
+from zk0d.hub.refusals import Refusals
 from zk0d.hub.rounds import Given, Merge, Phase, Share, Snapshot, advance
 from zk0d.hub.store import Row, Store
 
@@ -28,6 +29,7 @@ class Ledger:
         self._store = store
         self._key = key
         self.log = ReceiptLog(store, key)
+        self.refusals = Refusals(store, key)
         self.assessments = Assessments(store)
 
     # -- federations -----------------------------------------------------------------------------------------------
@@ -66,6 +68,13 @@ class Ledger:
         with self._store.write() as db:
             self._advance(db, name, "finished", "finished_at")
             self._store.audit(db, actor, "federation.finish", name)
+            merging = self.unfinished_merge(name)
+            self._let_go(db, name, actor, [s.update for s in merging.shares] if merging else [])
+
+    def _let_go(self, db: sqlite3.Connection, name: str, actor: str, spared: Collection[str] = ()) -> None:
+        """What a finished federation will not merge any more."""
+        why = "the federation has finished and makes no further version"
+        self.refusals.everything(db, name, why, actor, spared)
 
     def _advance(self, db: sqlite3.Connection, name: str, to: Phase, column: str) -> None:
         phase = advance(self.federation(name)["phase"], to)
@@ -100,7 +109,7 @@ class Ledger:
     def _refusals(self, name: str) -> dict[str, tuple[int, float]]:
         rows = self._store.all(
             "SELECT node, count(*) AS n, max(decided_at) AS last FROM updates u WHERE federation = ?"
-            " AND state = 'refused' AND decided_at > coalesce("
+            " AND state = 'refused' AND fault AND decided_at > coalesce("
             "  (SELECT max(decided_at) FROM updates o WHERE o.federation = u.federation AND o.node = u.node"
             "   AND o.state IN ('admitted','merged')), 0) GROUP BY node",
             name,
@@ -172,6 +181,10 @@ class Ledger:
     def update_of_task(self, task: str) -> Row | None:
         return self._store.one("SELECT * FROM updates WHERE task = ?", task)
 
+    def payload_known(self, payload: str) -> bool:
+        """Whether an update has it, whatever became of that."""
+        return self._store.one("SELECT 1 FROM updates WHERE payload = ?", payload) is not None
+
     def updates(self, name: str, state: str) -> list[Row]:
         """In node order; `counted`: the samples that are believed, for the weight. A node has not seen more than the
         frames it had declared when it got the task (which older hubs did not note)."""
@@ -223,24 +236,21 @@ class Ledger:
         now = self._store.now()
         with self._store.write() as db:
             db.execute("UPDATE updates SET norm = ? WHERE digest = ?", (norm, digest))
-            return self._receipt(db, self._decide(db, digest, "admitted", "", now), now)
+            changed = db.execute(
+                "UPDATE updates SET state = 'admitted', decided_at = ? WHERE digest = ? AND state = 'receiving'",
+                (now, digest),
+            )
+            if changed.rowcount != 1:
+                raise AssertionError(f"update {digest} was decided before")
+            row = self.update(digest)
+            assert row is not None
+            self._store.audit(db, "hub", "update.admitted", digest, node=row["node"], reason="")
+            return self._receipt(db, row, now)
 
-    def refuse(self, digest: str, reason: str) -> None:
-        """The update will never count."""
+    def refuse(self, digest: str, reason: str, *, fault: bool) -> None:
+        """The update will never count (refusals.py)."""
         with self._store.write() as db:
-            self._decide(db, digest, "refused", reason, self._store.now())
-
-    def _decide(self, db: sqlite3.Connection, digest: str, state: str, reason: str, now: float) -> Row:
-        changed = db.execute(
-            "UPDATE updates SET state = ?, reason = ?, decided_at = ? WHERE digest = ? AND state = 'receiving'",
-            (state, reason, now, digest),
-        )
-        if changed.rowcount != 1:
-            raise AssertionError(f"update {digest} was decided before")
-        row = self.update(digest)
-        assert row is not None
-        self._store.audit(db, "hub", f"update.{state}", digest, node=row["node"], reason=reason)
-        return row
+            self.refusals.refuse(db, digest, reason, "hub", fault=fault)
 
     def _receipt(
         self, db: sqlite3.Connection, row: Row, at: float, version: int | None = None, weight: float | None = None
@@ -300,19 +310,23 @@ class Ledger:
 
     def drop_merge(self, name: str, version: int, updates: Iterable[str], reason: str) -> None:
         """Give a planned merge up and refuse the updates that made it impossible; the others stay for the next."""
-        now = self._store.now()
         with self._store.write() as db:
             db.execute("DELETE FROM merges WHERE federation = ? AND version = ?", (name, version))
             take_settings(self._store, db, name, version)
             for digest in updates:
-                db.execute(
-                    "UPDATE updates SET state = 'refused', reason = ?, decided_at = ? WHERE digest = ?",
-                    (reason, now, digest),
-                )
-                self._store.audit(db, "hub", "update.refused", digest, reason=reason)
+                self.refusals.refuse(db, digest, reason, "hub", fault=True)
+            if self.federation(name)["phase"] == "finished":  # no merge will follow
+                self._let_go(db, name, "hub")
 
     def commit_merge(
-        self, name: str, merge: Merge, made: Merged, seconds: float, finish: bool, told: dict[str, Any]
+        self,
+        name: str,
+        merge: Merge,
+        made: Merged,
+        seconds: float,
+        finish: bool,
+        told: dict[str, Any],
+        max_staleness: int | None = None,
     ) -> list[tuple[str, bytes, bytes]]:
         """The version exists from now on and its updates are merged → (node, receipt, signature) for each.
 
@@ -344,6 +358,10 @@ class Ledger:
             take_settings(self._store, db, name, merge.version)
             if finish and self.federation(name)["phase"] == "open":  # a maintainer may have finished it meanwhile
                 self._advance(db, name, "finished", "finished_at")
+            if max_staleness is not None:
+                self.refusals.overtaken(db, name, merge.version - max_staleness)
+            if self.federation(name)["phase"] == "finished":
+                self._let_go(db, name, "hub")
         return receipts
 
     def _version(

@@ -115,7 +115,13 @@ class Merging:
                 self._give_up(merge, error)
                 return
             receipts = self._ledger.commit_merge(
-                self._fed.name, merge, made, seconds, last, recipe.Recipe(**merge.recipe).told()
+                self._fed.name,
+                merge,
+                made,
+                seconds,
+                last,
+                recipe.Recipe(**merge.recipe).told(),
+                self._fed.rules.max_staleness,
             )
         except admission.CancelledError:
             self.busy = False
@@ -215,8 +221,6 @@ class Merging:
         self._ledger.drop_merge(
             self._fed.name, merge.version, [worst["digest"]], f"it could not be merged: {error.message}"
         )
-        if not self._ledger.blob_needed(worst["payload"]):
-            self._hub.discard(worst["payload"])
         self.busy = False
         self.consider()
 

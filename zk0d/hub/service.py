@@ -26,6 +26,7 @@ from zk0d.hub.ledger import Ledger
 from zk0d.hub.outlets import Outlets
 from zk0d.hub.quotas import Quotas
 from zk0d.hub.receipts import UPDATE_PREFIX, ReceiptKey, Statement, read_statement
+from zk0d.hub.refusals import Aftermath
 from zk0d.hub.registry import Bounds, Registry
 from zk0d.hub.store import Store
 from zk0d.hub.upkeep import Upkeep, fresh_server
@@ -91,16 +92,15 @@ class Hub:
             on_enroll=self._enroll,
             limits=limits or _limits(self.config),
         )
+        self.aftermath = Aftermath(self, self.ledger.refusals)
         self._upkeep = Upkeep(
             self.authority, directory / "keys", self.config["certificates.server_days"], self.link.use,
-            [self.registry.forget_stale, self.discard.catch_up],
+            [self.registry.forget_stale, self.discard.catch_up, self.aftermath.forget_parts],
         )  # fmt: skip
 
     async def start(self) -> None:
         """Take up what a stop or a kill interrupted, and listen. ConfigError if the address cannot be had."""
-        for digest in [d for d in self.blobs.digests() if self.ledger.leftover(d)]:
-            self.discard(digest)
-            log.info("swept what an interruption left", digest=digest)
+        self.aftermath.sweep()
         await self.link.start()
         for federation in self.federations.values():
             federation.resume()
@@ -239,7 +239,7 @@ class Hub:
         if row is None or row["node"] != node:
             raise RefusedError("the hub does not know this update: offer it", reason="not_found")
         if row["state"] == "refused":
-            refusal, signature = self.receipt_key.refuse(row, "bad_update", row["reason"], row["decided_at"] or 0.0)
+            refusal, signature = self.ledger.refusals.signed(row)
             return {"state": "refused", "reason": row["reason"], "refusal": refusal, "refusal_signature": signature}
         return self._federation(row["federation"]).standing(node, update)
 
@@ -270,8 +270,7 @@ class Hub:
         row = self.registry.revoke(node, reason, actor)
         why = f"revoked: {reason or 'no reason given'}"
         self.link.disconnect(row["node"], why)
-        for update in self.ledger.receiving(row["node"]):
-            self.ledger.refuse(update["digest"], f"the node was {why}")
+        self.ledger.refusals.of_node(row["node"], f"the node was {why}", actor)
         self._stop_receiving(row["node"])
         return str(row["node"])
 

@@ -13,6 +13,7 @@ from zk0d.hub import rounds
 from zk0d.hub.config import Config
 from zk0d.hub.ledger import Ledger
 from zk0d.hub.receipts import ReceiptKey, Statement
+from zk0d.hub.refusals import Aftermath
 from zk0d.hub.store import Row, Store
 from zk0d.model.blobs import BlobStore
 from zk0d.model.spec import ModelSpec
@@ -27,6 +28,7 @@ class HubServices(Protocol):
     store: Store
     blobs: BlobStore
     receipt_key: ReceiptKey
+    aftermath: Aftermath
 
     def now(self) -> float: ...
     def stopping(self) -> bool: ...

@@ -27,6 +27,7 @@ class Store:
         """Open or create `path` and bring its schema forward. Raises UnknownStateError when that cannot be done."""
         self.path = path
         self.now = clock
+        self._afterwards: list[Callable[[], None]] = []
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
         except sqlite3.Error as error:
@@ -69,9 +70,17 @@ class Store:
             yield self._db
             self._db.execute("COMMIT")
         except BaseException:
+            self._afterwards.clear()
             if self._db.in_transaction:  # SQLite ends it by itself when the disk is full
                 self._db.execute("ROLLBACK")
             raise
+        due, self._afterwards = self._afterwards, []
+        for call in due:
+            call()
+
+    def afterwards(self, call: Callable[[], None]) -> None:
+        """Inside a transaction: have `call` made when it is durable, and not at all if it fails."""
+        self._afterwards.append(call)
 
     def one(self, sql: str, *values: Any) -> Row | None:
         """The first row, or None."""

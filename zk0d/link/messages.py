@@ -76,6 +76,7 @@ REQUESTS: dict[str, dict[str, Field]] = {
 PUSHES: dict[str, dict[str, Field]] = {
     "version.new": {"federation": TEXT, "number": INT, "digest": TEXT},
     "receipt": {"receipt": BYTES, "signature": BYTES},
+    "refusal": {"refusal": BYTES, "signature": BYTES},
 }
 """Federation layer, hub to node, unanswered. A push may carry further fields."""
 

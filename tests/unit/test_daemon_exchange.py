@@ -1,0 +1,115 @@
+"""What the hub says of an update after it has given its receipt: a signed refusal is kept, and asked for when missed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zk0d.daemon.exchange import UPDATE_PREFIX, Exchange
+from zk0d.daemon.store import Hub, Store, Update
+from zk0d.durable import canonical_json
+from zk0d.errors import ProtocolError
+from zk0d.hub.receipts import ReceiptKey, Statement, read_statement
+from zk0d.link.identity import Authority, NodeIdentity
+from zk0d.model.blobs import BlobStore
+
+
+class Wire:
+    """A link whose other end answers what the test says. The only part that is not real."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.answer: dict[str, Any] = {}
+
+    async def request(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append((kind, body))
+        return self.answer
+
+    def share(self, digest: str) -> None: ...
+
+    def unshare(self, digest: str) -> None: ...
+
+
+class Bench:
+    """A node `node-1` with one update that has its first receipt."""
+
+    def __init__(self, folder: Path) -> None:
+        self.key = ReceiptKey.create(folder / "keys")
+        self.store, self.wire = Store(folder / "zk0d.db"), Wire()
+        identity = NodeIdentity.create(folder / "node")
+        authority = Authority.create(folder / "ca")
+        identity.install(authority.issue_node(identity.csr(), "node-1"), authority.pem, "node-1")
+        blobs = BlobStore(folder / "blobs", reserve=0)
+        self.exchange = Exchange(self.store, blobs, 2, lambda: None)
+        hub = Hub("test", "127.0.0.1", 1, "node-1", self.key.public, 0.0)
+        self.exchange.open(self.wire, identity, hub)  # type: ignore[arg-type]
+        payload = blobs.add_bytes(b"trained")
+        raw = canonical_json({"federation": "fed", "task": "t", "node": "node-1", "base_version": 0, "payload": payload,
+                              "size": 7, "samples": 3, "steps": 5, "loss_first": 1.0, "loss_last": 0.5})  # fmt: skip
+        self.statement: Statement = read_statement(raw, identity.sign(UPDATE_PREFIX + raw))
+        s = self.statement
+        self.store.join("fed")
+        self.store.set_federation("fed", state="open", version=0)
+        self.store.add_update(Update(s.digest, "t", "fed", raw, s.signature, payload, 7, "waiting", "", 1.0))
+        self.exchange.take_receipt(*self.receipt())
+        assert self.state() == "receipted" and not blobs.has(payload)
+
+    def receipt(self, version: int | None = None) -> tuple[bytes, bytes]:
+        s = self.statement
+        row = {"federation": "fed", "node": "node-1", "digest": s.digest, "payload": s.payload, "base_version": 0,
+               "samples": 3, "statement": s.raw, "size": 7, "norm": 1.0}  # fmt: skip
+        return self.key.make(row, 2.0, version, None if version is None else 1.0)
+
+    def refusal(self) -> tuple[bytes, bytes]:
+        return self.key.refuse(self.statement, "bad_update", "the federation was rolled back to version 0", 3.0)
+
+    def state(self) -> str:
+        return self.store.updates()[0].state
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    made = Bench(tmp_path)
+    yield made
+    made.store.close()
+
+
+def test_a_refusal_after_the_receipt_is_kept_beside_it(bench: Bench) -> None:
+    refusal, signature = bench.refusal()
+    with pytest.raises(ProtocolError):
+        bench.exchange.take_refusal(refusal, bytes(64))
+    assert bench.state() == "receipted"
+    bench.exchange.take_refusal(refusal, signature)
+    bench.exchange.take_refusal(refusal, signature)
+    assert bench.state() == "refused" and "rolled back" in bench.store.updates()[0].reason
+    assert [r["refusal"] for r in bench.store.refusals()] == [refusal] and len(bench.store.entries()) == 1
+    assert sum("refused the update" in e["text"] for e in bench.store.events(50)) == 1
+    with pytest.raises(ProtocolError, match="no update of ours"):
+        bench.exchange.take_refusal(json.dumps({"update": "sha256:0"}).encode(), signature)
+
+
+def test_a_refusal_that_was_missed_is_asked_for_once_a_version(bench: Bench) -> None:
+    receipt, signature = bench.receipt()
+    bench.wire.answer = {"state": "admitted", "receipt": receipt, "receipt_signature": signature}
+    for _ in range(3):
+        asyncio.run(bench.exchange.ask_again())
+    assert len(bench.wire.asked) == 1 and bench.state() == "receipted"
+    bench.store.set_federation("fed", version=1)
+    refusal, signature = bench.refusal()
+    bench.wire.answer = {"state": "refused", "reason": "x", "refusal": refusal, "refusal_signature": signature}
+    for _ in range(3):
+        asyncio.run(bench.exchange.ask_again())
+    assert len(bench.wire.asked) == 2 and bench.state() == "refused"
+
+
+def test_no_refusal_of_what_was_merged(bench: Bench) -> None:
+    bench.exchange.take_receipt(*bench.receipt(1))
+    with pytest.raises(ProtocolError, match="whose merge it has signed"):
+        bench.exchange.take_refusal(*bench.refusal())
+    asyncio.run(bench.exchange.ask_again())
+    assert bench.wire.asked == [] and bench.state() == "receipted"
