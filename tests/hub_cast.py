@@ -285,7 +285,7 @@ class TestNode:
         self.blobs.add_file(out, move=True)
         return self.sign(
             {"federation": task["federation"], "task": task["id"], "node": self.identity.node_id,
-             "base_version": task["version"], "payload": digest, "size": size, "samples": self.samples, "steps": 5, "loss_first": 1.5, "loss_last": 1.25, **changes}
+             "base_version": task["version"], "payload": digest, "size": size, "samples": self.samples, "steps": 5, "loss_first": 1.5, "loss_last": 1.25, "base": task["version_digest"], **changes}
         )  # fmt: skip
 
     def sign(self, statement: dict[str, Any]) -> dict[str, Any]:

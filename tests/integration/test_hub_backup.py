@@ -48,7 +48,8 @@ async def rounds(tmp_path: Path, hub: HubProcess) -> None:
     await saving
     for number, made in enumerate(saved):
         backup.restore(made, tmp_path / f"hub{number}")
-    task = await node.task("pick", 2)
+    lost = task = await node.task("pick", 2)
+    trained = node.prepare(spec, lost, node.delta(spec, lost))
     bad = node.delta(spec, task)
     bad["head.bias"][0] = float("nan")
     assert "NaN" in await node.refused(node.prepare(spec, task, bad))
@@ -62,8 +63,18 @@ async def rounds(tmp_path: Path, hub: HubProcess) -> None:
     hub.start()
     assert hub.ask("versions", name="pick") == before[:2]
     task = await node.task("pick", 1)
-    offer = node.prepare(spec, task, node.delta(spec, task), samples=39)
+    offer = node.prepare(spec, task, {n: v * 2 for n, v in node.delta(spec, task).items()})
     await node.give(offer, until=lambda r: r["new_version"] == 2)
+
+    # It has another version 2 now: what was trained on the lost one is not taken for it, whoever offers it.
+    task = await node.task("pick", 2)
+    assert (
+        task["version_digest"] != lost["version_digest"] and task["id"] != lost["id"] and task["seed"] != lost["seed"]
+    )
+    assert "another version 2 than this hub's" in await node.refused(trained)
+    unsaid = {k: v for k, v in json.loads(trained["statement"]).items() if k != "base"}  # as an older node states it
+    assert "no task of this node" in await node.refused(node.sign(unsaid))
+    await node.give(node.prepare(spec, task, node.delta(spec, task)), until=lambda r: r["new_version"] == 3)
     await node.close()
 
 

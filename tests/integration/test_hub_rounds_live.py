@@ -76,6 +76,11 @@ def test_gathering_two_merges_and_a_stop(hub: HubProcess, tmp_path: Path) -> Non
                 latest = await nodes[0].request("version.latest", {"federation": "fed"})
                 assert latest["number"] == version + 1
                 assert latest["digest"] == expected(nodes, spec, master, version, tmp_path)
+                if version == 0:  # a payload is credited once, also to the node that gave it
+                    task = await nodes[0].task("fed", 1)
+                    old = {"payload": receipts[0]["payload"], "size": receipts[0]["verified"]["bytes"]}
+                    offer = nodes[0].prepare(spec, task, nodes[0].delta(spec, task), **old)
+                    assert "given before, as another update" in await nodes[0].refused(offer)
             reply = await nodes[0].request("task.request", {"federation": "fed"})
             assert reply["task"] is None and "finished" in reply["reason"]
             # A base that only the frozen tensors come from is there for members; what was not published is not.
@@ -263,7 +268,8 @@ def test_bad_updates_are_refused_with_the_reason_and_the_round_goes_on(hub: HubP
             for changed, said in (
                 ({"node": good.identity.node_id}, "no task of this node"),
                 ({"task": "task-0000000000000000"}, "no task of this node"),
-                ({"base_version": 1}, "the task was for version 0"),
+                ({"base_version": 1}, "another version 1 than this hub's"),
+                ({"base": "sha256:" + "0" * 64}, "another version 0 than this hub's"),
                 ({"size": 10**9}, "have at most"),
                 ({"samples": 10**9}, "5 steps of 8 cannot have seen so many"),
                 ({"samples": 10**9, "steps": 10**9}, "states 1000000000 steps, the task has 5"),

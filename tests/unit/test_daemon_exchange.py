@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
+from zk0d.daemon.evidence import HEAD_PREFIX
 from zk0d.daemon.exchange import UPDATE_PREFIX, Exchange
-from zk0d.daemon.store import Hub, Store, Update
+from zk0d.daemon.store import Hub, Store, Update, Version
 from zk0d.durable import canonical_json
 from zk0d.errors import ProtocolError
 from zk0d.hub.receipts import ReceiptKey, Statement, read_statement
 from zk0d.link.identity import Authority, NodeIdentity
-from zk0d.model.blobs import BlobStore
+from zk0d.link.merkle import EMPTY
+from zk0d.model.blobs import BlobStore, digest_of
 
 
 class Wire:
@@ -113,3 +115,30 @@ def test_no_refusal_of_what_was_merged(bench: Bench) -> None:
         bench.exchange.take_refusal(*bench.refusal())
     asyncio.run(bench.exchange.ask_again())
     assert bench.wire.asked == [] and bench.state() == "receipted"
+
+
+def test_the_base_is_stated_to_a_hub_that_reads_it(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "out").write_bytes(b"trained again")
+    digest = digest_of(b"trained again")
+    result = {"payload": str(tmp_path / "out"), "digest": digest, "samples": 1, "steps": 1, "loss_first": 1.0,
+              "loss_last": 1.0}  # fmt: skip
+    for ident, more in (("new", {"state_base": True}), ("old", {})):
+        body = {"id": ident, "federation": "fed", "version": 1, "version_digest": digest, "local_steps": 1, **more}
+        bench.store.add_task(body)
+        task = bench.store.task(ident)
+        assert task is not None
+        update = asyncio.run(bench.exchange.keep(task, result))
+        statement = read_statement(update.statement, update.signature)
+        assert statement.base == (digest if more else "")
+
+
+def test_versions_of_a_restored_hub(bench: Bench) -> None:
+    """On the operator's word the versions that the hub has lost are forgotten, so that it can make them anew."""
+    for number in range(4):
+        bench.store.put_version(Version("fed", number, digest_of(b"%d" % number), "", "", {}, 1.0, False))
+    bench.store.put("log", {"state": "refused", "text": "", "at": 1.0})
+    head = canonical_json({"at": "2026-01-01T00:00:00Z", "root": "sha256:" + EMPTY.hex(), "size": 0})
+    bench.wire.answer = {"head": head, "head_signature": bench.key.sign(HEAD_PREFIX + head), "consistency": [],
+                         "number": 2, "digest": digest_of(b"another")}  # fmt: skip
+    asyncio.run(bench.exchange.accept_head())
+    assert [v.number for v in bench.store.versions("fed")] == [0, 1]

@@ -118,17 +118,21 @@ def test_a_manifest_is_refused(row: dict[str, Any]) -> None:
 
 
 def test_statements_receipts_and_their_signatures() -> None:
-    for key, name, prefix in (("node_key", "statement", UPDATE_PREFIX), ("receipt_key", "receipt", RECEIPT_PREFIX)):
+    for key, name, prefix in (
+        ("node_key", "statement", UPDATE_PREFIX), ("node_key", "statement_with_base", UPDATE_PREFIX),
+        ("receipt_key", "receipt", RECEIPT_PREFIX),
+    ):  # fmt: skip
         public, row = SIGNATURES[key]["public_pem"].encode(), SIGNATURES[name]
         raw, signature = bytes.fromhex(row["hex"]), bytes.fromhex(row["signature"])
         assert json.loads(raw) == row["means"]
         verify(public, prefix + raw, signature)
         private = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(SIGNATURES[key]["private"]))
         assert private.sign(prefix + raw) == signature
-    row = SIGNATURES["statement"]
-    statement = read_statement(bytes.fromhex(row["hex"]), bytes.fromhex(row["signature"]))
-    assert statement.digest == row["update"]
-    assert {k: getattr(statement, k) for k in row["means"]} == row["means"]
+    for name in ("statement", "statement_with_base"):
+        row = SIGNATURES[name]
+        statement = read_statement(bytes.fromhex(row["hex"]), bytes.fromhex(row["signature"]))
+        assert statement.digest == row["update"]
+        assert {k: getattr(statement, k) for k in row["means"]} == row["means"]
 
 
 @named(SIGNATURES["bad_signatures"])

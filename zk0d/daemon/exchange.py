@@ -26,9 +26,10 @@ from zk0d.model.blobs import BlobStore, digest_of
 log = structlog.get_logger("exchange")
 
 UPDATE_PREFIX = b"zk0 update v1\0"
-_FINAL = ("bad_update", "bad_statement", "bad_signature", "bad_payload", "too_large", "too_late", "task_answered")
-"""Refusals that are about the update itself. After any other (a full disk there, a hub restored from a backup) it is
-kept and offered again: an update is never let go for a reason this program does not know."""
+_FINAL = ("bad_update", "bad_statement", "bad_signature", "bad_payload", "too_large", "too_late", "task_answered",
+          "unknown_base")  # fmt: skip
+"""Refusals that are about the update itself. After any other (a full disk there, a task that the hub does not know) it
+is kept and offered again: an update is never let go for a reason this program does not know."""
 
 
 class Exchange:
@@ -75,6 +76,8 @@ class Exchange:
             "loss_first": float(result["loss_first"]),
             "loss_last": float(result["loss_last"]),
         }
+        if task.body.get("state_base"):  # an older hub takes no field that it does not know
+            statement["base"] = task.body["version_digest"]
         try:
             data = canonical_json(statement)
         except ValueError as error:
@@ -135,7 +138,26 @@ class Exchange:
         """Believe the hub's log from its present head on, though it does not continue the kept one."""
         if self._link is None or self._hub is None:
             raise UsageError("this node is not enrolled at a hub", "zk0ctl enroll first")
-        return await self._evidence.accept(self._link, self._hub)
+        told = await self._evidence.accept(self._link, self._hub)
+        for federation in self._store.federations():
+            if federation.state in ("open", "finished"):
+                self._forget_lost(
+                    federation.name, await self._link.request("version.latest", {"federation": federation.name})
+                )
+        return told
+
+    def _forget_lost(self, federation: str, newest: dict[str, Any]) -> None:
+        """Versions that the restored hub has not got, or will make anew under the same number."""
+        for version in self._store.versions(federation):
+            lost = isinstance(number := newest.get("number"), int) and (
+                version.number > number or (version.number == number and version.digest != newest.get("digest"))
+            )
+            if lost:
+                self._store.forget_version(federation, version.number)
+                if version.digest not in self.in_use and all(
+                    v.digest != version.digest for v in self._store.versions()
+                ):
+                    self._blobs.delete(version.digest)
 
     async def prove(self) -> None:
         """See that the hub's log has our receipts and only ever grows."""

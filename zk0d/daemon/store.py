@@ -307,6 +307,9 @@ class Store(ReceiptTables):
     def set_fetched(self, federation: str, number: int, fetched: bool) -> None:
         self._do("UPDATE versions SET fetched=? WHERE federation=? AND number=?", int(fetched), federation, number)
 
+    def forget_version(self, federation: str, number: int) -> None:
+        self._do("DELETE FROM versions WHERE federation=? AND number=?", federation, number)
+
     def versions(self, federation: str | None = None) -> list[Version]:
         rows = self._rows("SELECT * FROM versions ORDER BY federation, number")
         return [_version(r) for r in rows if federation is None or r["federation"] == federation]

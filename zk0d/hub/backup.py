@@ -57,7 +57,7 @@ def make(hub: Path, out: Path) -> dict[str, Any]:
         for name in KINDS:
             source = hub / name
             if source.is_dir():
-                shutil.copytree(source, out / name, ignore=shutil.ignore_patterns("versions"))
+                shutil.copytree(source, out / name, ignore=shutil.ignore_patterns("versions", ".*.tmp"))
             elif source.is_file():
                 shutil.copy2(source, out / name)
         told = _copy_blobs(hub, out)

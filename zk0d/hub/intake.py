@@ -43,6 +43,12 @@ class Intake:
 
     def _check_offer(self, node: str, s: Statement) -> None:
         """Everything that can be judged before a byte of the payload moves. Raises RefusedError."""
+        base = self._ledger.version(self._fed.name, s.base_version) if s.base else None
+        if s.base and (base is None or base["digest"] != s.base):
+            raise RefusedError(
+                f"it was trained on another version {s.base_version} than this hub's, which has been restored since",
+                reason="unknown_base",
+            )
         task = self._ledger.task_row(s.task)
         if s.node != node or task is None or (task["node"], task["federation"]) != (node, self._fed.name):
             raise RefusedError("the update answers no task of this node", reason="no_task")
@@ -68,12 +74,12 @@ class Intake:
 
     def _check_fresh(self, s: Statement) -> None:
         """The payload is this update's alone, so that no work is credited twice, nor without its bytes being sent."""
-        if self._ledger.payload_known(s.payload):
+        if self._ledger.payload_taken(s.payload, s.node):
             raise RefusedError("the payload has been given before, as another update", reason="bad_payload")
         if self._hub.blobs.has(s.payload):
             if self._ledger.blob_needed(s.payload):
                 raise RefusedError("the payload is a published version, not a delta", reason="bad_payload")
-            self._hub.discard(s.payload)  # of an offer that was withdrawn for a new key
+            self._hub.discard(s.payload)  # of an offer that was refused, or withdrawn for a new key
             if self._hub.blobs.has(s.payload):
                 raise RefusedError("a backup is being made", "offer it again later", reason="busy")
 

@@ -149,7 +149,7 @@ class Ledger:
             name, node, version["number"],
         )  # fmt: skip
         assert row is not None
-        ident, seed = task_id(name, node, version["number"], row["n"])
+        ident, seed = task_id(name, node, version["number"], version["digest"], row["n"])
         federation = self.federation(name)
         body = {
             "id": ident,
@@ -159,6 +159,7 @@ class Ledger:
             "spec_digest": federation["spec"],
             "base_digest": federation["base"],
             "seed": seed,
+            "state_base": True,
             **settings,
         }
         with self._store.write() as db:
@@ -181,9 +182,12 @@ class Ledger:
     def update_of_task(self, task: str) -> Row | None:
         return self._store.one("SELECT * FROM updates WHERE task = ?", task)
 
-    def payload_known(self, payload: str) -> bool:
-        """Whether an update has it, whatever became of that."""
-        return self._store.one("SELECT 1 FROM updates WHERE payload = ?", payload) is not None
+    def payload_taken(self, payload: str, node: str) -> bool:
+        """Whether another update has it: one that counts or may, or one of another node."""
+        row = self._store.one(
+            "SELECT 1 FROM updates WHERE payload = ? AND (state != 'refused' OR node != ?)", payload, node
+        )
+        return row is not None
 
     def updates(self, name: str, state: str) -> list[Row]:
         """In node order; `counted`: the samples that are believed, for the weight. A node has not seen more than the

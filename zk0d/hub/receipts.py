@@ -52,6 +52,8 @@ class Statement:
     loss_last: float
     raw: bytes
     signature: bytes
+    base: str = ""
+    """Digest of the version that it was trained on; nodes before 0.2 do not state it."""
 
 
 _TEXT = ("federation", "task", "node", "payload")
@@ -70,9 +72,9 @@ def read_statement(raw: bytes, signature: bytes) -> Statement:
         raise ProtocolError(f"the update statement is not JSON: {str(error)[:100]}") from None
     if canonical != raw or not isinstance(value, dict):
         raise ProtocolError("the update statement is not canonical JSON")
-    if value.keys() != {*_TEXT, *_COUNT, *_LOSS}:
+    if value.keys() - {"base"} != {*_TEXT, *_COUNT, *_LOSS}:
         raise ProtocolError("the update statement has other fields than the protocol says")
-    if not all(isinstance(value[k], str) and len(value[k]) <= 128 for k in _TEXT):
+    if not all(isinstance(v := value.get(k, ""), str) and len(v) <= 128 for k in (*_TEXT, "base")):
         raise ProtocolError("the update statement has a text that is none")
     if not all(type(value[k]) is int and 0 <= value[k] < 1 << 53 for k in _COUNT):
         raise ProtocolError("the update statement has a number that is no count")
@@ -81,7 +83,8 @@ def read_statement(raw: bytes, signature: bytes) -> Statement:
     if not 1 <= value["samples"] <= MAX_SAMPLES or value["steps"] < 1:
         raise ProtocolError(f"an update of {value['samples']} samples and {value['steps']} steps")
     try:
-        hex_of(value["payload"])
+        for named in (value["payload"], *([value["base"]] if "base" in value else [])):
+            hex_of(named)
     except PayloadError as error:
         raise ProtocolError(error.message) from None
     return Statement(digest_of(raw), **value, raw=raw, signature=signature)
@@ -177,7 +180,8 @@ def timestamp(seconds: float) -> str:
     return dt.datetime.fromtimestamp(int(seconds), dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def task_id(federation: str, node: str, version: int, attempt: int) -> tuple[str, int]:
-    """A task's name and the seed of its randomness, both fixed by what the task is."""
-    digest = hashlib.sha256(canonical_json([federation, node, version, attempt])).digest()
+def task_id(federation: str, node: str, version: int, base: str, attempt: int) -> tuple[str, int]:
+    """A task's name and the seed of its randomness, both fixed by what the task is. `base`: the version's digest, as a
+    hub restored from a backup makes another version of the same number."""
+    digest = hashlib.sha256(canonical_json([federation, node, version, base, attempt])).digest()
     return f"task-{digest[:8].hex()}", int.from_bytes(digest[8:12], "big") >> 1
