@@ -85,7 +85,7 @@ def merging(mb: float, updates: int = 8) -> dict[str, float]:
             write_exchange(path, spec, lambda n: rng.standard_normal(spec.exchange[0].shape, dtype=np.float32))
             files.append((path, 1.0 / updates))
         best_limit = best = float("inf")
-        for _ in range(3):
+        for _ in range(5):
             began = time.perf_counter()
             _limit(files)
             best_limit = min(best_limit, time.perf_counter() - began)

@@ -28,7 +28,7 @@ from zk0d.model.codec import BLOCK, Float32, encode_bfloat16
 from zk0d.model.payload import Payload, PayloadWriter, exchange_entries, write_exchange
 from zk0d.model.spec import ModelSpec
 
-_UNDER_WAY = 2 << 20
+_UNDER_WAY = 4 << 20
 """Bytes of all updates together in one block: mapped pages are this process's memory, and are not to grow with the
 nodes."""
 _RELEASE = 4
