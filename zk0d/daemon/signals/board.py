@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from zk0d.daemon.signals.reading import Level, Reading, Source, unknown
+from zk0d.daemon.signals.reading import Level, Reading, Source, not_yet, unknown
 from zk0d.errors import Zk0Error
 
 log = structlog.get_logger("signals")
@@ -28,7 +28,7 @@ class Board:
         """`on_change` is called in the asking thread when a source's level or being known changed."""
         self._sources = tuple(sources)
         self._on_change = on_change
-        self._readings = {s.name: unknown(s.name, "not asked yet") for s in sources}
+        self._readings = {s.name: not_yet(s.name, "not asked yet") for s in sources}
         self._due = dict.fromkeys(self._readings, 0.0)
         self._lock = threading.Lock()
         self._stuck: set[str] = set()
@@ -42,7 +42,7 @@ class Board:
             return tuple(self._readings[s.name] for s in self._sources)
 
     def read_now(self, now: float) -> tuple[Reading, ...]:
-        """Ask all of them here, one after the other (for the daemon's start: nothing trains on things not known)."""
+        """Ask all of them here, one after the other."""
         for source in self._sources:
             self._keep(source, self._read(source, now))
         return self.readings()

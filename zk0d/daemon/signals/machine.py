@@ -12,7 +12,8 @@ from pathlib import Path
 
 from zk0d.daemon.signals.board import finite
 from zk0d.daemon.signals.processes import cpu_ticks
-from zk0d.daemon.signals.reading import Level, Reading, above, unknown
+from zk0d.daemon.signals.reading import Level, Reading, above, not_yet, unknown
+from zk0d.errors import os_reason
 
 
 class Pressure:
@@ -56,7 +57,8 @@ class ForeignCpu:
         before, self._before = self._before, (total, busy, ours)
         if before is None or total <= before[0]:
             self._spans.clear()
-            return unknown(self.name, "the first reading comes in a few seconds")
+            why = "the first reading comes in a few seconds"
+            return not_yet(self.name, why) if self._stop > 0 else unknown(self.name, why)
         mine = sum(max(0.0, t - before[2].get(pid, t)) for pid, t in ours.items())
         self._spans.append((now, total - before[0], max(0.0, busy - before[1] - mine)))
         while now - self._spans[0][0] >= self.over_s or now < self._spans[0][0]:  # or the clock was put back
@@ -140,6 +142,8 @@ class HoldFile:
                 why = f.readline(200).decode(errors="replace").strip()
         except FileNotFoundError:
             return Reading(self.name, "not there")
+        except (PermissionError, IsADirectoryError) as error:  # that it cannot be read makes it mean no less
+            why = f"it cannot be read: {os_reason(error)}"
         says = f"{self._path} is there" + (f": {why}" if why else "")
         return Reading(self.name, says, Level.STOP, uses=("train", "network"), firm=True,
                        waits="resumes when it is removed")  # fmt: skip

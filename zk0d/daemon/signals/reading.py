@@ -22,8 +22,8 @@ class Level(IntEnum):
 class Reading:
     """One signal now: what it `says` for a person, and how much it is against training (`uses` "train") or transfers.
 
-    `known` False: the source cannot tell, `says` why; it then holds nothing back. `hard`: pausing in place is not
-    enough, the trainer must leave. `memory`: it must give its GPU memory back. `firm`: holds against `train now` too.
+    `known` False: the source cannot tell, `says` why; it then holds nothing back (but see `not_yet`). `hard`: pausing
+    in place is not enough, the trainer must leave. `memory`: it must give its GPU memory back. `firm`: holds against `train now` too.
     `waits`: what ends it.
     """
 
@@ -40,6 +40,12 @@ class Reading:
 
 def unknown(name: str, why: str) -> Reading:
     return Reading(name, f"not known: {why}", known=False)
+
+
+def not_yet(name: str, why: str) -> Reading:
+    """A source that will tell in a moment: nothing starts before it has, or after every start of the daemon training
+    would begin in the face of whoever uses the machine."""
+    return Reading(name, f"not known yet: {why}", Level.WARY, known=False, waits="it tells within seconds")
 
 
 def above(value: float, stop: float, start: float) -> Level:
