@@ -23,8 +23,8 @@ class Reading:
     """One signal now: what it `says` for a person, and how much it is against training (`uses` "train") or transfers.
 
     `known` False: the source cannot tell, `says` why; it then holds nothing back (but see `not_yet`). `hard`: pausing
-    in place is not enough, the trainer must leave. `memory`: it must give its GPU memory back. `firm`: holds against `train now` too.
-    `waits`: what ends it.
+    in place is not enough, the trainer must leave. `memory`: it must give its GPU memory back. `firm`: holds against
+    `train now` too. `waits`: what ends it.
     """
 
     name: str
