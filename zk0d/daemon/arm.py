@@ -21,7 +21,7 @@ from zk0d.daemon.config import Config
 from zk0d.daemon.quality import keep_out
 from zk0d.daemon.robot_table import SIDES, check_robot, is_virtual, pairs
 from zk0d.daemon.store import Store
-from zk0d.daemon.workers import GRACE_S, Workers
+from zk0d.daemon.workers import ARM_GRACE_S, Workers
 from zk0d.errors import RobotError, UsageError
 from zk0d.supervise import Worker
 
@@ -157,7 +157,7 @@ class Arm:
         if live.worker is not None:
             if action == "stop":
                 idle = live.kind == "recording" and live.worker.last.get("event") in (None, "ready")
-                self.background(live.worker.stop(GRACE_S if idle else _SAVE_S))
+                self.background(live.worker.stop(ARM_GRACE_S if idle else _SAVE_S))
             else:
                 live.worker.send(action, **({"note": note} if note else {}))
         return {"kind": live.kind, "by": live.by, "dataset": live.dataset, "saved": live.saved, "goal": live.goal}
@@ -252,7 +252,7 @@ class Arm:
         relaying = asyncio.create_task(relay())
         try:
             if live.stopping:
-                await worker.stop(GRACE_S)
+                await worker.stop(ARM_GRACE_S)
             return await worker.wait()
         finally:
             deadline = time.monotonic() + 1.0

@@ -32,21 +32,35 @@ GRACE_S = 4.5
 """Seconds a worker gets to end."""
 SAVE_GRACE_S = 25.0
 """The same for a trainer whose checkpoint nobody waits for: gigabytes on a slow disk are not to be thrown away."""
-RECORDER_GRACE_S = 20.0
-"""The same for a recorder that a killed daemon left: it saves and verifies the take it has."""
+ARM_GRACE_S = 20.0
+"""The same for what may hold an arm: it opens devices, brings the arm to rest and saves a take before it lets go, and
+one that is killed leaves the servos under torque."""
 _OOM = "900"
 """Where memory ends, a trainer is what the kernel ends first: it loses the steps since its last checkpoint."""
 CLOSE_GRACE_S = 3.5
-"""The same when the daemon ends, which itself has five seconds for everything."""
+"""The same when the daemon ends, which itself has five seconds for everything where no arm is held."""
+CLOSE_ARM_GRACE_S = 15.0
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of worker. `background`: works for the federation, so it steps back from everything a person does."""
+    """A kind of worker. `background`: works for the federation, so it steps back from everything a person does.
+
+    `arm`: may hold an arm.
+    """
 
     name: str
     module: str
     background: bool
+    arm: bool = False
+
+    @property
+    def grace_s(self) -> float:
+        return ARM_GRACE_S if self.arm else GRACE_S
+
+    @property
+    def close_grace_s(self) -> float:
+        return CLOSE_ARM_GRACE_S if self.arm else CLOSE_GRACE_S
 
 
 KINDS = {
@@ -55,10 +69,10 @@ KINDS = {
         Kind("trainer", "zk0d.train.trainer", background=True),
         Kind("gpu_memory", "zk0d.train.gpu_memory", background=False),
         Kind("publisher", "zk0d.train.evaluator", background=False),
-        Kind("recorder", "robot.recorder", background=False),
-        Kind("rollout", "robot.rollout", background=False),
+        Kind("recorder", "robot.recorder", background=False, arm=True),
+        Kind("rollout", "robot.rollout", background=False, arm=True),
         Kind("curation", "robot.curation", background=False),
-        Kind("tending", "robot.tending", background=False),
+        Kind("tending", "robot.tending", background=False, arm=True),
     )
 }
 
@@ -221,7 +235,7 @@ class Workers:
                 mark.unlink()
         began = time.monotonic()
         for pid, kind, mark in found:
-            deadline = began + (RECORDER_GRACE_S if kind == "recorder" else GRACE_S)
+            deadline = began + (KINDS[kind].grace_s if kind in KINDS else GRACE_S)
             started = mark.read_text().split()[0]
             while _started(pid) == started and time.monotonic() < deadline:
                 await asyncio.sleep(0.05)
@@ -238,7 +252,7 @@ class Workers:
             await systemd.thaw(unit)
         began = time.monotonic()
         for unit, kind in found.items():
-            deadline = began + (RECORDER_GRACE_S if kind == "recorder" else GRACE_S)
+            deadline = began + (KINDS[kind].grace_s if kind in KINDS else GRACE_S)
             while unit in (left := await systemd.running()) and time.monotonic() < deadline:
                 await asyncio.sleep(0.1)
             if unit in left:
@@ -247,14 +261,15 @@ class Workers:
         return list(found.values())
 
     async def stop_all(self) -> None:
-        """Ask every worker to end and see that it does, within CLOSE_GRACE_S; a trainer is asked for a checkpoint.
+        """Ask every worker to end and see that it does, within its grace; a trainer is asked for a checkpoint.
 
         A recorder in its own unit goes on: an upgrade of the daemon does not touch a recording.
         """
         for worker in [w for w, kind in self._running.items() if self.systemd is not None and kind in units.SURVIVORS]:
             del self._running[worker]
             worker.leave()
-        stops = [w.stop(CLOSE_GRACE_S, "yield" if k == "trainer" else "stop") for w, k in self._running.items()]
+        running = self._running.items()
+        stops = [w.stop(KINDS[k].close_grace_s, "yield" if k == "trainer" else "stop") for w, k in running]
         await asyncio.gather(*stops, return_exceptions=True)
 
 
