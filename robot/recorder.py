@@ -72,9 +72,11 @@ class Recorder:
                 if not self._finish and self._wanted():
                     self._between(self.job.reset_s)
         finally:
-            self._collect(wait=True)
-            self._sealer.shutdown()
-            self._saver.shutdown()
+            try:
+                self._collect(wait=True)
+            finally:
+                self._sealer.shutdown()
+                self._saver.shutdown()
         return {
             "episodes": self._saved + self._adopted,
             "takes": self._take,
@@ -112,9 +114,8 @@ class Recorder:
             raise
         except (DatasetError, OSError) as error:
             raise self._leave(take, error) from error
-        except BaseException:
-            take.discard()
-            self._drop("the take could not be written")
+        except BaseException as error:  # a defect of ours must not cost what a person has recorded
+            self._set_aside(take, f"the recorder failed: {type(error).__name__}: {error}")
             raise
         success = bench.success()
         too_short = take.frames < 2 or (self._cut and (bench.virtual or take.frames < self._least))
@@ -139,14 +140,21 @@ class Recorder:
     def _leave(self, take: Any, error: DatasetError | OSError) -> DatasetError:
         """The take cannot be written on (disk full): what there is stays, for the next start → what to say."""
         why = error.message if isinstance(error, DatasetError) else f"the take could not be written: {error}"
+        kept = self._set_aside(take, why)
+        if not kept:
+            return DatasetError(why, "see whether the disk is full; saved episodes are whole")
+        return DatasetError(f"{why}; of take {self._take}, {kept}", "make room on the disk, then record again")
+
+    def _set_aside(self, take: Any, why: str) -> str:
+        """End a take that cannot go on → what is kept of it for the next start; empty when it is too little."""
         if self._bench.virtual or take.frames < self._least:
             take.discard()
             self._drop(why)
-            return DatasetError(why, "see whether the disk is full; saved episodes are whole")
+            return ""
         take.leave()
         kept = f"its first {take.frames / self.job.fps:.0f} s are kept, and saved when recording starts again"
         self._drop(f"{why}; {kept}")
-        return DatasetError(f"{why}; of take {self._take}, {kept}", "make room on the disk, then record again")
+        return kept
 
     def _keep_what_there_is(self, take: Any, seed: int, error: RobotError) -> None:
         """A bus or camera went in mid-take: the rows so far are whole, so a long enough take is kept."""

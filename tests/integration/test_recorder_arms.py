@@ -6,6 +6,7 @@ The bench lives in the test's process, in wall-clock time; the recorder knows no
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import time
@@ -17,7 +18,9 @@ from recorded_dataset import check_whole
 from virtual_pair import table
 from worker_process import WorkerProcess
 
+from robot import recorder
 from robot.arms import open_bench
+from robot.bench import Bench
 from robot.config import RobotTable
 from zk0d.errors import RobotError
 
@@ -42,6 +45,38 @@ def test_a_persons_take_is_saved_when_the_daemon_dies(station: Any, tmp_path: Pa
         assert worker.process.wait(30) == 0, worker.tail()
     dataset = check_whole(root)
     assert dataset.num_episodes == 1 and len(dataset) >= 30
+
+
+class Told:
+    """A channel to nobody that remembers what was told."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def emit(self, event: str, **fields: Any) -> None:
+        self.events.append((event, fields))
+
+    def poll(self, timeout_s: float = 0.0) -> None:
+        time.sleep(max(0.0, timeout_s))
+
+
+def test_a_defect_of_the_recorder_costs_no_take(station: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, whole = itertools.count(), Bench.preview
+
+    def preview(bench: Bench) -> dict[str, Any]:
+        if next(calls) >= 4:
+            raise ValueError("a defect in the preview")
+        return whole(bench)
+
+    monkeypatch.setattr(Bench, "preview", preview)
+    root, told = tmp_path / "set", Told()
+    job = {"dataset": str(root), "task": "t", "episodes": 1, "robot": table(station, tmp_path / "calibration")}
+    with pytest.raises(ValueError, match="a defect in the preview"):
+        recorder.main(job, told)  # type: ignore[arg-type]
+    (why,) = (fields["reason"] for event, fields in told.events if event == "discarded")
+    assert "saved when recording starts again" in why
+    assert recorder.recover(root)["recovered"]["adopted"]
+    assert len(check_whole(root)) >= 30
 
 
 def test_an_arm_unplugged_in_a_take_costs_that_take_only(station: Any, tmp_path: Path) -> None:
