@@ -60,7 +60,7 @@ class RecordedDataset:
         self._staging = self._private / "staging"
         self._committed = self._private / "committed"
         _refuse_foreign(root)
-        self._staging.mkdir(parents=True, exist_ok=True)
+        durable.mkdir(self._staging)
         self._lock = (self._private / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -264,7 +264,7 @@ def _place(root: Path, folder: Path, record: EpisodeRecord) -> None:
         if not source.exists() or source.stat().st_size != size:
             raise DatasetError(f"{source} is missing or has another size than when it was committed")
     for staged, final, _ in moves:
-        final.parent.mkdir(parents=True, exist_ok=True)
+        durable.mkdir(final.parent)
         if staged.exists():
             staged.replace(final)
     for parent in {final.parent for _, final, _ in moves}:
@@ -272,7 +272,7 @@ def _place(root: Path, folder: Path, record: EpisodeRecord) -> None:
             durable.fsync_dir(parent)
             parent = parent.parent
     target = root / RECORDS / f"{record.position.episode_index:06d}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    durable.mkdir(target.parent)
     (folder / RECORD).replace(target)
     durable.fsync_dir(target.parent)
     durable.fsync_dir(root)
@@ -281,7 +281,7 @@ def _place(root: Path, folder: Path, record: EpisodeRecord) -> None:
 
 def _quarantine(root: Path, folder: Path) -> None:
     aside = root / PRIVATE / "quarantine"
-    aside.mkdir(parents=True, exist_ok=True)
+    durable.mkdir(aside)
     number = 0
     while (target := aside / f"{folder.name}.{number}").exists():
         number += 1

@@ -203,7 +203,7 @@ def commit(take: StagedTake, spec: RecordingSpec, position: Position, committed:
     Meant for a thread beside the next take's control loop: it mostly decodes, and fsyncs.
     """
     record = _write(take, spec, position)
-    committed.mkdir(parents=True, exist_ok=True)
+    durable.mkdir(committed)
     durable.publish(take.folder, committed / f"{position.episode_index:06d}")
     return record
 

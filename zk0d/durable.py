@@ -26,9 +26,21 @@ def fsync_dir(folder: Path) -> None:
         os.close(fd)
 
 
+def mkdir(folder: Path) -> None:
+    """Make `folder` and what of its parents is missing, each durable in its own: a file that is flushed in a folder
+    whose name is not on the disk is lost with it. Nothing where it is there already."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for made in reversed(missing):
+        made.mkdir(exist_ok=True)
+        fsync_dir(made.parent)
+
+
 def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace `path` by `data` atomically and durably. The old content stays if anything fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    mkdir(path.parent)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:

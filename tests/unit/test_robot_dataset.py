@@ -101,6 +101,35 @@ def test_lerobot_can_go_on_recording_and_we_then_refuse(tmp_path: Path) -> None:
         RecordedDataset(root, SPEC)
 
 
+def test_every_name_of_a_first_episode_is_on_the_disk_when_it_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut takes every name whose folder was not flushed after it was given (POSIX promises no more)."""
+    unflushed: set[Path] = set()
+    real = {name: getattr(os, name) for name in ("mkdir", "replace", "fsync")}
+
+    def made(path: Any, *args: Any, **kw: Any) -> None:
+        real["mkdir"](path, *args, **kw)
+        unflushed.add(Path(path))
+
+    def replaced(source: Any, target: Any, **kw: Any) -> None:
+        real["replace"](source, target, **kw)
+        unflushed.add(Path(target))
+
+    def flushed(fd: int) -> None:
+        real["fsync"](fd)
+        folder = Path(os.readlink(f"/proc/self/fd/{fd}"))
+        unflushed.difference_update([path for path in unflushed if path.parent == folder])
+
+    for name, call in (("mkdir", made), ("replace", replaced), ("fsync", flushed)):
+        monkeypatch.setattr(os, name, call)
+    root = tmp_path / "datasets" / "cubes"
+    with RecordedDataset(root, SPEC) as dataset:
+        record(dataset, 0, 6)
+        left = {path for path in unflushed if path.exists() and path.is_relative_to(tmp_path)}
+    assert not left, sorted(left)
+
+
 class Crash(BaseException):
     """Stands for kill -9 at one system call: nothing of ours runs after it."""
 
