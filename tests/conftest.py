@@ -6,6 +6,7 @@ A test that leaves a thread, a child process or a file descriptor behind fails, 
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 import threading
 import time
@@ -93,6 +94,14 @@ def leak_gate(request: pytest.FixtureRequest) -> Iterator[None]:
         gc.collect()
         threading.Event().wait(0.02)
     pytest.fail(f"left behind: threads {left_threads}, processes {left_children}, descriptors {left_fds}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in item.iter_markers("needs"):
+            missing = [name for name in mark.args if importlib.util.find_spec(name) is None]
+            if missing:
+                item.add_marker(pytest.mark.skip(reason=f"{' and '.join(missing)} not installed here"))
 
 
 @pytest.fixture

@@ -86,6 +86,7 @@ def stepping(node: Daemon) -> psutil.Process | None:
 
 
 @pytest.mark.slow
+@pytest.mark.needs("torch", "lerobot")
 def test_life_of_an_update(hub: HubProcess, node: Daemon, tmp_path: Path) -> None:
     call(hub.folder / "admin.sock", {"op": "federation_create", "name": "pick", "toml": FEDERATION}, timeout=180)
     enrol_by_approval(hub, node)

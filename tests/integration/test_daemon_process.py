@@ -35,6 +35,7 @@ def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield running
 
 
+@pytest.mark.needs("torch", "lerobot")  # its daemon has a runtime: without one it would say only that
 def test_fresh_daemon_says_what_it_waits_for(lasting: Daemon) -> None:
     ran = lasting.ctl("status")
     assert ran.code == 0, ran
@@ -188,6 +189,7 @@ def test_dataset_add_refuses_what_is_none(lasting: Daemon, tmp_path: Path) -> No
     assert lasting.ctl("dataset").out.startswith("no datasets yet")
 
 
+@pytest.mark.needs("torch", "lerobot")  # its daemon has a runtime: without one it would say only that
 def test_systemd_sees_ready_status_and_watchdog(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
         notify.bind(str(tmp_path / "notify"))
@@ -264,6 +266,7 @@ def test_installed_without_bus_and_runtime_it_runs_and_says_what_it_cannot_do(tm
         assert node.status()["running"] and node.terminate() < 5
 
 
+@pytest.mark.needs("torch", "lerobot")  # its daemon has a runtime: without one it would say only that
 def test_the_log_by_its_fields(lasting: Daemon) -> None:
     lasting.ctl("train", "pause", "--for", "2h")
     lasting.ctl("train", "resume")

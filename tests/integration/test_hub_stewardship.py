@@ -103,6 +103,7 @@ def test_a_maintainers_year_in_short(hub: HubProcess, tmp_path: Path) -> None:
         assert f"federation.{action}" in actions
 
 
+@pytest.mark.needs("dp_accounting")
 def test_synchronous_private_rounds(hub: HubProcess, tmp_path: Path) -> None:
     spec = make_parts(tmp_path / "parts")
     toml = TOML.format(nodes=3, versions=0, dtype="bfloat16", deadline_s=2).replace(

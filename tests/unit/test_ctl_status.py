@@ -89,7 +89,7 @@ def changed(live: LiveParts, **fields: Any) -> LiveParts:
 def test_exit_codes_follow_the_health(store: Store, tmp_path: Path) -> None:
     refused = changed(LIVE, link={**LINK, "phase": "refused", "reason": "revoked"})
     assert exit_code(status(store, refused)) == 1
-    assert "error: the hub refuses this node: revoked" in text(status(store, refused))
+    assert "error: no link: revoked" in text(status(store, refused))
     away = changed(LIVE, link={**LINK, "phase": "waiting", "reason": "connection refused", "next_attempt": NOW + 20})
     assert exit_code(status(store, away)) == 2
     assert "next attempt in " in text(status(store, away))

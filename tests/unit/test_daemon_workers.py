@@ -32,6 +32,7 @@ async def _started(workers: Workers, kind: str) -> None:
     await workers.start(kind, "x", {}, lambda event: None)
 
 
+@pytest.mark.needs("torch", "lerobot")  # its daemon has a runtime: without one it would say only that
 def test_without_a_bus_nothing_is_started_and_the_reason_is_kept(workers: Workers) -> None:
     async def run() -> None:
         assert await workers.survivors() == {} and "systemd cannot be asked" in workers.trouble

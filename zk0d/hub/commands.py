@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.control import call
-from zk0d.errors import ConfigError, from_os
+from zk0d.errors import ConfigError, NotRunningError, from_os
 from zk0d.hub import tables
 from zk0d.watching import watch
 
@@ -23,7 +23,7 @@ def ask(options: argparse.Namespace, op: str, **fields: Any) -> Any:
 def _socket(options: argparse.Namespace) -> Path:
     folder: Path = options.dir
     if not (folder / "hub.toml").exists():
-        raise ConfigError(f"there is no hub in {folder}", f"`zk0-hub --dir {folder} init` makes one")
+        raise NotRunningError(f"there is no hub in {folder}", f"`zk0-hub --dir {folder} init` makes one")
     return folder / "admin.sock"
 
 
