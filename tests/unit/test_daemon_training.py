@@ -128,10 +128,28 @@ def test_a_task_goes_on_with_the_threads_it_was_begun_with(tmp_path: Path) -> No
     """Another number of threads adds up in another order, and the run would not be bitwise the same any more."""
     folder = tmp_path / "work" / "trainer" / "x"
     (folder / "checkpoint").mkdir(parents=True)
-    (folder / "job.json").write_text('{"threads": 3}')
-    assert trainer_job.begun_with(folder) == 0  # nothing done yet: the settings count
+    (folder / "job.json").write_text('{"threads": 3, "datasets": []}')
+    assert trainer_job.begun_with(folder) == {}  # nothing done yet: the settings count
     (folder / "checkpoint" / "checkpoint.pt").touch()
-    assert trainer_job.begun_with(folder) == 3
+    assert trainer_job.begun_with(folder)["threads"] == 3
+
+
+def test_a_task_goes_on_with_the_episodes_it_was_begun_with(tmp_path: Path) -> None:
+    """Else an episode recorded since would make it another run, and its checkpoint worth nothing."""
+
+    def one(root: str, *episodes: int, **rename: str) -> dict[str, Any]:
+        return {"root": root, "episodes": list(episodes), "rename": rename}
+
+    begun = [one("/cups", 0, 1), one("/bowls", 2)]
+    more = [one("/bowls", 1, 2, 3), one("/cups", 0, 1, 2), one("/new", 0)]
+    assert trainer_job.kept(begun, more) == begun
+    out = [one("/cups", 1, 2), one("/bowls", 2)]
+    assert trainer_job.kept(begun, out) == out, "a person has taken an episode out"
+    assert trainer_job.kept(begun, out[1:]) == out[1:], "a dataset is gone"
+    renamed = [one("/cups", 0, 1, top="front"), one("/bowls", 2)]
+    assert trainer_job.kept(begun, renamed) == renamed
+    older = [{"root": "/cups", "episodes": None, "rename": {}}]
+    assert trainer_job.kept(older, more) == more and trainer_job.kept(None, more) == more
 
 
 class StubbornWorker:

@@ -336,16 +336,15 @@ class Uplink:
             "spec": str(self.blobs.path(body["spec_digest"])),
             "base": str(self.blobs.path(body["base_digest"])),
             "version": str(self.blobs.path(body["version_digest"])),
-            "datasets": [
-                {
-                    "root": str(d.root),
-                    "episodes": self.selection.trained(d, datasets.refreshed(d).episodes),
-                    "rename": d.rename,
-                }
-                for d in fits
-            ],
+            "datasets": [{"root": str(d.root), "episodes": self._episodes(d), "rename": d.rename} for d in fits],
             **{k: body[k] for k in ("local_steps", "batch_size", "lr", "mu", "seed")},
         }
+
+    def _episodes(self, dataset: Dataset) -> list[int]:
+        """Those that are trained on, by their numbers: a task goes on with what it was begun with."""
+        total = datasets.refreshed(dataset).episodes
+        some = self.selection.trained(dataset, total)
+        return list(range(total)) if some is None else some
 
     def blocked(self, task: Task) -> tuple[str, str]:
         """Why `task` cannot run yet and what it waits for; empty when it can."""
