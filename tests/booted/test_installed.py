@@ -49,6 +49,29 @@ def test_the_journal_has_fields_to_look_for(system: Any) -> None:
     assert (entry["ZK0_STATE"], entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"]) == ("/var/lib/zk0d", "6", "zk0d")
 
 
+def test_the_daemon_may_ask_the_gpus_driver_and_no_other_device(system: Any) -> None:
+    """There is no GPU here: a node with the driver's number says "no such device" to whoever may open it."""
+    system.sh(
+        "mknod -m 666 /dev/nvidiactl c 195 255; mknod -m 666 /dev/nvidia0 c 195 0; mknod -m 666 /dev/ttyACM7 c 166 7"
+    )
+    before = show(system, "zk0d.service", "MainPID")
+    system.sh("systemctl restart zk0d.service")
+    try:
+        pid = wait_active(system, "zk0d.service", before)
+        group = show(system, "zk0d.service", "ControlGroup")
+        inside = f"echo $$ > /sys/fs/cgroup{group}/cgroup.procs; exec nsenter -t {pid} -m cat"
+        told = {
+            device: system.run("sh", "-c", f"{inside} /dev/{device}", check=False).stderr.strip().rpartition(": ")[2]
+            for device in ("nvidiactl", "nvidia0", "ttyACM7")
+        }
+    finally:
+        system.sh("rm -f /dev/nvidiactl /dev/nvidia0 /dev/ttyACM7; systemctl restart zk0d.service")
+    assert told == {
+        "nvidiactl": "No such device or address", "nvidia0": "No such device or address",
+        "ttyACM7": "No such file or directory",
+    }, told  # fmt: skip
+
+
 def test_an_operator_in_the_group_needs_no_sudo(system: Any) -> None:
     wait_active(system, "zk0d.service")
     done = system.run(*STATUS, user="alice", check=False)
