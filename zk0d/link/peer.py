@@ -91,6 +91,7 @@ class Peer:
         self._chunk_asks: OrderedDict[int, tuple[str, int]] = OrderedDict()
         self._remembered: OrderedDict[int, list[Frame] | None] = OrderedDict()
         self._control: deque[list[Frame]] = deque()
+        self._manifests: deque[list[Frame]] = deque()  # they wait for the room of bulk, so never among control
         self._unsent: list[Frame] | None = None  # a chunk that found no room
         self._serving = Serving(blobs, pool, upload, self.progress, self._say_chunk, self._no_chunk)
         self._sending = False
@@ -115,6 +116,7 @@ class Peer:
 
     def _flush(self) -> None:
         self._control.clear()
+        self._manifests.clear()
         self._serving.clear()
         self._unsent = None
         self._chunk_asks.clear()
@@ -206,6 +208,8 @@ class Peer:
             try:
                 if self._control:
                     await self._transmit(self._control.popleft())
+                elif self._manifests:
+                    await self._transmit(self._manifests.popleft())
                 elif self._unsent:
                     frames, self._unsent = self._unsent, None
                     await self._transmit(frames)
@@ -351,7 +355,14 @@ class Peer:
         body: Body = {"digest": digest, "size": manifest.size, "chunk_size": manifest.chunk_size}
         if message.body.get("tensors"):
             body["tensors"] = await loop.run_in_executor(self.pool, self._tensors, digest)
-        self._enqueue(encode(Message("manifest", self._ident(), body, message.id, b"".join(manifest.chunks))))
+        self._say_manifest(encode(Message("manifest", self._ident(), body, message.id, b"".join(manifest.chunks))))
+
+    def _say_manifest(self, frames: list[Frame]) -> None:
+        if not self.linked.is_set() or len(self._manifests) >= MAX_CONTROL:
+            return  # its asker asks again
+        if self._manifests or not self._offer(frames):
+            self._manifests.append(frames)
+            self._wake.set()
 
     def _tensors(self, digest: str) -> bytes:
         """Where the blob's tensors lie and their digests; a hub is asked for the same ones by each of its nodes."""
