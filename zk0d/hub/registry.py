@@ -7,7 +7,6 @@ the wire a node is only its random id.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import secrets
 import sqlite3
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from zk0d.hub.certificates import Certificates
 from zk0d.hub.store import Row, Store
 from zk0d.link.identity import NODE_DAYS, Authority, csr_fingerprint, phrase
 from zk0d.link.lifetime import Lifetime
+from zk0d.link.place import place
 
 MAX_LABEL = 80
 _DAY = 86400.0
@@ -141,12 +141,12 @@ class Registry:
 
     def _add(self, csr: bytes, key: str, label: str, address: str) -> Row:
         self.forget_stale()
-        waiting = [_place(r["address"]) for r in self.nodes("pending")]
+        waiting = [place(r["address"]) for r in self.nodes("pending")]
         if len(waiting) >= self.bounds.max_pending:
             raise RefusedError("too many requests wait for approval", "ask the maintainer to look at them", "busy")
-        if address and waiting.count(_place(address)) >= self.bounds.max_pending_per_address:
+        if address and waiting.count(place(address)) >= self.bounds.max_pending_per_address:
             raise RefusedError(
-                f"{waiting.count(_place(address))} requests from your network wait for approval already",
+                f"{waiting.count(place(address))} requests from your network wait for approval already",
                 "wait until the maintainer has looked at them, or ask for an invitation", "busy"
             )  # fmt: skip
         with self._store.write() as db:
@@ -290,16 +290,3 @@ def _hash(secret: str) -> str:
 
 def _clean(label: str) -> str:
     return "".join(c for c in label if c.isprintable())[:MAX_LABEL]
-
-
-def _place(address: str) -> str:
-    """Where an address `HOST:PORT` is: the host, of IPv6 its /64, which is one customer."""
-    host = address.rpartition(":")[0].strip("[]")
-    try:
-        found = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if isinstance(found, ipaddress.IPv6Address):
-        mapped = found.ipv4_mapped
-        return str(mapped) if mapped else str(ipaddress.ip_network((found, 64), strict=False))
-    return str(found)

@@ -23,6 +23,7 @@ from zk0d.errors import ConfigError
 from zk0d.link.buffers import Bytes, Scratch
 from zk0d.link.lane import Inbox
 from zk0d.link.messages import Frame
+from zk0d.link.place import place
 from zk0d.link.pump import TlsPump
 from zk0d.link.session import Session, Stage
 from zk0d.link.state import LinkLimits, NodeLinkInfo
@@ -268,18 +269,14 @@ class Terminator:
 
 
 def _make_room(waiting: list[Session], address: str) -> bool:
-    """End the oldest unfinished connection of the host that has most of them, unless the newcomer is of that host.
+    """End the oldest unfinished connection of the place that has most of them, unless the newcomer is of that place.
 
     So a crowd of silent connections from one place shuts out that place, and nobody else.
     """
-    hosts = Counter(_host(s.address) for s in waiting)
-    crowd, most = hosts.most_common(1)[0]
-    if most <= hosts[_host(address)]:
+    places = Counter(place(s.address) for s in waiting)
+    crowd, most = places.most_common(1)[0]
+    if most <= places[place(address)]:
         return False
-    oldest = min((s for s in waiting if _host(s.address) == crowd), key=lambda s: s.deadline)
+    oldest = min((s for s in waiting if place(s.address) == crowd), key=lambda s: s.deadline)
     oldest.close("others need its place")
     return True
-
-
-def _host(address: str) -> str:
-    return address.rpartition(":")[0]
