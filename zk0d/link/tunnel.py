@@ -176,11 +176,10 @@ class Tunnel:
                 self._back_off(_Failed("internal", f"internal error: {error}"))
 
     def _back_off(self, failure: _Failed) -> None:
-        self._failures = 0 if self._proven else self._failures + 1
-        low, high = self._limits.retry_min_s, self._limits.retry_max_s
-        if failure.refused:
-            low, high = self._limits.refused_min_s, self._limits.refused_max_s
-        delay = min(high, low * 2.0 ** min(self._failures, 20)) * random.uniform(0.5, 1.0)
+        if self._proven:
+            self._failures = 0
+        delay = _pause(self._limits, self._failures, failure.refused)
+        self._failures += 1
         level = log.warning if failure.refused else log.info
         level("link.refused" if failure.refused else "link.down", code=failure.code, reason=failure.reason,
               hub=f"{self._host}:{self._port}", retry_s=round(delay, 2))  # fmt: skip
@@ -372,3 +371,11 @@ class Tunnel:
             while thread.is_alive() and not self._closing and time.monotonic() < end:
                 thread.join(0.05)
         return list(found)
+
+
+def _pause(limits: LinkLimits, failures: int, refused: bool) -> float:
+    """Seconds to wait after `failures` earlier ones in a row (protocol.md §2): doubling to a bound, times 0.5 to 1."""
+    low, high = limits.retry_min_s, limits.retry_max_s
+    if refused:
+        low, high = limits.refused_min_s, limits.refused_max_s
+    return min(high, low * 2.0 ** min(failures, 20)) * random.uniform(0.5, 1.0)
