@@ -74,16 +74,21 @@ def publish(tmp: Path, path: Path) -> None:
         finally:
             os.close(fd)
     else:
-        for folder, _, names in os.walk(tmp):
-            for name in names:
-                fd = os.open(os.path.join(folder, name), os.O_RDONLY)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-            fsync_dir(Path(folder))
+        flush_tree(tmp)
     os.replace(tmp, path)
     fsync_dir(path.parent)
+
+
+def flush_tree(top: Path) -> None:
+    """Make every file and name below the folder `top` durable."""
+    for folder, _, names in os.walk(top):
+        for name in names:
+            fd = os.open(os.path.join(folder, name), os.O_RDONLY)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        fsync_dir(Path(folder))
 
 
 def exchange(one: Path, other: Path) -> None:

@@ -16,6 +16,7 @@ from linked import FAST, hello, until, world
 from zk0d.errors import LinkLostError
 from zk0d.link.identity import HUB_NAME, Authority
 from zk0d.link.state import LinkLimits
+from zk0d.link.terminator import Terminator
 from zk0d.link.tls import link_context
 
 
@@ -44,6 +45,25 @@ def test_an_impostor_is_refused_and_the_victim_goes_on(tmp_path: Path) -> None:
             assert "identity_mismatch" in refusals(logs)
             assert w.hub.nodes()["alice"].since == since
             assert {node for node, _, _ in w.requests} == {"alice"}
+
+    asyncio.run(run())
+
+
+def test_a_connection_that_cannot_be_welcomed_ends_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that is short for a moment, or a peer that is gone already, must not end the thread that serves all."""
+    welcome, refused = Terminator._welcome, []
+
+    def short(self: Terminator, sock: socket.socket, address: str) -> None:
+        if not refused:
+            refused.append(address)
+            raise MemoryError
+        welcome(self, sock, address)
+
+    monkeypatch.setattr(Terminator, "_welcome", short)
+
+    async def run() -> None:
+        async with world(tmp_path) as w, w.node("alice") as alice:
+            assert refused and (await hello(alice))["node_id"] == "alice"
 
     asyncio.run(run())
 

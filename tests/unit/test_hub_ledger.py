@@ -142,3 +142,14 @@ def test_an_offer_that_became_too_old_does_not_wait_for_ever(books: Books) -> No
         assert books.state(late) == ("receiving" if number == 1 else "refused")
     row = books.ledger.update(late.digest)
     assert row is not None and row["reason"] == "it came too late: it starts from version 0, at least 1 is accepted"
+
+
+def test_a_payload_counts_once_but_for_one_that_changes_nothing(books: Books) -> None:
+    first = books.offer("a")
+    assert books.ledger.payload_had(first.payload, "b") == "arriving"
+    books.ledger.admit(first.digest, 1.5)
+    assert books.ledger.payload_had(first.payload, "b") == books.ledger.payload_had(first.payload, "a") == "taken"
+    still = books.offer("b")
+    books.ledger.admit(still.digest, 0.0)
+    assert books.ledger.payload_had(still.payload, "c") == "nothing"
+    assert books.ledger.payload_had("sha256:" + "0" * 64, "c") == ""

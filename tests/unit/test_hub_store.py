@@ -171,3 +171,19 @@ def test_init_makes_a_hub_once(tmp_path: Path) -> None:
     (tmp_path / "h" / "hub.toml").unlink()
     initialise(tmp_path / "h", "127.0.0.1:0", "b")
     assert (tmp_path / "h" / "ca" / "ca.pem").read_bytes() == before
+
+
+def test_no_question_asked_at_every_merge_reads_a_whole_history(tmp_path: Path) -> None:
+    """After years there are a hundred thousand updates: what is looked up in them is found by an index."""
+    store = Store(tmp_path / "hub.db")
+    for table, where in (
+        ("updates", "federation = 'f' AND new_version = 7"),
+        ("updates", "payload = 'sha256:1'"),
+        ("versions", "digest = 'sha256:1'"),
+        ("versions", "master = 'sha256:1'"),
+        ("tasks", "federation = 'f' AND answered = 0"),
+        ("downloads", "federation = 'f' AND at > 1 AND at <= 2"),
+    ):
+        plan = [str(row[3]) for row in store.all(f"EXPLAIN QUERY PLAN SELECT * FROM {table} WHERE {where}")]
+        assert all(step.startswith("SEARCH") for step in plan), (table, where, plan)
+    store.close()

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from zk0d.durable import fsync_dir, write_json
+from zk0d.durable import flush_tree, fsync_dir, publish, write_json
 from zk0d.errors import ConfigError, UsageError
 from zk0d.hub.config import load_hub
 from zk0d.hub.discards import keep_all
@@ -61,8 +61,9 @@ def make(hub: Path, out: Path) -> dict[str, Any]:
             elif source.is_file():
                 shutil.copy2(source, out / name)
         told = _copy_blobs(hub, out)
+    flush_tree(out)  # before the mark that says it is whole
     write_json(out / _MARK, told)
-    fsync_dir(out)
+    fsync_dir(out.parent)
     return told
 
 
@@ -114,8 +115,7 @@ def restore(backup: Path, hub: Path) -> dict[str, Any]:
     staged.chmod(0o700)
     with contextlib.suppress(FileNotFoundError):
         hub.rmdir()
-    staged.replace(hub)
-    fsync_dir(hub.parent)
+    publish(staged, hub)
     return {"blobs": count, "receipts": told.get("receipts")}
 
 

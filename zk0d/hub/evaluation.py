@@ -74,7 +74,7 @@ class Evaluations:
 
     async def _run(self) -> None:
         for name in list(self._configs):
-            await self.report(name)  # a kill may have come between an evaluation and its line
+            await self._told(name)  # a kill may have come between an evaluation and its line
         while True:
             self._wake.clear()
             version = self._ledger.assessments.to_evaluate()
@@ -93,7 +93,14 @@ class Evaluations:
             if latest is not None and latest["evaluation"] == "waiting":
                 await asyncio.sleep(self._settings["runtime.retry_s"] * 2.0 ** (latest["attempts"] - 1))
             else:
-                await self.report(version["federation"])
+                await self._told(version["federation"])
+
+    async def _told(self, name: str) -> None:
+        """Report, where that can be done: a full disk must not end the evaluations, and the next report is whole."""
+        try:
+            await self.report(name)
+        except Exception:
+            log.exception("a federation's metrics cannot be written", federation=name)
 
     async def _evaluate(self, version: Row) -> None:
         name, number = version["federation"], version["number"]

@@ -74,7 +74,12 @@ class Intake:
 
     def _check_fresh(self, s: Statement) -> None:
         """The payload is this update's alone, so that no work is credited twice, nor without its bytes being sent."""
-        if self._ledger.payload_taken(s.payload, s.node):
+        had = self._ledger.payload_had(s.payload, s.node)
+        if had == "nothing":
+            return
+        if had == "arriving":
+            raise RefusedError("the same payload arrives just now", "offer it again later", reason="busy")
+        if had:
             raise RefusedError("the payload has been given before, as another update", reason="bad_payload")
         if self._hub.blobs.has(s.payload):
             if self._ledger.blob_needed(s.payload):

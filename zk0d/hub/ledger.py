@@ -182,12 +182,15 @@ class Ledger:
     def update_of_task(self, task: str) -> Row | None:
         return self._store.one("SELECT * FROM updates WHERE task = ?", task)
 
-    def payload_taken(self, payload: str, node: str) -> bool:
-        """Whether another update has it: one that counts or may, or one of another node."""
-        row = self._store.one(
-            "SELECT 1 FROM updates WHERE payload = ? AND (state != 'refused' OR node != ?)", payload, node
+    def payload_had(self, payload: str, node: str) -> str:
+        """What another update that has this payload, and that counts or may or is another node's, makes of it: `taken`,
+        `arriving`, `nothing` (a delta of norm 0 is the same from everybody, and no work); empty: there is none."""
+        rows = self._store.all(
+            "SELECT state, norm FROM updates WHERE payload = ? AND (state != 'refused' OR node != ?)", payload, node
         )
-        return row is not None
+        if any(r["norm"] == 0 and r["state"] in ("admitted", "merged") for r in rows):
+            return "nothing"
+        return "" if not rows else "arriving" if all(r["state"] == "receiving" for r in rows) else "taken"
 
     def updates(self, name: str, state: str) -> list[Row]:
         """In node order; `counted`: the samples that are believed, for the weight. A node has not seen more than the

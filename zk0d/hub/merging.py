@@ -81,18 +81,32 @@ class Merging:
             self._timer = None
         if self.busy or self._hub.stopping():
             return
-        due = self._ledger.unfinished_merge(self._fed.name)
-        if due is None:
-            found = rounds.merge_due(self._fed.rules, self._ledger.snapshot(self._fed.name), self._hub.now())
-            if isinstance(found, float):
-                self._look_again(found - self._hub.now())
-                return
-            if found is None:
-                return
-            due = self._planned(found)
-            self._ledger.begin_merge(self._fed.name, due)
-        self.busy = True
-        self._hub.spawn(self._merge(due), f"merge {self._fed.name} {due.version}")
+        try:
+            due = self._due()
+        except (Zk0Error, OSError, sqlite3.Error) as error:
+            self._fed.problem = f"the next merge cannot be begun: {error or type(error).__name__}"
+            log.error("merge cannot begin", federation=self._fed.name, error=str(error))
+            self._look_again(_MERGE_RETRY_S)
+            return
+        if due is not None:
+            self.busy = True
+            self._hub.spawn(self._merge(due), f"merge {self._fed.name} {due.version}")
+
+    def _due(self) -> rounds.Merge | None:
+        """The merge to make now, which is then begun in the ledger; None where none is due, looked at again when one
+        may be."""
+        begun = self._ledger.unfinished_merge(self._fed.name)
+        if begun is not None:
+            return begun
+        found = rounds.merge_due(self._fed.rules, self._ledger.snapshot(self._fed.name), self._hub.now())
+        if isinstance(found, float):
+            self._look_again(found - self._hub.now())
+            return None
+        if found is None:
+            return None
+        planned = self._planned(found)
+        self._ledger.begin_merge(self._fed.name, planned)
+        return planned
 
     def _planned(self, merge: rounds.Merge) -> rounds.Merge:
         """The merge with its recipe and clipping fixed, so that begun again it gives the same bytes."""
@@ -236,13 +250,12 @@ class Merging:
 
     def _prune(self, newest: int) -> None:
         """Delete what no merge needs any more: payloads and masters from before the last merge."""
-        old = [v["master"] for v in self._ledger.versions(self._fed.name) if v["number"] < newest - 1]
+        old = [r["payload"] for r in self._ledger.merged_into(self._fed.name, newest - 1)]
         for v in self._ledger.versions(self._fed.name):
             if v["number"] < newest - 1:
-                old += json.loads(v["moments"])
-        old += [r["payload"] for r in self._ledger.merged_into(self._fed.name, newest - 1)]
-        for digest in old:
-            if not self._ledger.blob_needed(digest):
+                old += [v["master"], *json.loads(v["moments"])]
+        for digest in old:  # most are long gone: the database is asked about those that are there
+            if self._hub.blobs.has(digest) and not self._ledger.blob_needed(digest):
                 self._hub.discard(digest)
 
     def close(self) -> None:

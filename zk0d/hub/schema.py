@@ -122,5 +122,12 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE members ADD COLUMN left_at REAL;
     CREATE INDEX IF NOT EXISTS updates_by_payload ON updates (payload);
     """,
+    """
+    CREATE INDEX updates_by_version ON updates (federation, new_version);
+    CREATE INDEX versions_by_digest ON versions (digest);
+    CREATE INDEX versions_by_master ON versions (master);
+    CREATE INDEX downloads_by_time ON downloads (federation, at);
+    CREATE INDEX tasks_at_hand ON tasks (federation, node, version) WHERE answered = 0;
+    """,
 )
 """Each entry takes the schema one version forward. Never edit one that was released: append."""

@@ -223,7 +223,11 @@ class Terminator:
             self._next_trim = now + _TRIM_S
             self._scratch.buffers.trim()
         for session in list(self._sessions):
-            session.tick(now)
+            try:
+                session.tick(now)
+            except Exception:
+                log.exception("terminator.tick_failed", address=session.address)
+                session.close("a defect of the hub")
         self._sessions = {s for s in self._sessions if s.stage is not Stage.CLOSED}
         self._tokens = {t: s for t, s in self._tokens.items() if s.stage is Stage.ANSWERING}
         if self._accepting_again and now >= self._accepting_again and self._listener is not None:
@@ -244,7 +248,11 @@ class Terminator:
                 self._selector.unregister(self._listener)
                 self._accepting_again = time.monotonic() + _TICK_S
                 return
-            self._welcome(sock, f"{address[0]}:{address[1]}")
+            try:
+                self._welcome(sock, f"{address[0]}:{address[1]}")
+            except Exception:  # the peer is gone already, or memory is short: that connection's end, not the thread's
+                log.exception("terminator.welcome_failed", address=address[0])
+                sock.close()
 
     def _welcome(self, sock: socket.socket, address: str) -> None:
         live = [s for s in self._sessions if s.stage is not Stage.CLOSED]

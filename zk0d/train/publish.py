@@ -53,7 +53,7 @@ def write(
         part.mkdir()
     except OSError as error:
         raise from_os(error, f"{folder} cannot be made") from error
-    _write_lerobot(part, folder, spec, policy, pre, post)
+    _write_lerobot(part, place, spec, policy, pre, post)
     metrics: dict[str, Any] = {
         "federation": version.card.get("federation"),
         "version": version.number,
