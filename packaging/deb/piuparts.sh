@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs, removes, purges and upgrades the packages of dist/ in a bare Debian 13 with piuparts, which looks for what they leave behind.
+# Installs, removes and purges the packages of dist/ in a bare Debian 13 with piuparts, which looks for what they leave behind (upgrades are
+# tested by tests/booted: no archive holds an older zk0).
 #   packaging/deb/piuparts.sh [DIST]
 # The booted tests look at the same with a running systemd; this looks without one, as in a chroot or an image builder.
 set -euo pipefail

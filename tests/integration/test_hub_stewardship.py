@@ -137,3 +137,29 @@ def test_synchronous_private_rounds(hub: HubProcess, tmp_path: Path) -> None:
     for row in store.all("SELECT plan, (SELECT origin FROM versions v WHERE v.number = m.version) AS o FROM merges m"):
         assert '"noise": 2.0' in row["o"] and '"seed"' in row["plan"]
     store.close()
+
+
+def test_what_is_gathered_can_be_mended(hub: HubProcess, tmp_path: Path) -> None:
+    """A node that was revoked counts no more, and fewer nodes are asked for at once: version 0 waits for nobody."""
+    make_parts(tmp_path / "parts")
+    hub.create("fed", tmp_path / "parts", nodes=3)
+
+    async def play() -> None:
+        bad, good = nodes = await cast(hub, tmp_path, 2)
+        try:
+            await bad.join("fed", mean=1000.0)
+            await good.join("fed", mean=0.0)
+            await ask(hub, "revoke", node=bad.identity.node_id)
+            assert "2 more nodes must join" in command(hub, "status")
+            file = tmp_path / "fewer.toml"
+            file.write_text(TOML.format(nodes=1, versions=0, dtype="bfloat16", deadline_s=600))
+            await asyncio.to_thread(command, hub, "federation", "set", "fed", "--config", str(file))
+            await until(lambda: any(k == "version.new" for k, _ in good.pushes), "version 0 is published")
+            latest = await good.request("version.latest", {"federation": "fed"})
+            spec = ModelSpec.load(await good.fetch(latest["spec_digest"]))
+            assert spec.stats is not None and spec.stats["action"]["mean"] == [0.0] * 6
+        finally:
+            for node in nodes:
+                await node.close()
+
+    asyncio.run(play())

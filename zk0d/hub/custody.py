@@ -34,10 +34,11 @@ class Custody:
             action = {"": "thaw", "frozen": "freeze", "draining": "drain"}[hold]
             self._store.audit(db, actor, f"federation.{action}", name)
 
-    def settings(self, name: str, toml: str, changed: dict[str, Any], actor: str) -> None:
-        """New settings that hold from the next version. `changed`: key → [old, new], for the audit."""
+    def settings(self, name: str, toml: str, changed: dict[str, Any], actor: str, *, at_once: bool) -> None:
+        """New settings that hold from the next version, or `at_once`. `changed`: key → [old, new], for the audit."""
+        column = "config" if at_once else "next_config"
         with self._store.write() as db:
-            db.execute("UPDATE federations SET next_config = ? WHERE name = ?", (toml, name))
+            db.execute(f"UPDATE federations SET {column} = ? WHERE name = ?", (toml, name))
             self._store.audit(db, actor, "federation.settings", name, changed=changed)
 
     def roll_back(self, name: str, source: Row, number: int, master: str, actor: str) -> None:

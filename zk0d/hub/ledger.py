@@ -132,7 +132,11 @@ class Ledger:
         return old is None
 
     def members(self, name: str) -> list[Row]:
-        return self._store.all("SELECT * FROM members WHERE federation = ? ORDER BY node", name)
+        """Those that joined and were not revoked."""
+        return self._store.all(
+            "SELECT m.* FROM members m JOIN nodes n ON n.node = m.node"
+            " WHERE m.federation = ? AND n.state != 'revoked' ORDER BY m.node", name
+        )  # fmt: skip
 
     # -- tasks -----------------------------------------------------------------------------------------------------
 

@@ -34,7 +34,10 @@ def hold(federation: FederationRunner, state: str, actor: str) -> None:
 
 
 def change_settings(federation: FederationRunner, toml: str, where: str, actor: str) -> dict[str, Any]:
-    """Take new settings for the next version → key → [now, then]. Raises ConfigError, UsageError; nothing changes."""
+    """Take new settings for the next version → key → [now, then]. Raises ConfigError, UsageError; nothing changes.
+
+    While the federation gathers they hold at once: a version that waits for more nodes than there are never comes.
+    """
     if federation.row["phase"] == "finished":
         raise UsageError(f"federation {federation.name} is finished", "its settings no longer matter")
     new, old = parse_federation(toml, where), federation.config
@@ -43,7 +46,11 @@ def change_settings(federation: FederationRunner, toml: str, where: str, actor: 
     if old.table("model") != new.table("model"):
         key = fixed[0] if fixed else "[model]"
         raise ConfigError(f"{where}: {key} cannot change in a federation that lives", "make a new federation for it")
-    federation.custody.settings(federation.name, toml, changed, actor)
+    gathers = federation.row["phase"] == "gathering"
+    federation.custody.settings(federation.name, toml, changed, actor, at_once=gathers)
+    if gathers:
+        federation.settle(new)
+        federation.hub.spawn(federation.open_if_ready(), f"open {federation.name}")
     log.info("settings for the next version", federation=federation.name, changed=sorted(changed), actor=actor)
     return changed
 
