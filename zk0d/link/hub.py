@@ -180,6 +180,7 @@ class HubLink:
                 download=Meters([Meter(self._limits.node_download), self._download]),
                 may_take=lambda digest: self._may_fetch(node_id, digest), credit=self._credit,
                 on_request=lambda type, body: self._on_request(node_id, type, body),
+                on_flood=lambda why: self.disconnect(node_id, why),
             )  # fmt: skip
         return self._peers[node_id]
 

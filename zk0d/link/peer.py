@@ -42,6 +42,8 @@ log = structlog.get_logger("zk0d.link.peer")
 
 MAX_CONTROL = 1024
 MAX_PENDING = 256
+MAX_UNASKED = 64 << 20
+"""Bytes of chunks that were not asked for after which a link is ended: limits of bandwidth hold for what is asked."""
 MAX_REMEMBERED = 256
 
 Transmit = Callable[[list[Frame]], Awaitable[None]]
@@ -74,8 +76,11 @@ class Peer:
         credit: Credit | None = None,
         on_request: OnRequest | None = None,
         on_push: Callable[[str, Body], None] | None = None,
+        on_flood: Callable[[str], None] | None = None,
     ) -> None:
+        """`on_flood` is called, with the reason, when the peer goes on sending chunks that were not asked for."""
         self.name = name
+        self._on_flood, self._unasked = on_flood, 0
         self.blobs, self.pool, self.limits = blobs, pool, limits
         self.held = False
         self.linked = asyncio.Event()
@@ -120,6 +125,7 @@ class Peer:
         self._serving.clear()
         self._unsent = None
         self._chunk_asks.clear()
+        self._unasked = 0
         for interrupted in list(self.interruptions):
             interrupted()
 
@@ -307,8 +313,10 @@ class Peer:
                 )
 
     def _chunk_came(self, message: Message) -> None:
-        if message.re is not None:
-            self._chunk_asks.pop(message.re, None)
+        if message.re is None or self._chunk_asks.pop(message.re, None) is None:
+            self._unasked += len(message.bulk or b"")
+            if self._unasked > MAX_UNASKED and self._on_flood is not None:
+                self._on_flood(f"it sent {self._unasked >> 20} MiB of chunks that nobody asked for")
         arrival = self.arrivals.get(message.body["digest"])
         if arrival is not None and message.bulk is not None:
             arrival(message.body["index"], message.bulk, "")
