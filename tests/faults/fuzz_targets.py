@@ -20,9 +20,11 @@ from fuzz_mutate import NUMBERS, mutate_bytes, mutate_json, mutate_tree
 
 from zk0d.errors import PayloadError, ProtocolError
 from zk0d.hub.receipts import UPDATE_PREFIX, read_statement
+from zk0d.link.buffers import Buffers
 from zk0d.link.enroll import serve_enroll
 from zk0d.link.gate import GREETING, Gate, GateError, RefusalScanner
 from zk0d.link.identity import verify
+from zk0d.link.lane import Splitter
 from zk0d.link.messages import MAX_BULK, MAX_ENVELOPE, TYPES, MessageError, decode, unpack
 from zk0d.link.peer import MAX_CONTROL, MAX_REMEMBERED, Peer
 from zk0d.link.serving import MAX_CHUNKS_WAITING
@@ -96,6 +98,42 @@ def _announces(data: bytes) -> bool:
         data[0] == 255 and data[10] == 3 and data[12:32] == b"NULL".ljust(20, b"\0") and body[:6] == b"\x05READY"
         and b"\x08Identity\0\0\0\x07kitchen" in body and names >= 1 and b"\x0bSocket-Type\0\0\0\x06DEALER" in body
     )  # fmt: skip
+
+
+def _frame(rng: random.Random) -> bytes:
+    flags = rng.choice((0, 1, 0, 1, 4, rng.randrange(256)))
+    body = rng.choice((b"", b"x" * rng.randrange(300), rng.choice(_MESSAGES)[0], rng.choice(_ZMTP)[GREETING:]))
+    long = len(body) > 255 or rng.randrange(6) == 0
+    size = rng.choice(NUMBERS) if rng.randrange(12) == 0 else len(body)
+    if not 0 <= size < 1 << 64:
+        size = len(body)
+    head = bytes([flags | 2]) + size.to_bytes(8, "big") if long else bytes([flags & ~2, min(size, 255)])
+    return head + body
+
+
+def frames(rng: random.Random) -> bool:
+    """What a node sends once the gate is open: walked and gathered by what production walks it with."""
+    data = b"".join(_frame(rng) for _ in range(rng.randrange(1, 7)))
+    if rng.randrange(2):
+        data = mutate_bytes(rng, data, rng.choice(_ZMTP))
+
+    def walked(pieces: list[bytes]) -> tuple[list[list[bytes]], bytes, str]:
+        gathered: list[list[bytes]] = []
+        split = Splitter(lambda message: gathered.append([bytes(f) for f in message]), Buffers())
+        out = bytearray()
+        try:
+            for piece in pieces:
+                out += split.feed(piece)
+        except GateError as error:
+            return gathered, b"", error.reason
+        return gathered, bytes(out), ""
+
+    whole = walked([data])
+    assert walked(_pieces(rng, data)) == whole, "it depends on how the network cuts it"
+    for message in whole[0]:
+        assert 1 <= len(message) <= 2 and len(message[0]) <= MAX_ENVELOPE and len(message[-1]) <= MAX_BULK
+        assert all(f in data for f in message), "it was not sent"
+    return not whole[2]
 
 
 def refusal(rng: random.Random) -> bool:
@@ -335,6 +373,6 @@ class ChunkTarget:
 
 
 SIMPLE: dict[str, Target] = {
-    "gate": gate, "refusal record": refusal, "message": message, "enrolment": enrolment, "manifest": manifest,
+    "gate": gate, "frames": frames, "refusal record": refusal, "message": message, "enrolment": enrolment, "manifest": manifest,
     "safetensors header": safetensors, "update statement": statement,
 }  # fmt: skip
