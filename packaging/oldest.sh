@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests of the daemon, the hub, the link and the CLI on exactly the oldest versions that we promise (Ubuntu 24.04's), in an
-# environment of its own outside the repository, made once.   packaging/oldest.sh [PYTEST ARGUMENTS]     (make test-oldest)
+# environment of its own outside the repository, made once.   packaging/oldest.sh [--short] [PYTEST ARGUMENTS]     (make test-oldest)
+# --short, as .ci/run has it: the unit tests, and of the others those of hub, link and enrolment, in a third of the time.
 # Exit code 77: the environment cannot be made here (no compiler, no sources to be had), with the reason printed.
 # pyzmq 24.0.1 and msgpack 1.0.3 are older than Python 3.12: their sources hold C that Cython made for earlier Pythons. As the
 # distribution does, this makes it anew, and names the functions that Python has since made public.
@@ -56,8 +57,13 @@ fi
 # parts, which take long, and the bad lines, which show the same as the bad proxies. What needs a package of the runtime is skipped by its mark.
 others='/test_(train|robot|recorder|virtual|rollout|end_to_end|privacy|gpu_memory|hub_flower|hub_evaluation|hub_outlets|daemon_recording|daemon_session|daemon_training'
 others+='|ctl_robot|ctl_dataset|line|runtime_install|codec|payload)'
+folders=(tests/unit tests/integration tests/faults)
+if [ "${1-}" = --short ]; then
+    shift
+    folders=(tests/unit tests/integration/test_hub_rounds_live.py tests/integration/test_link_enroll.py tests/integration/test_link_node_hub.py)
+fi
 # shellcheck disable=SC2207  # names without spaces
-files=($(find tests/unit tests/integration tests/faults -name 'test_*.py' | grep -vE "$others" | sort))
+files=($(find "${folders[@]}" -name 'test_*.py' | grep -vE "$others" | sort))
 export OMP_NUM_THREADS=1 PYTHONPATH=$PWD HF_HUB_OFFLINE=1
 "$place/venv/bin/python" -m pytest "${files[@]}" --deselect=tests/unit/test_arbiter.py::test_a_week "$@"
 # These hold our reading and writing of tensors against torch and safetensors: those two come from .venv, everything else is the oldest.
