@@ -102,8 +102,8 @@ def test_a_blob_arrives_whole_over_the_worst_wire(
         cutter.cancel()
         assert path.read_bytes() == data
         assert sorted(stored) == list(range(81)), "a chunk was stored twice, or never"
-        assert (
-            given is None or ends.down.lost + ends.up.lost and ends.down.spoilt
+        assert given is None or (
+            ends.down.lost + ends.up.lost and ends.down.spoilt
         )  # one seed in a hundred loses nothing
         await ends.close()
 
