@@ -1,10 +1,12 @@
-"""A virtual pair that is opened by its ports, as arms are: its `[robot]` table, and a hand on its leader.
+"""A virtual pair that is opened by its ports, as arms are: its `[robot]` table, a hand on its leader, a channel to nobody.
 
 The pair is the fixture `station`.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,3 +32,21 @@ class Hand:
 
     def put(self, *raw: int) -> None:
         self.raw = list(raw)
+
+
+class Told:
+    """A channel whose supervisor acts on what it hears, in the recorder's own thread."""
+
+    def __init__(self, act: Callable[[str, dict[str, Any]], None] = lambda event, fields: None) -> None:
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.act = act
+
+    def emit(self, event: str, **fields: Any) -> None:
+        self.events.append((event, fields))
+        self.act(event, fields)
+
+    def poll(self, timeout_s: float = 0.0) -> None:
+        time.sleep(max(0.0, timeout_s))
+
+    def of(self, name: str) -> list[dict[str, Any]]:
+        return [fields for event, fields in self.events if event == name]

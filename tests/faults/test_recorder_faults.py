@@ -11,8 +11,7 @@ import os
 import random
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import pytest
 from capture import Capture
 from daemon_process import wait_until
 from recorded_dataset import check_whole
-from virtual_pair import table
+from virtual_pair import Told, table
 from worker_process import WorkerProcess
 
 from robot import recorder
@@ -31,24 +30,6 @@ from zk0d.errors import DatasetError, RobotError
 
 pytest.importorskip("lerobot")
 pytest.importorskip("so101_nexus")
-
-
-class Told:
-    """A channel whose supervisor acts on what it hears, in the recorder's own thread."""
-
-    def __init__(self, act: Callable[[str, dict[str, Any]], None] = lambda event, fields: None) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
-        self.act = act
-
-    def emit(self, event: str, **fields: Any) -> None:
-        self.events.append((event, fields))
-        self.act(event, fields)
-
-    def poll(self, timeout_s: float = 0.0) -> None:
-        time.sleep(max(0.0, timeout_s))
-
-    def of(self, name: str) -> list[dict[str, Any]]:
-        return [fields for event, fields in self.events if event == name]
 
 
 def record(root: Path, robot: dict[str, Any], told: Told, **changes: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from recorded_dataset import check_whole
-from virtual_pair import table
+from virtual_pair import Told, table
 from worker_process import WorkerProcess
 
 from robot import recorder
@@ -47,19 +47,6 @@ def test_a_persons_take_is_saved_when_the_daemon_dies(station: Any, tmp_path: Pa
     assert dataset.num_episodes == 1 and len(dataset) >= 30
 
 
-class Told:
-    """A channel to nobody that remembers what was told."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[str, dict[str, Any]]] = []
-
-    def emit(self, event: str, **fields: Any) -> None:
-        self.events.append((event, fields))
-
-    def poll(self, timeout_s: float = 0.0) -> None:
-        time.sleep(max(0.0, timeout_s))
-
-
 def test_a_defect_of_the_recorder_costs_no_take(station: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls, whole = itertools.count(), Bench.preview
 
@@ -73,7 +60,7 @@ def test_a_defect_of_the_recorder_costs_no_take(station: Any, tmp_path: Path, mo
     job = {"dataset": str(root), "task": "t", "episodes": 1, "robot": table(station, tmp_path / "calibration")}
     with pytest.raises(ValueError, match="a defect in the preview"):
         recorder.main(job, told)  # type: ignore[arg-type]
-    (why,) = (fields["reason"] for event, fields in told.events if event == "discarded")
+    (why,) = (fields["reason"] for fields in told.of("discarded"))
     assert "saved when recording starts again" in why
     assert recorder.recover(root)["recovered"]["adopted"]
     assert len(check_whole(root)) >= 30
