@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import socket
 import ssl
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 import structlog
 from linked import FAST, hello, until, world
 
 from zk0d.errors import LinkLostError
 from zk0d.link.identity import HUB_NAME, Authority
-from zk0d.link.messages import Message, encode, new_id
-from zk0d.link.peer import MAX_UNASKED
+from zk0d.link.messages import Frame, Message, encode
+from zk0d.link.peer import MAX_MALFORMED, MAX_UNASKED
 from zk0d.link.state import LinkLimits
 from zk0d.link.terminator import Terminator
 from zk0d.link.tls import link_context
@@ -71,24 +71,30 @@ def test_a_connection_that_cannot_be_welcomed_ends_alone(tmp_path: Path, monkeyp
     asyncio.run(run())
 
 
-def test_a_node_that_floods_the_hub_with_chunks_loses_its_link(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("frames", "most", "why"),
+    [
+        pytest.param(
+            encode(Message("chunk", 0, {"digest": "sha256:" + "0" * 64, "index": 0}, None, bytes(1 << 20))),
+            MAX_UNASKED, "nobody asked for", id="chunks",
+        ),
+        pytest.param([msgpack.packb({"v": [[[]] * 60] * 4000})], MAX_MALFORMED, "cannot be parsed", id="lists"),
+    ],
+)  # fmt: skip
+def test_a_node_that_floods_the_hub_loses_its_link(tmp_path: Path, frames: list[Frame], most: int, why: str) -> None:
     """Limits of bandwidth hold for what is asked for: what is not, is the end of the link, and of no other."""
 
     async def run() -> None:
         async with world(tmp_path) as w, w.node("bad") as bad, w.node("good") as good:
-            since, chunk = w.hub.nodes()["bad"].since, bytes(1 << 20)
+            since = w.hub.nodes()["bad"].since
             with structlog.testing.capture_logs() as logs:
                 async with asyncio.timeout(60):
-                    for number in itertools.count(new_id()):
-                        here = w.hub.nodes().get("bad")
-                        if here is None or here.since != since:
-                            break
-                        assert here.bytes_down < 4 * MAX_UNASKED, "it goes on and on"
-                        body = {"digest": "sha256:" + "0" * 64, "index": 0}
-                        if not bad._tunnel.offer(encode(Message("chunk", number, body, None, chunk))):
+                    while (here := w.hub.nodes().get("bad")) is not None and here.since == since:
+                        assert here.bytes_down < 4 * most, "it goes on and on"
+                        if not bad._tunnel.offer(frames):
                             await asyncio.sleep(0.001)
                         await asyncio.sleep(0)
-                await until(lambda: any("nobody asked for" in str(entry) for entry in logs), "the reason is logged")
+                await until(lambda: any(why in str(entry) for entry in logs), "the reason is logged")
             assert (await hello(good))["node_id"] == "good"
 
     asyncio.run(run())

@@ -120,6 +120,16 @@ def test_what_is_wrong_is_said(frames: list[bytes], code: str, re: int | None) -
     assert (refused.value.wire_code, refused.value.re) == (code, re)
 
 
+def test_an_envelope_has_so_many_values_and_no_more() -> None:
+    def said(lists: int) -> list[bytes]:
+        body = {"x": [[[]] * (messages.MAX_ITEMS - 1)] * lists}
+        return [msgpack.packb({"v": 1, "t": "reply", "id": 1, "re": 2, "body": body})]
+
+    assert len(decode(said(3)).body["x"]) == 3
+    with pytest.raises(MessageError, match=f"more than {messages.MAX_VALUES} values"):
+        decode(said(5))
+
+
 def test_an_unknown_field_is_dropped() -> None:
     assert decode([pack(x=1, body={"y": 2})]) == Message("ping", 7, {})
 

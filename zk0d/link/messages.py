@@ -23,6 +23,9 @@ MAX_BULK = (4 << 20) + 1024
 MAX_DEPTH = 8
 MAX_STR = 64 * 1024
 MAX_ITEMS = 4096
+"""Of one list or map."""
+MAX_VALUES = 16384
+"""Of one envelope, whatever they lie in: a quarter of a million empty lists is work for the one who reads them."""
 
 Body = dict[str, Any]
 
@@ -213,7 +216,7 @@ def unpack(data: bytes | memoryview) -> Body:
         )  # fmt: skip
         if not isinstance(value, dict):
             raise MessageError("malformed", f"an envelope is a map, not {type(value).__name__}")
-        _depth(value, MAX_DEPTH)
+        _walk(value, MAX_DEPTH)
     except MessageError:
         raise
     except Exception as error:  # msgpack raises many kinds; every one of them means the same here
@@ -221,17 +224,22 @@ def unpack(data: bytes | memoryview) -> Body:
     return value
 
 
-def _depth(value: Any, left: int) -> None:
+def _walk(value: Any, left: int, values: int = 0) -> int:
+    """How many values there are, `values` with them; MessageError where they are too many or lie too deep."""
     if isinstance(value, dict):
         children: Any = value.values()
     elif isinstance(value, list):
         children = value
     else:
-        return
+        return values
     if left == 0:
         raise MessageError("malformed", f"nested deeper than {MAX_DEPTH}")
+    values += len(value)
+    if values > MAX_VALUES:
+        raise MessageError("malformed", f"more than {MAX_VALUES} values")
     for child in children:
-        _depth(child, left - 1)
+        values = _walk(child, left - 1, values)
+    return values
 
 
 def _is_id(value: object) -> TypeGuard[int]:

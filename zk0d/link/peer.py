@@ -44,6 +44,8 @@ MAX_CONTROL = 1024
 MAX_PENDING = 256
 MAX_UNASKED = 64 << 20
 """Bytes of chunks that were not asked for after which a link is ended: limits of bandwidth hold for what is asked."""
+MAX_MALFORMED = 1 << 20
+"""Bytes of messages that cannot be parsed after which a link is ended. A type that is only unknown counts for none."""
 MAX_REMEMBERED = 256
 
 Transmit = Callable[[list[Frame]], Awaitable[None]]
@@ -78,9 +80,9 @@ class Peer:
         on_push: Callable[[str, Body], None] | None = None,
         on_flood: Callable[[str], None] | None = None,
     ) -> None:
-        """`on_flood` is called, with the reason, when the peer goes on sending chunks that were not asked for."""
+        """`on_flood` is called, with the reason, when the peer goes on sending what nobody asked for or can read."""
         self.name = name
-        self._on_flood, self._unasked = on_flood, 0
+        self._on_flood, self._unasked, self._malformed = on_flood, 0, 0
         self.blobs, self.pool, self.limits = blobs, pool, limits
         self.held = False
         self.linked = asyncio.Event()
@@ -125,7 +127,7 @@ class Peer:
         self._serving.clear()
         self._unsent = None
         self._chunk_asks.clear()
-        self._unasked = 0
+        self._unasked = self._malformed = 0
         for interrupted in list(self.interruptions):
             interrupted()
 
@@ -273,6 +275,9 @@ class Peer:
         except MessageError as error:
             log.warning("link.bad_message", peer=self.name, code=error.wire_code, reason=error.message)
             self._error(error.wire_code, error.message, error.re)
+            self._malformed += sum(map(len, frames)) if error.wire_code == "malformed" else 0
+            if self._malformed > MAX_MALFORMED and self._on_flood is not None:
+                self._on_flood(f"it sent {self._malformed >> 10} KiB of messages that cannot be parsed")
             return None
         try:
             self._dispatch(message)
