@@ -8,7 +8,10 @@ import socket
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from linked import FAST, hello, until, world
+
+from zk0d.errors import LinkClosedError
 
 BLOB = random.Random(7).randbytes(3 << 20)
 
@@ -27,6 +30,21 @@ def test_a_node_that_ends_in_a_download_fetches_only_the_rest(tmp_path: Path) ->
                 assert second.state.bytes_down < len(BLOB) - came + (512 << 10), (
                     "what was under way may come again, no more"
                 )
+
+    asyncio.run(run())
+
+
+def test_a_fetch_ends_with_the_link_that_is_closed(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as w:
+            digest = w.blobs.add_bytes(BLOB)
+            async with w.node("alice", limits=replace(FAST, max_download=2e6, stall_s=600.0)) as alice:
+                fetching = asyncio.create_task(alice.fetch(digest))
+                await until(lambda: alice.state.bytes_down > len(BLOB) // 4, "some of it is there")
+                await alice.close()
+                assert fetching.done(), "and its partial is put away"
+                with pytest.raises(LinkClosedError, match="closed"):
+                    await fetching
 
     asyncio.run(run())
 

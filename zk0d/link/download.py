@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from zk0d.errors import LinkLostError, PayloadError, RefusedError
+from zk0d.errors import LinkClosedError, LinkLostError, PayloadError, RefusedError
 from zk0d.link.peer import Peer
 from zk0d.link.state import Progress
 from zk0d.link.storing import Storing
@@ -32,6 +32,11 @@ async def download(peer: Peer, digest: str, size_limit: int, like: Sequence[str]
     """
     if peer.blobs.has(digest):
         return peer.blobs.path(digest)
+    with peer.fetching():
+        return await _download(peer, digest, size_limit, like)
+
+
+async def _download(peer: Peer, digest: str, size_limit: int, like: Sequence[str]) -> Path:
     loop = asyncio.get_running_loop()
     like = [d for d in like if peer.blobs.has(d)]
     manifest, offered = await _manifest(peer, digest, bool(like))
@@ -168,6 +173,9 @@ class _Fetch:
             self._end(RefusedError(refused, reason=code))
 
     def _interrupted(self) -> None:
+        if self.peer.closed:
+            self._end(LinkClosedError("the link is closed", "what came is kept"))
+            return
         self.receiver.interrupted()
         self._loop.call_soon(self._look)  # a link that comes back stands only after this
 

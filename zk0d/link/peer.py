@@ -7,9 +7,10 @@ nor for arriving blobs (download.py).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Executor
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import structlog
 
 from zk0d.errors import LinkClosedError, LinkLostError, RefusedError, Zk0Error
+from zk0d.link.answers import Answers, OnRequest
 from zk0d.link.messages import (
     ANSWERS,
     PUSHES,
@@ -46,10 +48,8 @@ MAX_UNASKED = 64 << 20
 """Bytes of chunks that were not asked for after which a link is ended: limits of bandwidth hold for what is asked."""
 MAX_MALFORMED = 1 << 20
 """Bytes of messages that cannot be parsed after which a link is ended. A type that is only unknown counts for none."""
-MAX_REMEMBERED = 256
 
 Transmit = Callable[[list[Frame]], Awaitable[None]]
-OnRequest = Callable[[str, Body], Awaitable[Body]]
 Arrival = Callable[[int, bytes | memoryview | None, str], None]
 """(index, data or None, error code) of a chunk that was asked for."""
 
@@ -89,14 +89,15 @@ class Peer:
         self.progress: dict[tuple[str, str], Progress] = {}
         self.arrivals: dict[str, Arrival] = {}
         self.interruptions: list[Callable[[], None]] = []
+        self._fetching: set[asyncio.Future[None]] = set()
         self._transmit, self._offer, self._may_take = transmit, offer, may_take
         self.download = download
         self.credit = credit or Credit()
-        self._on_request, self._on_push = on_request, on_push
+        self._on_push = on_push
         self._next_id = new_id()
         self._pending: dict[int, tuple[asyncio.Future[Message], list[Frame]]] = {}
         self._chunk_asks: OrderedDict[int, tuple[str, int]] = OrderedDict()
-        self._remembered: OrderedDict[int, list[Frame] | None] = OrderedDict()
+        self._answers = Answers(name, on_request, self._ident, self._enqueue) if on_request is not None else None
         self._control: deque[list[Frame]] = deque()
         self._manifests: deque[list[Frame]] = deque()  # they wait for the room of bulk, so never among control
         self._unsent: list[Frame] | None = None  # a chunk that found no room
@@ -136,6 +137,24 @@ class Peer:
         silent = time.time() - 3 * self.limits.reask_s
         return [p for p in self.progress.values() if p.direction == "down" or p.moved > silent]
 
+    @property
+    def closed(self) -> bool:
+        """Whether this is the end of the peer, not only of a link to it."""
+        return self._closed
+
+    @contextlib.contextmanager
+    def fetching(self) -> Iterator[None]:
+        """Around the fetch of a blob: `close` ends it, and leaves it the pool until it has put its partial away."""
+        if self._closed:
+            raise LinkClosedError("the link is closed")
+        over = asyncio.get_running_loop().create_future()
+        self._fetching.add(over)
+        try:
+            yield
+        finally:
+            self._fetching.discard(over)
+            over.set_result(None)
+
     async def close(self) -> None:
         """End: everything that waits gets LinkClosedError."""
         self._closed = True
@@ -145,7 +164,7 @@ class Peer:
                 future.set_exception(LinkClosedError("the link is closing"))
         for task in [self._sender, *self._tasks]:
             task.cancel()
-        await asyncio.gather(self._sender, *self._tasks, return_exceptions=True)
+        await asyncio.gather(self._sender, *self._tasks, *self._fetching, return_exceptions=True)
 
     # What we say
 
@@ -296,8 +315,8 @@ class Peer:
             self._chunk_wanted(message)
         elif message.type == "manifest.get":
             self._start(message, self._serve_manifest(message))
-        elif message.type in REQUESTS and self._on_request is not None:
-            self._requested(message)
+        elif message.type in REQUESTS and self._answers is not None:
+            self._answers.requested(message, self._start)
         elif message.type in PUSHES and self._on_push is not None:
             self._pushed(message)
         else:
@@ -387,36 +406,3 @@ class Peer:
             self._on_push(message.type, message.body)
         except Exception:
             log.exception("link.push_handler_failed", type=message.type)
-
-    def _requested(self, message: Message) -> None:
-        """Answer once: a request that comes again over a new link gets the first answer, or waits for it."""
-        if message.id in self._remembered:
-            known = self._remembered[message.id]
-            if known is not None:
-                self._enqueue(known)
-            return
-        self._remembered[message.id] = None
-        if not self._start(message, self._answer(message)):
-            del self._remembered[message.id]
-        while len(self._remembered) > MAX_REMEMBERED:
-            self._remembered.popitem(last=False)
-
-    async def _answer(self, message: Message) -> None:
-        assert self._on_request is not None
-        try:
-            reply = Message("reply", self._ident(), await self._on_request(message.type, message.body), message.id)
-            frames = encode(reply)
-        except Zk0Error as error:
-            code = error.reason if isinstance(error, RefusedError) else error.code
-            log.info("link.request_refused", peer=self.name, type=message.type, code=code, reason=error.message)
-            body: Body = {"code": code, "message": error.message[:1000], "hint": error.hint[:1000]}
-            if isinstance(error, RefusedError) and error.signed is not None:
-                body["refusal"], body["refusal_signature"] = error.signed
-            frames = encode(Message("error", self._ident(), body, message.id))
-        except Exception:
-            log.exception("link.request_failed", peer=self.name, type=message.type)
-            body = {"code": "internal", "message": f"the hub failed to answer {message.type}; its log says more"}
-            frames = encode(Message("error", self._ident(), body, message.id))
-        if message.id in self._remembered:
-            self._remembered[message.id] = frames
-        self._enqueue(frames)
