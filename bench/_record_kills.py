@@ -109,9 +109,10 @@ def main() -> None:
     import lerobot.robots.so_follower
     import lerobot.teleoperators.so_leader  # noqa: F401
 
-    from robot import arms, dataset, video  # noqa: F401
+    from robot import arms, dataset, recorder, video  # noqa: F401
 
-    arms.Bench.move_to = lambda *given, **named: None  # type: ignore[method-assign]
+    recorder.Recorder.approach = lambda self: None  # type: ignore[method-assign]
+    recorder.put_down = lambda *given, **named: None  # type: ignore[assignment]
     root, dice = Path(root), random.Random(seed)
     held = lost = recovered = cut = removed = quarantined = 0
     began, done = time.monotonic(), 0

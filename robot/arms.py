@@ -18,6 +18,7 @@ import numpy as np
 
 from robot.bench import Bench, Side
 from robot.config import CameraTable, RobotTable
+from robot.ear import Ear
 from robot.limits import joint_limits
 from robot.ports import (
     ask_again,
@@ -30,6 +31,7 @@ from robot.ports import (
     wait_for_bytes,
     wait_longer,
 )
+from robot.torque import Torque, let_down
 from robot.vitals import LineCounter, ServoWatch, clear_first
 from zk0d.devices import resolve
 from zk0d.errors import ConfigError, RobotError, Zk0Error
@@ -46,30 +48,37 @@ def open_bench(
     leader: bool = True,
     limit: float | None = None,
     guarded: bool = False,
+    ear: Ear | None = None,
 ) -> Iterator[Bench]:
-    """Open what the table names. `limit` is LeRobot's max_relative_target, in the table's units per period; `guarded`
-    keeps goals inside the joints' calibrated ranges.
+    """Open what the table names, and let the arms down at the end. `limit` is LeRobot's max_relative_target, in the
+    table's units per period; `guarded` keeps goals inside the joints' calibrated ranges. An end that `ear`
+    hears between the devices raises Ended; it is told when an arm comes under torque, and when that is gone.
 
     Raises RobotError for a device that is missing, busy, uncalibrated or not answering; ConfigError for a wrong value.
     """
+    ear = ear or Ear()
     with ExitStack() as stack:
         sides = []
         for number, (prefix, pair) in enumerate(table.each().items()):
             shared = table.cameras if table.pairs and number == 0 else {}  # opened by the left arm, as LeRobot does
             own = replace(pair, cameras={**pair.cameras, **shared})
-            sides.append(_open_side(stack, prefix, own, fps=fps, seed=seed, leader=leader, limit=limit))
+            sides.append(_open_side(stack, prefix, own, fps=fps, seed=seed, leader=leader, limit=limit, ear=ear))
         bounds = None
         if guarded:
             each = [
                 joint_limits(s.follower.calibration, table.units, table.joint_margin, s.table.limits) for s in sides
             ]
             bounds = (np.concatenate([low for low, _ in each]), np.concatenate([high for _, high in each]))
-        yield Bench(tuple(sides), table, fps, bounds)
+        ear.check()
+        bench = Bench(tuple(sides), table, fps, bounds)
+        stack.callback(bench.lower)
+        yield bench
 
 
 def _open_side(
-    stack: ExitStack, prefix: str, table: RobotTable, *, fps: int, seed: int, leader: bool, limit: float | None
-) -> Side:
+    stack: ExitStack, prefix: str, table: RobotTable, *, fps: int, seed: int, leader: bool, limit: float | None,
+    ear: Ear,
+) -> Side:  # fmt: skip
     """One pair of arms."""
     station: Any = None
     roles = (f"{prefix.replace('_', ' ')}follower", f"{prefix.replace('_', ' ')}leader")
@@ -90,12 +99,21 @@ def _open_side(
         for role, port in zip(roles, ports, strict=True):
             if role == roles[0] or leader:
                 stack.callback(os.close, claim_port(role, port))
-    arm, line, watch = _open_follower(stack, table, ports[0], ids[0], calibration, cameras, limit, roles[0])
-    lines = {"follower": line}
-    guide = None
+    ear.check()
+    arm = _open_follower(stack, table, ports[0], ids[0], calibration, cameras, limit, roles[0], ear)
+    guide, lines = None, {}
     if leader:
+        ear.check()
         guide, lines["leader"] = _open_leader(stack, table, ports[1], ids[1], calibration, roles[1])
-    return Side(prefix, table, arm, guide, station, watch, lines)
+    ear.check()
+    torque = Torque(arm.bus, roles[0], ports[0], ear, gently=station is None)
+    stack.callback(_let_go, torque)
+    torque.taken()
+    with device_errors(f"the {roles[0]}", table.follower):
+        arm.configure()  # which brings it under torque: last of all
+        lines["follower"], watch = LineCounter(arm.bus), ServoWatch(arm.bus, table.care)
+        watch.protect_gripper()
+    return Side(prefix, table, arm, guide, station, watch, torque, lines)
 
 
 def open_station(table: RobotTable, *, fps: int, seed: int, leader: bool) -> Any:
@@ -151,7 +169,9 @@ def _open_follower(
     cameras: dict[str, Any],
     limit: float | None,
     role: str,
-) -> tuple[Any, LineCounter, ServoWatch]:
+    ear: Ear,
+) -> Any:
+    """LeRobot's follower with its cameras; not under torque yet."""
     from lerobot.robots.so_follower import SO100Follower, SO101Follower, SOFollowerRobotConfig
 
     config = SOFollowerRobotConfig(
@@ -164,8 +184,9 @@ def _open_follower(
     )
     robot = (SO100Follower if table.type == "so100" else SO101Follower)(config)
     _connect_bus(robot, role, table)
-    stack.callback(_let_go, robot.bus)
+    stack.callback(_disconnect_port, robot.bus)
     for camera_name, camera in robot.cameras.items():
+        ear.check()
         try:
             camera.connect()
         except Zk0Error:
@@ -174,11 +195,7 @@ def _open_follower(
             hint = "check its source, height and width, and fps"
             raise RobotError(f"camera {camera_name}: {first_line(error)}", hint) from error
         stack.callback(_disconnect, camera)
-    with device_errors(f"the {role}", table.follower):
-        robot.configure()
-        line, watch = LineCounter(robot.bus), ServoWatch(robot.bus, table.care)
-        watch.protect_gripper()
-    return robot, line, watch
+    return robot
 
 
 def _open_leader(
@@ -255,21 +272,22 @@ def _connect_bus(device: Any, role: str, table: RobotTable) -> None:
         raise
 
 
-def _let_go(bus: Any) -> None:
-    """Torque off and close. LeRobot's disconnect stops at the first servo with an error bit, such as an overload's."""
+def _let_go(torque: Torque) -> None:
+    """The arm has been let down, or is now. LeRobot's disconnect stops at the first servo with an error bit."""
+    if torque.gently and not torque.tried:
+        let_down([torque])
     try:
         for _ in range(3):  # nobody answers a sync write
-            bus.sync_write("Torque_Enable", dict.fromkeys(bus.motors, 0))
-        bus.disconnect()
+            torque.bus.sync_write("Torque_Enable", dict.fromkeys(torque.bus.motors, 0))
+        torque.bus.disable_torque()  # and their EEPROM open, as LeRobot leaves it
     except Exception as error:
-        print(f"while closing {bus}: {first_line(error)}")
-        if bus.is_connected:
-            _disconnect_port(bus)
+        print(f"while closing {torque.bus}: {first_line(error)}")
 
 
 def _disconnect_port(bus: Any) -> None:
     try:
-        bus.disconnect(False)
+        if bus.is_connected:
+            bus.disconnect(False)
     except Exception as error:
         print(f"while closing {bus}: {first_line(error)}")
 

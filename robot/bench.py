@@ -17,6 +17,8 @@ from robot.config import RobotTable
 from robot.eyes import Eyes
 from robot.limits import GoalGuard
 from robot.ports import device_errors
+from robot.ramp import SPEED
+from robot.torque import Torque, let_down
 from robot.video import Frame
 from robot.vitals import LineCounter, ServoWatch
 
@@ -35,6 +37,7 @@ class Side:
     leader: Any
     station: Any
     watch: ServoWatch
+    torque: Torque
     lines: dict[str, LineCounter]
 
 
@@ -60,7 +63,8 @@ class Bench:
                     devices[self._camera(side, name)] = side.follower.cameras[name]
         self.robot_type = "bi_so_follower" if table.pairs else str(sides[0].follower.robot_type)
         self.eyes = Eyes(devices)
-        self._guard = GoalGuard(self.joints, *(limits or (None, None)))
+        low, high = limits or (None, None)
+        self._guard = GoalGuard(self.joints, low, high, catch_up=SPEED / fps)
         self._present: Pose | None = None
         self._periods = 0
         self._before: dict[str, int] = {}
@@ -108,6 +112,16 @@ class Bench:
         self.eyes.seen(images)
         self._present = np.array([pose[name] for name in self.joints], dtype=np.float32)
         return self._present, images
+
+    def positions(self) -> Pose:
+        """Joint positions of the followers alone, shape (joints,) float32: a camera that is gone is no matter here."""
+        pose: dict[str, float] = {}
+        for side in self._sides:
+            with device_errors(f"the {side.prefix.replace('_', ' ')}follower", side.table.follower):
+                seen = side.follower.bus.sync_read("Present_Position")
+            pose |= {f"{side.prefix}{name}.pos": value for name, value in seen.items()}
+        self._present = np.array([pose[name] for name in self.joints], dtype=np.float32)
+        return self._present
 
     def leader_pose(self) -> Pose:
         """Joint positions of the leaders, shape (joints,) float32."""
@@ -173,10 +187,18 @@ class Bench:
             found += [{**f.to_json(), "joint": side.prefix + f.joint, "text": arm + f.text} for f in news]
         if self.level == RELEASE and not self.released:
             for side in self._sides:
-                with device_errors(f"the {side.prefix.replace('_', ' ')}follower", side.table.follower):
-                    side.watch.release()
+                side.watch.released = True
+            let_down([side.torque for side in self._sides])
         self._stories = (self._stories + found)[:_STORIES]
         return found
+
+    def lower(self, why: str = "") -> None:
+        """The session is over: let the arms down gently, together. `why` that is not at rest, if it is not.
+
+        An arm that does not answer cannot be told, which is told to the supervisor (torque.py).
+        """
+        if not self.virtual:
+            let_down([side.torque for side in self._sides if not side.torque.tried], why)
 
     def _tripped(self) -> tuple[str, ...]:
         return tuple(f"{s.prefix}{joint}.pos" for s in self._sides for joint in s.watch.care.tripped)
@@ -225,12 +247,3 @@ class Bench:
     def leader_done(self) -> bool:
         """Whether a virtual leader's script has ended; of two sides, both."""
         return self.virtual and all(s.station.leader_done() for s in self._sides)
-
-    def move_to(self, pose: Pose, seconds: float, hz: float = 50.0) -> None:
-        """Move the followers there in a straight line in joint space, in real time."""
-        start, _ = self.observe()
-        steps = max(1, round(seconds * hz))
-        for k in range(1, steps + 1):
-            self.command((start + (pose - start) * (k / steps)).astype(np.float32))
-            if not self.stepped:
-                time.sleep(1.0 / hz)

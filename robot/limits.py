@@ -22,9 +22,15 @@ _MOVED = 0.5
 class GoalGuard:
     """The follower's goals. Order and units of joints as the bench's."""
 
-    def __init__(self, joints: tuple[str, ...], low: Pose | None = None, high: Pose | None = None) -> None:
+    def __init__(
+        self, joints: tuple[str, ...], low: Pose | None = None, high: Pose | None = None, catch_up: float | None = None
+    ) -> None:
+        """`catch_up`: most that a goal moves in a period while it makes up for what it was held back; None for any."""
         self._joints = joints
         self._low, self._high = low, high
+        self._catch_up = catch_up
+        self._behind = False
+        """A goal was held back and is not where it was asked to be yet: no leap there."""
         self._last: Pose | None = None
         self.clipped = 0
         """Periods in which a goal was changed, since `begin`."""
@@ -39,13 +45,17 @@ class GoalGuard:
         given = asked.copy()
         if self._low is not None and self._high is not None:
             np.clip(given, self._low, self._high, out=given)
+        wanted = given.copy()
         start = self._last if self._last is not None else present
+        if step is None and self._behind:
+            step = self._catch_up
         if step is not None and start is not None:
             np.clip(given, start - step, start + step, out=given)
         if frozen and present is not None:
             for name in frozen:
                 at = self._joints.index(name)
                 given[at] = present[at]
+        self._behind = bool(np.abs(wanted - given).max() > _MOVED)
         self._last = given
         return given
 

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from robot.cutoff import Begun
+from robot.ear import Channel, Ear, Ended
+from robot.ramp import put_down, ramp
 from robot.realtime import before_others
 from robot.recorder_job import RecorderJob
 from robot.room import Room
 from zk0d.errors import ConfigError, DatasetError, RobotError
-from zk0d.worker import Message, WorkerChannel, run_worker
+from zk0d.worker import Message, run_worker
 
 PROGRESS_EVERY_S = 0.5
 DISK_CHECK_EVERY_S = 5.0
@@ -30,7 +32,7 @@ KEEP_WHEN_CUT_S = 1.0
 class Recorder:
     """One job. Takes are recorded on the calling thread; the one before is verified and saved beside it."""
 
-    def __init__(self, job: RecorderJob, channel: WorkerChannel, bench: Any, dataset: Any, view: Any = None) -> None:
+    def __init__(self, job: RecorderJob, channel: Ear, bench: Any, dataset: Any, view: Any = None) -> None:
         self.job = job
         self._view = view
         self._channel = channel
@@ -61,6 +63,16 @@ class Recorder:
         """Rows below which a take that was cut off is not worth keeping."""
         self._max_takes = job.max_takes or (4 * job.episodes + 10 if job.keep == "success" else 0)
 
+        self._home: Any = None if bench.virtual else bench.positions()
+        """Where the arms stood when they were opened: their rest."""
+        self._limp = False
+        """Told to let the arms go where they are."""
+
+    def approach(self) -> None:
+        """The follower goes to where the leader is: no leap. An end that is told meanwhile is one before any take."""
+        if not self._bench.virtual and (why := ramp(self._bench, self._bench.leader_pose, self._channel)):
+            self._finish, self._cut, self._limp = True, why != "care", why == "release"
+
     def run(self) -> Message:
         """Record until the job is done or a command ends it; everything saved is durable when this returns."""
         try:
@@ -72,6 +84,7 @@ class Recorder:
                 if not self._finish and self._wanted():
                     self._between(self.job.reset_s)
         finally:
+            put_down(self._bench, self._home, self._channel, limp=self._limp)  # not held while takes are verified
             try:
                 self._collect(wait=True)
             finally:
@@ -229,9 +242,10 @@ class Recorder:
                     self._paused = False
                 case "finish":
                     self._finish = True
-                case "stop":
+                case "stop" | "release" as end:
                     self._finish = self._cut = True
-                    return "stop"
+                    self._limp = end == "release"
+                    return str(end)
                 case "orphaned":
                     self._finish = True
                     if not self._bench.virtual:
@@ -348,26 +362,34 @@ def _view(job: RecorderJob) -> AbstractContextManager[Any]:
     return RerunView(job.rerun)
 
 
-def main(job: Message, channel: WorkerChannel) -> Message:
+def main(job: Message, channel: Channel) -> Message:
     """Open everything, record, close everything. Raises RobotError, DatasetError or ConfigError."""
     if "recover" in job:
         return recover(Path(job["recover"]))
-    wanted = RecorderJob.parse(job)
+    wanted, ear = RecorderJob.parse(job), Ear(channel)
+    try:
+        return _record(wanted, ear)
+    except Ended:  # before anything was opened; takes of an earlier recorder wait for the next
+        none = dict.fromkeys(("episodes", "takes", "discarded", "frames"), 0)
+        return {**none, "dataset": str(wanted.dataset), "ended": ""}
+
+
+def _record(wanted: RecorderJob, ear: Ear) -> Message:
     # After the job is known to be right: these take seconds.
     from robot.arms import open_bench
     from robot.dataset import RecordedDataset
     from robot.episodes import RecordingSpec
 
-    with _view(wanted) as view, open_bench(wanted.robot, fps=wanted.fps, seed=wanted.seed) as bench:
+    with _view(wanted) as view, open_bench(wanted.robot, fps=wanted.fps, seed=wanted.seed, ear=ear) as bench:
         spec = RecordingSpec(wanted.fps, bench.joints, bench.cameras, bench.robot_type, wanted.robot.units)
         with RecordedDataset(wanted.dataset, spec) as dataset:
-            if not bench.virtual:
-                bench.move_to(bench.leader_pose(), seconds=1.5)
+            recorder = Recorder(wanted, ear, bench, dataset, view)
+            recorder.approach()
             with before_others() as scheduling:  # a trial, for whoever wonders about late frames
                 pass
-            channel.emit("ready", ports=bench.ports, cameras=list(bench.cameras), scheduling=scheduling,
-                         recovered=dataset.recovery.to_json())  # fmt: skip
-            return Recorder(wanted, channel, bench, dataset, view).run()
+            ear.emit("ready", ports=bench.ports, cameras=list(bench.cameras), scheduling=scheduling,
+                     recovered=dataset.recovery.to_json())  # fmt: skip
+            return recorder.run()
 
 
 if __name__ == "__main__":

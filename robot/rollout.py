@@ -12,16 +12,19 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from robot.ear import Channel, Ear, Ended
+from robot.ramp import put_down
 from robot.rollout_job import RolloutJob
 from robot.thinker import Policy, Thinker
 from zk0d import durable
-from zk0d.errors import ConfigError, RobotError
-from zk0d.worker import Message, WorkerChannel, run_worker
+from zk0d.errors import ConfigError
+from zk0d.worker import Message, run_worker
 
 if TYPE_CHECKING:
     from robot.bench import Bench
@@ -29,9 +32,8 @@ if TYPE_CHECKING:
 
 PROGRESS_EVERY_S = 0.5
 LINGER_S = 0.4
-REST_S = 2.0
-REST_SPEED = 45.0
-"""Degrees or range units per second."""
+_LOOK_S = 0.05
+"""While the policy thinks with no control loop running: how often care and commands get their turn."""
 WARM_UP_S = 120.0
 
 
@@ -51,7 +53,7 @@ class Rollout:
     """One job on an opened bench."""
 
     def __init__(
-        self, job: RolloutJob, channel: WorkerChannel, bench: Bench, act: Policy, reset: Callable[[], None], film: Film
+        self, job: RolloutJob, channel: Ear, bench: Bench, act: Policy, reset: Callable[[], None], film: Film
     ) -> None:
         self.job = job
         self._channel = channel
@@ -60,15 +62,17 @@ class Rollout:
         self._reset_policy = reset
         self._film = film
         self._stop = False
+        self._limp = False
+        """Told to let the arm go where it is."""
         self._verdict: bool | None = None
         self._note = ""
 
     def run(self) -> list[dict[str, Any]]:
         """Run the episodes; gives a row for each. Real arms go back to where they stood, whatever ended it."""
         home, images = self._bench.observe()
-        self._warm_up(home, images)
         rows: list[dict[str, Any]] = []
         try:
+            self._warm_up(home, images)
             for episode in range(self.job.episodes):
                 if self._stop:
                     break
@@ -77,33 +81,35 @@ class Rollout:
                 self._channel.emit("episode", **{k: rows[-1][k] for k in told})
         finally:
             self._thinker.close()
-            if not self._bench.virtual and not self._bench.released:
-                self._to_rest(home)
+            put_down(self._bench, home, self._channel, limp=self._limp)  # not held while the video is finished
         return rows
 
     def _warm_up(self, state: NDArray[np.float32], images: Mapping[str, NDArray[np.uint8]]) -> None:
         """A policy's first answer takes long (kernels, caches): have it before the arm moves."""
         self._thinker.ask(state, images)
-        if self._thinker.answer(WARM_UP_S) is None:
+        if not self._thought(WARM_UP_S) and not self._stop:
             raise ConfigError(
                 f"the policy gave no first action within {WARM_UP_S:.0f} s", "is its device right? ([train] device)"
             )
         self._thinker.seconds.clear()
 
-    def _to_rest(self, home: NDArray[np.float32]) -> None:
-        """Slowly, from wherever the policy has left it. What went wrong before is what the person hears."""
-        try:
-            here, _ = self._bench.observe()
-            self._bench.move_to(home, max(REST_S, float(np.abs(home - here).max()) / REST_SPEED))
-        except RobotError as error:
-            self._channel.emit("log", text=f"the arm could not go to rest: {error.message}")
+    def _thought(self, within_s: float) -> bool:
+        """Wait for an answer that nobody acts on; an end, or an arm that is let go, is `_stop` at once."""
+        deadline = time.perf_counter() + within_s
+        while self._thinker.answer(_LOOK_S) is None:
+            self._bench.positions()
+            self._stop = self._cared() or self._stop
+            self._commands(0.0)
+            if self._stop or time.perf_counter() > deadline:
+                return False
+        return True
 
     def _episode(self, episode: int) -> dict[str, Any]:
         job, bench = self.job, self._bench
         seed = job.seed * 100_003 + 50_000 + episode  # not a scene that a recorder of the same seed has shown
         bench.begin_take(seed)
-        while self._thinker.busy and self._thinker.answer(job.give_up_s) is not None:
-            pass  # an answer to the last episode
+        if self._thinker.busy:  # with an answer to the last episode
+            self._thought(job.give_up_s)
         self._reset_policy()
         self._thinker.seconds.clear()
         self._verdict, self._note = None, ""
@@ -202,24 +208,42 @@ class Rollout:
                 case "success" | "failure" as said:
                     self._verdict, self._note = said == "success", str(message.get("note") or "")
                     return str(said)
-                case "stop" | "finish" | "orphaned" as end:
-                    self._stop = True
+                case "stop" | "finish" | "orphaned" | "release" as end:
+                    self._stop, self._limp = True, end == "release"
                     return str(end)
         return None
 
 
-def policy_function(job: RolloutJob, bench: Bench) -> tuple[Policy, Callable[[], None]]:
-    """Load the policy and fit it to the arm. Raises ConfigError when its cameras or joints are not the arm's."""
+@dataclass(frozen=True)
+class Loaded:
+    """A published policy in memory: LeRobot's, with its two processors, and the torch device they compute on."""
+
+    policy: Any
+    preprocessor: Any
+    postprocessor: Any
+    device: Any
+
+
+def load(job: RolloutJob) -> Loaded:
+    """Load the policy. Raises ConfigError when it works at another rate or in other units."""
+    import torch
+
+    from zk0d.train.load import load_published
+
+    name = job.device if job.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    _check_published(job)
+    return Loaded(*load_published(job.policy, name), torch.device(name))
+
+
+def policy_function(job: RolloutJob, bench: Bench, loaded: Loaded) -> tuple[Policy, Callable[[], None]]:
+    """Fit the policy to the arm. Raises ConfigError when its cameras or joints are not the arm's."""
     import torch
     from lerobot.policies.utils import prepare_observation_for_inference
 
     from zk0d.train.images import fit
-    from zk0d.train.load import load_published
 
-    name = job.device if job.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    _check_published(job)
-    policy, preprocessor, postprocessor = load_published(job.policy, name)
+    policy, preprocessor, postprocessor = loaded.policy, loaded.preprocessor, loaded.postprocessor
+    device = loaded.device
     ours = {f"observation.images.{n}": n for n in bench.cameras}
     given = {job.rename.get(key, key): camera for key, camera in ours.items()}
     wanted = list(policy.config.image_features)
@@ -262,38 +286,54 @@ def _check_published(job: RolloutJob) -> None:
             )
 
 
-def main(job: Message, channel: WorkerChannel) -> Message:
+def main(job: Message, channel: Channel) -> Message:
     """Open everything, roll out, close everything. Raises RobotError, DatasetError or ConfigError."""
-    wanted = RolloutJob.parse(job)
-    # Read when LeRobot is first imported, which opening the arm does: nothing here asks a model hub.
-    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    from robot.arms import open_bench
-    from robot.film import Film
-
+    wanted, ear = RolloutJob.parse(job), Ear(channel)
     wanted.out.mkdir(parents=True, exist_ok=True)
-    video = wanted.out / "rollout.mp4"
-    limit = wanted.robot.max_relative_target
-    with open_bench(wanted.robot, fps=wanted.fps, seed=wanted.seed, leader=False, limit=limit, guarded=True) as bench:
-        act, reset = policy_function(wanted, bench)
-        channel.emit("ready", ports=bench.ports, cameras=list(bench.cameras))
-        with Film(video, wanted.fps) as film:
-            rows = Rollout(wanted, channel, bench, act, reset, film).run()
-        health = bench.health()
+    try:
+        rows, reason = _roll_out(wanted, ear)
+    except Ended:
+        rows, reason = [], ""
     successes = sum(bool(row["success"]) for row in rows)
     report = {
         "schema": 1,
         "policy": str(wanted.policy),
         "task": wanted.task,
         "fps": wanted.fps,
-        "max_relative_target": limit,
+        "max_relative_target": wanted.robot.max_relative_target,
         "joint_margin": wanted.robot.joint_margin,
         "successes": successes,
         "episodes": rows,
     }
     durable.write_json(wanted.out / "rollout.json", report)
-    ended = {"watchdog": "the policy gave no action", "care": f"the arm was let go: {health['reason']}"}
+    ended = {"watchdog": "the policy gave no action", "care": f"the arm was let go: {reason}"}
     why = ended.get(rows[-1]["ended_by"], "") if rows else ""
-    return {"episodes": len(rows), "successes": successes, "video": str(video), "ended": why}
+    video = str(_video(wanted)) if rows else ""
+    return {"episodes": len(rows), "successes": successes, "video": video, "ended": why}
+
+
+def _video(job: RolloutJob) -> Path:
+    return job.out / "rollout.mp4"
+
+
+def _roll_out(wanted: RolloutJob, ear: Ear) -> tuple[list[dict[str, Any]], str]:
+    """The rows of the episodes, and the worst about the arm at the end. Raises Ended before the first one."""
+    # Read when LeRobot is first imported, which opening the arm does: nothing here asks a model hub.
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    from robot.arms import open_bench
+    from robot.film import Film
+
+    loaded = load(wanted)  # seconds, minutes: before the arm is under torque
+    ear.check()
+    limit = wanted.robot.max_relative_target
+    with open_bench(
+        wanted.robot, fps=wanted.fps, seed=wanted.seed, leader=False, limit=limit, guarded=True, ear=ear
+    ) as bench:
+        act, reset = policy_function(wanted, bench, loaded)
+        ear.emit("ready", ports=bench.ports, cameras=list(bench.cameras))
+        with Film(_video(wanted), wanted.fps) as film:
+            rows = Rollout(wanted, ear, bench, act, reset, film).run()
+        return rows, str(bench.health()["reason"])
 
 
 if __name__ == "__main__":

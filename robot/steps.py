@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zk0d.worker import WorkerChannel
+from robot.ear import Channel, Ear
 
 
 class Aborted(Exception):
@@ -20,16 +20,16 @@ class Aborted(Exception):
 class Steps:
     """The dialogue: says what to do, waits for the answer."""
 
-    def __init__(self, channel: WorkerChannel) -> None:
-        self._channel = channel
+    def __init__(self, channel: Channel) -> None:
+        self.ear = Ear(channel)
 
     def say(self, event: str, **fields: Any) -> None:
         """Tell the person something."""
-        self._channel.emit(event, **fields)
+        self.ear.emit(event, **fields)
 
     def answered(self, wait_s: float = 0.0) -> bool:
         """Whether `next` came within `wait_s`. Raises Aborted for stop, discard, finish and a lost supervisor."""
-        message = self._channel.poll(wait_s)
+        message = self.ear.poll(wait_s)
         if message is None:
             return False
         if message.get("cmd") == "next":

@@ -12,12 +12,16 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from robot.config import RobotTable
+from robot.ear import Channel, Ended
 from robot.steps import Aborted, Steps
 from zk0d.errors import RobotError, UsageError
-from zk0d.worker import Message, WorkerChannel, run_worker
+from zk0d.worker import Message, run_worker
+
+if TYPE_CHECKING:
+    from robot.bench import Bench
 
 ROLES = ("follower", "leader")
 _PROGRESS_S = 0.5
@@ -84,38 +88,88 @@ def _doctor(work: Tending, steps: Steps) -> dict[str, Any]:
 
 
 def _teleop(work: Tending, steps: Steps) -> dict[str, Any]:
-    """The follower does what the leader does until `next` or `stop`; gives the rate that was held."""
+    """The follower does what the leader does until `next` or `stop`, from a slow beginning to rest at the end.
+
+    Gives the rate that was held.
+    """
     from robot.arms import open_bench
+    from robot.ramp import put_down, ramp
 
-    period, done = 1.0 / work.fps, 0
-    with open_bench(work.robot, fps=work.fps) as bench:
-        steps.say("ready", ports=bench.ports, cameras=list(bench.cameras))
-        began = said = time.perf_counter()
-        due = began
+    with open_bench(work.robot, fps=work.fps, ear=steps.ear) as bench:
+        home, done, word = bench.positions(), 0, ""
+        began = time.perf_counter()
         try:
-            while not work.seconds or time.perf_counter() - began < work.seconds:
-                bench.observe()
-                sent = bench.command(bench.leader_pose())
-                for found in bench.tend():
-                    steps.say("care", **found)
-                if bench.released:
-                    raise RobotError(f"the arm was let go: {bench.health()['reason']}", "let it rest; robot doctor")
-                done += 1
-                now = time.perf_counter()
-                if now - said >= _PROGRESS_S:
-                    said = now
-                    joints = {n: round(float(v), 1) for n, v in zip(bench.joints, sent, strict=True)}
-                    steps.say("progress", hz=round(done / (now - began), 1), joints=joints, seconds=now - began)
-                due = max(due + period, now)  # a late period is not made up for: the arm would race
-                if steps.answered(max(0.0, due - now)):
-                    break
-        except Aborted:
-            pass  # a person ends a teleoperation like this
-        seconds = time.perf_counter() - began
-    return {"seconds": round(seconds, 2), "hz": round(done / seconds, 2)}
+            if not bench.virtual:  # no leap to the leader
+                word = ramp(bench, bench.leader_pose, steps.ear)
+            steps.say("ready", ports=bench.ports, cameras=list(bench.cameras))
+            began = time.perf_counter()
+            if not word:
+                done, word = _follow(bench, work, steps, began)
+            seconds = time.perf_counter() - began
+        finally:
+            put_down(bench, home, steps.ear, limp=word == "release")
+        if bench.released:
+            raise RobotError(f"the arm was let go: {bench.health()['reason']}", "let it rest; robot doctor")
+    return {"seconds": round(seconds, 2), "hz": round(done / max(seconds, 1e-3), 2)}
 
 
-ACTIONS = {"setup": _setup, "calibrate": _calibrate, "doctor": _doctor, "teleop": _teleop}
+def _follow(bench: Bench, work: Tending, steps: Steps, began: float) -> tuple[int, str]:
+    """Until `next` or an end comes, the time is over or the arm was let go → periods done, the word that ended it."""
+    period, said, due, done = 1.0 / work.fps, began, began, 0
+    while not work.seconds or time.perf_counter() - began < work.seconds:
+        bench.observe()
+        sent = bench.command(bench.leader_pose())
+        for found in bench.tend():
+            steps.say("care", **found)
+        if bench.released:
+            return done, "care"
+        done += 1
+        now = time.perf_counter()
+        if now - said >= _PROGRESS_S:
+            said = now
+            joints = {n: round(float(v), 1) for n, v in zip(bench.joints, sent, strict=True)}
+            steps.say("progress", hz=round(done / (now - began), 1), joints=joints, seconds=now - began)
+        due = max(due + period, now)  # a late period is not made up for: the arm would race
+        try:
+            if steps.answered(max(0.0, due - now)):
+                return done, "next"
+        except Aborted as ended:  # a person ends a teleoperation like this
+            return done, str(ended)
+    return done, "time"
+
+
+def _release(work: Tending, steps: Steps) -> dict[str, Any]:
+    """Every follower is let down and loses its torque, calibrated or not; gives their ports.
+
+    Raises RobotError for those that do not answer, when the others are limp.
+    """
+    from robot.bare import bare_arm
+    from robot.ports import ask_again, first_line
+    from robot.torque import sink
+
+    failed: list[str] = []
+    with ExitStack() as stack:
+        arms: dict[str, Any] = {}
+        for prefix, pair in work.robot.each().items():
+            try:
+                device = bare_arm(stack, pair, "follower", handshake=False)
+            except RobotError as error:
+                failed.append(f"{prefix.replace('_', ' ')}{error.message}")
+                continue
+            ask_again(device.bus)
+            arms[f"the {prefix.replace('_', ' ')}follower on {pair.follower}"] = device  # dropped, it would let go
+        wrong = sink([device.bus for device in arms.values()])
+        failed += [f"{arm}: {first_line(wrong[n])}" for n, arm in enumerate(arms) if n in wrong]
+        released = [arm for n, arm in enumerate(arms) if n not in wrong]
+    if failed:
+        done = f" ({', '.join(released)}: limp now)" if released else ""
+        raise RobotError(
+            f"not let go, and perhaps under torque: {'; '.join(failed)}{done}", "hold the arm, and cut its power"
+        )
+    return {"released": released}
+
+
+ACTIONS = {"setup": _setup, "calibrate": _calibrate, "doctor": _doctor, "teleop": _teleop, "release": _release}
 
 
 def _left(work: Tending, error: Aborted) -> str:
@@ -127,12 +181,14 @@ def _left(work: Tending, error: Aborted) -> str:
     return f"{', '.join(error.done)} have their new ids and keep them; the other servos are as they were"
 
 
-def main(job: Message, channel: WorkerChannel) -> Message:
+def main(job: Message, channel: Channel) -> Message:
     """Do one job. Raises RobotError, ConfigError or UsageError."""
-    work = Tending.parse(job)
+    work, steps = Tending.parse(job), Steps(channel)
     os.environ["HF_HUB_OFFLINE"] = os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     try:
-        return ACTIONS[work.action](work, Steps(channel))
+        return ACTIONS[work.action](work, steps)
+    except Ended as error:
+        raise RobotError(f"{work.action} was ended ({error}) before the arm was opened", "begin again") from error
     except Aborted as error:
         raise RobotError(f"{work.action} was ended ({error}); {_left(work, error)}", "begin again") from error
 

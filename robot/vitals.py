@@ -19,8 +19,6 @@ _LOAD, _VOLTAGE, _TEMPERATURE, _STATUS, _CURRENT = (60, 2), (62, 1), (63, 1), (6
 _AMPS: Final = 0.0065
 _LIMIT: Final = 1000
 """Torque_Limit in 0.1 % of stall torque."""
-_SINK: Final = (600, 400, 250, 120)
-_SINK_STEP_S: Final = 0.25
 
 
 def clear_first(bus: Any) -> None:
@@ -77,6 +75,7 @@ class ServoWatch:
     def __init__(self, bus: Any, table: CareTable, every_s: float = EVERY_S) -> None:
         self.care = Care(table, tuple(bus.motors))
         self.released = False
+        """Let go for good: the bench asks nothing of it any more."""
         self._bus = bus
         self._every = every_s
         self._due = 0.0
@@ -128,16 +127,6 @@ class ServoWatch:
         if self._gripping and wanted != self._gripping:
             self._gripping = wanted
             self._chores.append(("Torque_Limit", {GRIPPER: wanted}))
-
-    def release(self) -> None:
-        """Let the arm sink: less and less torque within a second, then none. It stays released."""
-        self.released = True
-        motors = list(self._bus.motors)
-        for limit in _SINK:
-            self._bus.sync_write("Torque_Limit", dict.fromkeys(motors, limit))
-            time.sleep(_SINK_STEP_S)
-        self._bus.sync_write("Torque_Enable", dict.fromkeys(motors, 0))
-        self._bus.sync_write("Torque_Limit", {m: _LIMIT if m != GRIPPER else self._grip for m in motors})
 
 
 def _vital(get: Any, servo: int) -> Vital:

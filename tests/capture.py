@@ -33,7 +33,7 @@ class Capture:
     def read(self) -> tuple[bool, Any]:
         time.sleep(1 / self.hz)
         self._count += 1
-        picture = np.tile(np.arange(64, dtype=np.uint8)[:, None, None], (1, 64, 3)) + np.uint8(self._count)
+        picture = np.tile(np.arange(64, dtype=np.uint8)[:, None, None], (1, 64, 3)) + np.uint8(self._count % 256)
         return (False, None) if self.gone.is_set() else (True, picture)
 
     def release(self) -> None:

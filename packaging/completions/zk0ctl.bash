@@ -5,7 +5,7 @@ _zk0ctl() {
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=""; continue; fi
         case $word in --ca-fingerprint|--dataset|--episode-s|--episodes|--event|--federation|--field|--follower|--for|--fps|--index-url|--into|--keep|--leader|--level|--max-s|--model|--name|--note|--out|--reads|--rename|--rerun|--reset-s|--rest|--seconds|--seed|--sheet|--since|--socket|--state|--task|--timeout|--units|--until|--version|--wait|--wait-s|--wheels|--worker|-n) skip=1; continue ;; -*) continue ;; esac
-        case "${path:+$path }$word" in "status"|"why"|"signals"|"enroll"|"federation"|"federation list"|"federation join"|"federation leave"|"robot"|"robot find"|"robot show"|"robot setup"|"robot calibrate"|"robot teleop"|"robot doctor"|"robot next"|"robot abort"|"record"|"record start"|"record watch"|"record next"|"record rerecord"|"record pause"|"record resume"|"record discard"|"record finish"|"record stop"|"dataset"|"dataset list"|"dataset add"|"dataset show"|"dataset verify"|"dataset sheet"|"dataset exclude"|"dataset include"|"dataset delete"|"dataset split"|"dataset merge"|"dataset import"|"dataset export"|"dataset repair"|"train"|"train now"|"train pause"|"train resume"|"receipts"|"receipts list"|"receipts verify"|"receipts accept-head"|"model"|"model list"|"model show"|"model pull"|"model export"|"rollout"|"rollout start"|"rollout success"|"rollout failure"|"rollout fetch"|"rollout next"|"rollout finish"|"rollout stop"|"logs"|"runtime"|"runtime install"|"runtime show"|"runtime check"|"runtime rollback"|"runtime remove"|"doctor"|"debug"|"debug bundle") path="${path:+$path }$word" ;; esac
+        case "${path:+$path }$word" in "status"|"why"|"signals"|"enroll"|"federation"|"federation list"|"federation join"|"federation leave"|"robot"|"robot find"|"robot show"|"robot setup"|"robot calibrate"|"robot teleop"|"robot doctor"|"robot release"|"robot next"|"robot abort"|"record"|"record start"|"record watch"|"record next"|"record rerecord"|"record pause"|"record resume"|"record discard"|"record finish"|"record stop"|"dataset"|"dataset list"|"dataset add"|"dataset show"|"dataset verify"|"dataset sheet"|"dataset exclude"|"dataset include"|"dataset delete"|"dataset split"|"dataset merge"|"dataset import"|"dataset export"|"dataset repair"|"train"|"train now"|"train pause"|"train resume"|"receipts"|"receipts list"|"receipts verify"|"receipts accept-head"|"model"|"model list"|"model show"|"model pull"|"model export"|"rollout"|"rollout start"|"rollout success"|"rollout failure"|"rollout fetch"|"rollout next"|"rollout finish"|"rollout stop"|"logs"|"runtime"|"runtime install"|"runtime show"|"runtime check"|"runtime rollback"|"runtime remove"|"doctor"|"debug"|"debug bundle") path="${path:+$path }$word" ;; esac
     done
     case $path in
         "") words="status why signals enroll federation robot record dataset train receipts model rollout logs runtime doctor debug --help --socket --state --version" ;;
@@ -17,13 +17,14 @@ _zk0ctl() {
         "federation list") words="--help --json" ;;
         "federation join") words="--help" ;;
         "federation leave") words="--help" ;;
-        "robot") words="find show setup calibrate teleop doctor next abort --help" ;;
+        "robot") words="find show setup calibrate teleop doctor release next abort --help" ;;
         "robot find") words="--help --json --unplugged --wait-s" ;;
         "robot show") words="--help --json" ;;
         "robot setup") words="--follower --help --json --leader" ;;
         "robot calibrate") words="--follower --help --json --leader" ;;
         "robot teleop") words="--follower --fps --help --json --leader --seconds" ;;
         "robot doctor") words="--follower --help --json --leader --reads" ;;
+        "robot release") words="--follower --help --json" ;;
         "robot next") words="--help" ;;
         "robot abort") words="--help" ;;
         "record") words="start watch next rerecord pause resume discard finish stop --help" ;;

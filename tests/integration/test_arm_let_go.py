@@ -1,38 +1,101 @@
-"""However a session ends, no servo is left under torque: told to end while the arm is being set in motion, or with zk0d."""
+"""However a session ends, no servo is left under torque: told to, with zk0d, or killed; and on a person's word."""
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from daemon_process import Daemon, wait_until
+from daemon_process import Daemon, loads, wait_until
+
+from robot.virtual.servo import TORQUE_ENABLE
 
 pytest.importorskip("lerobot")
 pytest.importorskip("so101_nexus")
-TORQUE_ENABLE = 40  # STS3215's table of registers, Feetech
+
+RECORD = ("record", "--dataset", "d", "--task", "x", "--episodes", "1")
 
 
 def torque(station: Any) -> list[int]:
     return [servo.table[TORQUE_ENABLE] for servo in station._follower.servos]
 
 
-@pytest.mark.parametrize("end", ["record stop", "zk0d"])
-def test_an_end_while_the_arm_is_set_in_motion(station: Any, tmp_path: Path, end: str) -> None:
-    folder = tmp_path / "calibration"
+def config(station: Any, folder: Path) -> str:
     station.write_calibration(folder, "follower", "leader")
-    config = (
+    return (
         f'[robot]\nfollower = "{station.follower_port}"\nleader = "{station.leader_port}"\n'
         f'calibration_dir = "{folder}"\n[robot.cameras]\n'
     )
-    with Daemon(tmp_path / "node", config) as node:
-        recording = node.begin("record", "--dataset", "d", "--task", "x", "--episodes", "1", "--episode-s", "60")
+
+
+def test_an_end_while_the_arm_is_set_in_motion(station: Any, tmp_path: Path) -> None:
+    with Daemon(tmp_path / "node", config(station, tmp_path / "calibration")) as node:
+        recording = node.begin(*RECORD, "--episode-s", "60")
         wait_until(lambda: any(torque(station)), "the follower is under torque", 90)
-        if end == "zk0d":
-            node.terminate()
-        else:
-            assert node.ctl("record", "stop").code == 0
+        assert node.ctl("record", "stop").code == 0
         recording.communicate(timeout=60)
-        if end != "zk0d":
-            wait_until(lambda: not node.worker("robot.recorder"), "the recorder has ended", 60)
         assert torque(station) == [0] * 6
+        recording = node.begin(*RECORD, "--episode-s", "60")
+        wait_until(lambda: any(torque(station)), "the follower is under torque", 90)
+        node.terminate()
+        recording.communicate(timeout=60)
+        assert torque(station) == [0] * 6
+
+
+def test_an_arm_whose_process_is_killed_from_outside_is_let_down(station: Any, tmp_path: Path) -> None:
+    with Daemon(tmp_path / "node", config(station, tmp_path / "calibration")) as node:
+
+        def moving(module: str, *words: str) -> tuple[Any, int]:
+            """A session that has the arm under torque → the command that began it, its worker's pid."""
+            begun = node.begin(*words)
+            wait_until(lambda: any(torque(station)), "the follower is under torque", 90)
+            worker = node.worker(module)
+            assert worker is not None
+            return begun, worker.pid
+
+        teleop, pid = moving("robot.tending", "robot", "teleop")
+        os.kill(pid, signal.SIGKILL)
+        out = teleop.communicate(timeout=60)[0]
+        assert teleop.returncode == 1 and "was killed by SIGKILL" in out
+        assert torque(station) == [0] * 6
+        assert any("SIGKILL: the follower on" in text and "limp" in text for text in node.events("care"))
+        assert not [p for p in node.status()["health"] if p["code"] == "arm"]
+
+        recording, pid = moving("robot.recorder", *RECORD, "--episode-s", "60")
+        node.kill()  # and its recorder with it, which cannot act on that
+        os.kill(pid, signal.SIGKILL)
+        recording.communicate(timeout=60)
+        assert all(torque(station))
+        assert "may be under torque" in node.ctl("status").out  # told while no daemon runs
+        node.start()
+        wait_until(lambda: not any(torque(station)), "the next daemon lets the arm down", 60)
+        wait_until(lambda: node.status()["session"] is None, "and is done with it", 30)
+        assert not [p for p in node.status()["health"] if p["code"] == "arm"]
+
+
+def test_release_on_a_persons_word(station: Any, tmp_path: Path) -> None:
+    with Daemon(tmp_path / "node", config(station, tmp_path / "calibration")) as node:
+        recording = node.begin(*RECORD, "--by-hand")
+        wait_until(lambda: "take" in str(node.status()["session"]), "a take", 90)
+        released = node.ctl("robot", "release")
+        assert torque(station) == [0] * 6
+        assert released.code == 0 and "limp: the follower on" in released.out and "recording" in released.out
+        out = recording.communicate(timeout=60)[0]
+        assert "told to let the arm go by" in out
+
+        station._do(lambda: [s.write(TORQUE_ENABLE, b"\1") for s in station._follower.servos])  # another program's
+        released = node.ctl("robot", "release", "--json")
+        assert released.code == 0 and torque(station) == [0] * 6 and loads(released)["ended"] == "", released
+
+        absent = node.ctl("robot", "release", "--follower", "/dev/nowhere")
+        assert absent.code == 1 and "there is no /dev/nowhere" in absent.err
+
+        teleop = node.begin("robot", "teleop")
+        wait_until(lambda: any(torque(station)), "the follower is under torque", 90)
+        worker = node.worker("robot.tending")
+        assert worker is not None
+        worker.suspend()  # it hangs: it is killed then, and the daemon does it
+        assert node.ctl("robot", "release").code == 0 and torque(station) == [0] * 6
+        teleop.communicate(timeout=60)

@@ -38,6 +38,8 @@ def test_show_doctor_teleop_and_calibrate_by_the_daemon(station: Any, tmp_path: 
         calibrating = node.begin("robot", "calibrate", "leader")
         wait_until(lambda: node.worker("robot.tending"), "the worker runs", 60)
         assert node.ctl("record", "--task", "x", "--dataset", "d", "--episodes", "1").code == 1  # the arm is held
+        busy = node.ctl("robot", "release")
+        assert busy.code == 1 and "in use: calibrate" in busy.err
         stepped = wait_until(lambda: node.ctl("robot", "next").code == 0, "a step is answered", 60)
         assert stepped and node.ctl("robot", "abort").code == 0
         out = calibrating.communicate(timeout=60)[0]

@@ -148,6 +148,7 @@ def by_port(tmp_path: Path) -> Iterator[tuple[Any, dict[str, Any]]]:
 def roll_out(policy: Path, out: Path, robot: dict[str, Any], act: Any, line: Line, **changes: Any) -> Any:
     """One rollout of `act` in this process; gives its rows and how far the arm is from where it stood."""
     from robot.arms import open_bench
+    from robot.ear import Ear
     from robot.film import Film
     from robot.rollout import Rollout
     from robot.rollout_job import RolloutJob
@@ -158,7 +159,7 @@ def roll_out(policy: Path, out: Path, robot: dict[str, Any], act: Any, line: Lin
     with open_bench(wanted.robot, fps=30, leader=False, limit=limit, guarded=True) as bench:
         home, _ = bench.observe()
         with Film(out / "rollout.mp4", 30) as film:
-            rows = Rollout(wanted, line, bench, lambda s, i: act(home, s), lambda: None, film).run()  # type: ignore[arg-type]
+            rows = Rollout(wanted, Ear(line), bench, lambda s, i: act(home, s), lambda: None, film).run()
         now, _ = bench.observe()
     return rows, float(np.abs(now - home).max())
 

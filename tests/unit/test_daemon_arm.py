@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from zk0d.daemon import room
+from zk0d.daemon import room, torque
 from zk0d.daemon.arm import LET_GO, Arm, Live
 from zk0d.daemon.config import Config
 from zk0d.daemon.quality import Rules, Selection
@@ -55,6 +55,34 @@ def test_an_arm_let_go_is_told_until_one_is_opened_again(store: Store) -> None:
     assert "let go at " in problem["message"] and "70 °C" in problem["message"] and problem["hint"]
     store.put(LET_GO, None)
     assert not [p for p in status(store, None)["health"] if p["code"] == "arm"]
+
+
+def test_torque_is_remembered_and_told_where_nobody_is_at_it(store: Store) -> None:
+    held = arm(store)
+    assert held.live is not None
+    held.torque.heard({"port": "/dev/a", "on": True, "text": ""}, {"follower": "/dev/a"})
+    assert held.torque.ports == {"/dev/a": ""} and torque.problem(store, session=True) is None  # it is being used
+    (problem,) = [p for p in status(store, None)["health"] if p["code"] == "arm"]
+    assert "/dev/a may be under torque" in problem["message"] and "robot release" in problem["hint"]
+    held.torque.heard({"port": "/dev/a", "on": True, "text": "it could not be told"}, {"follower": "/dev/a"})
+    assert "it could not be told" in str(torque.problem(store, session=True))
+    assert [e["text"] for e in store.events(5)] == ["it could not be told"]
+    held.torque.heard({"port": "/dev/a", "on": False, "text": ""}, {"follower": "/dev/a"})
+    assert held.torque.robot is None and not [p for p in status(store, None)["health"] if p["code"] == "arm"]
+
+
+def test_a_virtual_arm_has_nothing_to_let_go(store: Store, tmp_path: Path) -> None:
+    held = arm(store)
+    assert held.live is not None
+    held.live.robot = {"follower": "virtual:Touch"}
+    with pytest.raises(RobotError, match="of this recording is virtual"):
+        asyncio.run(torque.release(held, {}, "bob"))
+    assert not held.live.stopping
+    held.live = None
+    with pytest.raises(RobotError, match="the arm is virtual"):
+        asyncio.run(torque.release(held, {"follower": "virtual:Touch"}, "bob"))
+    with pytest.raises(RobotError, match="no arm is configured"):
+        asyncio.run(torque.release(held, {}, "bob"))
 
 
 def test_an_episode_recorded_again_is_kept_out_and_one_more_is_wanted(store: Store) -> None:

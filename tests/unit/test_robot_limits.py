@@ -60,6 +60,16 @@ def test_slow_is_never_faster_than_its_step(wishes: list[float], step: float) ->
         last = now
 
 
+def test_what_was_held_back_is_made_up_for_without_a_leap() -> None:
+    guard = GoalGuard(JOINTS, catch_up=2.0)
+    assert list(guard.goal(pose(90, 50), pose(0, 50), 1.5, ())) == [1.5, 50]  # slow
+    seen = [float(guard.goal(pose(9, 50), pose(0, 50), None, ())[0]) for _ in range(5)]
+    assert seen == [3.5, 5.5, 7.5, 9, 9]
+    assert guard.goal(pose(60, 50), pose(9, 50), None, ())[0] == 60  # there: it follows again, at any speed
+    guard.goal(pose(60, 50), pose(20, 50), None, ("elbow_flex.pos",))  # tripped where it stands
+    assert guard.goal(pose(60, 50), pose(20, 50), None, ())[0] == 22
+
+
 def test_a_rollout_opens_its_arm_with_limits_unless_told_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,6 +87,7 @@ def test_a_rollout_opens_its_arm_with_limits_unless_told_otherwise(
         raise Asked
 
     monkeypatch.setattr(arms, "open_bench", open_bench)
+    monkeypatch.setattr(rollout, "load", lambda job: None)
     (tmp_path / "policy").mkdir()
     (tmp_path / "policy/config.json").write_text("{}")
     for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):

@@ -174,6 +174,16 @@ def _doctor(context: Context, args: Args) -> int:
     return 1 if "bad" in levels else 2 if "warn" in levels else 0
 
 
+def _release(context: Context, args: Args) -> int:
+    result = context.call("robot_release", timeout=None, robot={"follower": args.follower or ""})
+    if args.json:
+        show_json(result)
+        return 0
+    told = f" ({safe(result['ended'])} was told to, and ends)" if result["ended"] else ""
+    print(f"limp: {safe(', '.join(result['released']) or 'it was not under torque')}{told}")
+    return 0
+
+
 def _control(name: str, action: str, help: str) -> Command:
     def run(context: Context, args: Args) -> int:
         r = context.call("record_control", action=action)
@@ -213,6 +223,7 @@ COMMAND = Command(
             arg("--reads", help="readings to judge the cable by (default 200)", type=int, default=200, metavar="N"),
             *_PORTS, _JSON,
         ), _doctor),
+        Command("release", "let the arm go, gently, whatever has it: its session ends", (_PORTS[0], _JSON), _release),
         _control("next", "next", "answer the step that is asked"),
         _control("abort", "stop", "end the job; the arm is as it was before"),
     ),

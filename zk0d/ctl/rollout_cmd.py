@@ -39,13 +39,14 @@ def run(context: Context, args: Args) -> int:
             seed=args.seed, task=args.task, robot=robot(args), rename=renames(args.rename),
         )  # fmt: skip
         coming.finish(result)
-    result["video"] = str(out / "rollout.mp4")
+    result["video"] = str(out / "rollout.mp4") if result.get("video") else ""
     status = INTERRUPTED if interrupted() else DEGRADED if result.get("ended") else 0
     if args.json:
         show_json(result)
         return status
     done = f"{result.get('successes')} of {plural(result.get('episodes', 0), 'episode')} succeeded"
-    progress.say(f"version {result['version']}: {done}; video: {safe(result.get('video'))}")  # fmt: skip
+    film = f"; video: {safe(result['video'])}" if result["video"] else ""
+    progress.say(f"version {result['version']}: {done}{film}")
     if result.get("ended"):
         progress.say(f"ended early: {safe(result['ended'])}")
     return status

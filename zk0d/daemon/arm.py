@@ -21,8 +21,9 @@ from zk0d.daemon.config import Config
 from zk0d.daemon.quality import keep_out
 from zk0d.daemon.robot_table import SIDES, check_robot, is_virtual, pairs
 from zk0d.daemon.store import Store
+from zk0d.daemon.torque import Torque, after_death, left_behind
 from zk0d.daemon.workers import ARM_GRACE_S, Workers
-from zk0d.errors import RobotError, UsageError
+from zk0d.errors import RobotError, UsageError, WorkerError
 from zk0d.supervise import Worker
 
 Emit = Callable[..., Awaitable[None]]
@@ -59,6 +60,8 @@ class Live:
     adopt: str = ""
     """Name of the worker that an earlier daemon started and that is to be taken over."""
     progress: dict[str, Any] = field(default_factory=dict)
+    robot: dict[str, Any] = field(default_factory=dict)
+    """The `[robot]` table that its worker opens."""
     worker: Worker | None = None
     stopping: bool = False
     why: str = ""
@@ -84,7 +87,10 @@ class Arm:
         self.live: Live | None = None
         self.leaving = False
         """The daemon ends, and the recording that runs does not: the next daemon takes it over."""
-        self._store, self._config, self._workers = store, config, workers
+        self.torque = Torque(store)
+        self._closing = False
+        self._letting_go: asyncio.Task[Any] | None = None
+        self.store, self._config, self.workers = store, config, workers
         self._halt, self._on_change = halt, on_change
         self._tasks: set[asyncio.Task[Any]] = set()
         self._expected: Activity | None = None
@@ -164,7 +170,8 @@ class Arm:
 
     def begin_close(self) -> None:
         """Start no worker any more; the session that runs is ending."""
-        if self.live is not None and self.live.kind == "recording" and self._workers.systemd is not None:
+        self._closing = True
+        if self.live is not None and self.live.kind == "recording" and self.workers.systemd is not None:
             self.leaving = True  # the recorder is a unit of its own; the next daemon takes it over
         elif self.live is not None:
             self.live.stopping, self.live.why = True, "zk0d was told to end"
@@ -197,20 +204,35 @@ class Arm:
         """The worker has warned of a servo, slowed the arm or let it go: into history, journal and status."""
         level, text = str(event.get("level")), str(event.get("text"))
         words = {"slow": f"the arm is slowed: {text}", "release": f"the arm was let go: {text}"}
-        self._store.event("care", words.get(level, text))
+        self.store.event("care", words.get(level, text))
         log.warning("care for the arm", level=level, joint=event.get("joint"), reason=text)
         if level == "release":
-            self._store.put(LET_GO, {"at": time.time(), "text": text})
+            self.store.put(LET_GO, {"at": time.time(), "text": text})
         self._on_change()
 
     def _superseded(self, live: Live, episode: int) -> None:
         """An episode is to be recorded again: it stays on disk, is not trained on, and another take is wanted."""
-        keep_out(self._store, live.dataset, episode)
+        keep_out(self.store, live.dataset, episode)
         live.goal += 1
-        if kept := self._store.get("recording"):
-            self._store.put("recording", {**kept, "goal": live.goal})
+        if kept := self.store.get("recording"):
+            self.store.put("recording", {**kept, "goal": live.goal})
         text = f"episode {episode} of {live.dataset!r} is recorded again; it stays on disk and is kept out of training"
-        self._store.event("record", text)
+        self.store.event("record", text)
+
+    async def _left(self, live: Live, how: str) -> None:
+        """What its worker has left under torque is let down, unless zk0d ends: then the next one does it."""
+        if self.torque.ports and not self._closing:
+            await after_death(self, live, how)
+
+    def begin_letting_go(self) -> None:
+        """After a crash: let down the arms that were left under torque. Sessions wait for that (`settled`)."""
+        if self.torque.ports and self.live is None:
+            self._letting_go = self.background(left_behind(self))
+
+    async def settled(self) -> None:
+        """Until the arms that an earlier daemon left under torque are limp, or cannot be reached."""
+        if self._letting_go is not None:
+            await asyncio.wait({self._letting_go})
 
     async def run(self, live: Live, kind: str, job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         """One worker of the session; its events go to the caller in order, and into `live`."""
@@ -224,17 +246,20 @@ class Arm:
             elif event["event"] in ("saved", "episode"):
                 live.saved += 1
                 if live.session:
-                    self._store.set_session(live.session, saved=live.saved - live.first)
+                    self.store.set_session(live.session, saved=live.saved - live.first)
             elif event["event"] == "superseded":
                 self._superseded(live, int(event["episode"]))
             elif event["event"] == "paused":
                 live.progress = {"phase": "paused"}
             elif event["event"] == "watchdog":
-                self._store.event(live.kind, str(event.get("text")))
+                self.store.event(live.kind, str(event.get("text")))
             elif event["event"] == "care":
                 self._cared(event)
+            elif event["event"] == "torque":
+                self.torque.heard(event, live.robot)
+                return
             elif event["event"] == "ready":
-                self._store.put(LET_GO, None)
+                self.store.put(LET_GO, None)
             events.put_nowait(event)
 
         async def relay() -> None:
@@ -244,15 +269,22 @@ class Arm:
                 await emit(str(event["event"]), **fields, saved_total=live.saved, goal=live.goal)
 
         name, live.adopt = live.adopt, ""
-        if name:
-            worker = await self._workers.adopt(kind, name, on_event)
-        else:
-            worker = await self._workers.start(kind, live.worker_name, job, on_event)
+        live.robot, live.worker = job["robot"], None
+        try:
+            if name:
+                worker = await self.workers.adopt(kind, name, on_event)
+            else:
+                worker = await self.workers.start(kind, live.worker_name, job, on_event)
+        except WorkerError as error:
+            await self._left(live, error.message)
+            raise
         live.worker = worker
         relaying = asyncio.create_task(relay())
         try:
             if live.stopping:
                 await worker.stop(ARM_GRACE_S)
+            await worker.ended()
+            await self._left(live, f"the {live.kind} ended" if worker.result is not None else worker.error().message)
             return await worker.wait()
         finally:
             deadline = time.monotonic() + 1.0

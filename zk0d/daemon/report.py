@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zk0d import __version__
+from zk0d.daemon import torque
 from zk0d.daemon.store import Store
 
 SCHEMA_VERSION = 1
@@ -119,6 +120,8 @@ def _problem(level: str, code: str, message: str, hint: str) -> dict[str, str]:
 
 def _arm(store: Store, live: LiveParts | None) -> list[dict[str, str]]:
     """How the servos are while a session runs, and whether the last one had to let the arm go."""
+    if left := torque.problem(store, session=bool(live and live.session)):
+        return [_problem("error", "arm", *left)]
     let_go = store.get("arm_let_go")
     if let_go:
         at = time.strftime("%H:%M", time.localtime(let_go["at"]))

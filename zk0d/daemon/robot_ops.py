@@ -9,6 +9,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from zk0d import devices
+from zk0d.daemon import torque
 from zk0d.daemon.arm import Arm, Live
 from zk0d.daemon.robot_table import SIDES
 from zk0d.errors import UsageError, Zk0Error
@@ -60,7 +61,15 @@ async def op_robot_tend(service: Service, request: dict[str, Any], connection: C
     return await service.arm.independent(_tend(service.arm, action, job, connection))
 
 
+async def op_robot_release(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
+    """Let the arm go, wherever it is: the session that moves it is told to, else a job of its own does it."""
+    asked = {k: str(v) for k, v in (request.get("robot") or {}).items() if k in _OVERRIDES and v}
+    await service.arm.settled()
+    return await service.arm.independent(torque.release(service.arm, asked, connection.user))
+
+
 async def _tend(arm: Arm, action: str, job: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+    await arm.settled()
     live = Live(action, connection.user, time.time())
     arm.hold(live)
     try:

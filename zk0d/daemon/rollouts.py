@@ -31,6 +31,7 @@ async def rollout(
         "rename": datasets.renamed_cameras(request.get("rename") or {}),
     }  # fmt: skip
     live = Live("rollout", by, time.time(), goal=episodes)
+    await arm.settled()
     arm.hold(live)
     try:
         result = await arm.run(live, "rollout", job, emit)

@@ -91,6 +91,7 @@ class Service:
         self.board.start()
         await self.uplink.start()
         self.sessions.begin_adopting()
+        self.arm.begin_letting_go()
         self.training.tick()
         training = asyncio.create_task(self.training.run(self._alive), name="training")
         reaching = asyncio.create_task(self._reach(), name="reach systemd")

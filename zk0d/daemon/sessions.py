@@ -128,6 +128,7 @@ class Sessions:
     async def _record(self, request: RecordRequest, emit: Emit) -> dict[str, Any]:
         if self._adopting is not None:
             await asyncio.wait({self._adopting})
+        await self._arm.settled()
         root = self._root(request.dataset)
         first = datasets.saved_episodes(root)
         goal = request.until if request.until is not None else first + request.episodes
