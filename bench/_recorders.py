@@ -95,8 +95,16 @@ def ours(
         "dataset": str(root), "task": "bench", "episodes": takes, "episode_s": seconds, "fps": fps,
         "robot": {**table, "cameras": sizes},
     }  # fmt: skip
-    result = recorder.main(job, told)  # type: ignore[arg-type]
+    down, over = recorder.put_down, []
+
+    def noted(*given: Any, **named: Any) -> None:
+        over.append(time.perf_counter())
+        down(*given, **named)
+
+    recorder.put_down = noted  # the way back to rest is no take
+    result = recorder.main(job, told)
     used = cpu_s()
+    sends = [at for at in sends if at < over[0]]
     begun = [(at, cpu) for at, cpu, event, _ in told.events if event == "take"]
     used -= begun[0][1]
     quality = [fields["quality"] for _, _, event, fields in told.events if event == "saved"]
