@@ -58,7 +58,7 @@ def test_an_arm_whose_process_is_killed_from_outside_is_let_down(station: Any, t
         teleop, pid = moving("robot.tending", "robot", "teleop")
         os.kill(pid, signal.SIGKILL)
         out = teleop.communicate(timeout=60)[0]
-        assert teleop.returncode == 1 and "was killed by SIGKILL" in out
+        assert teleop.returncode == 1 and "was killed by SIGKILL" in out and "was let down, and is limp" in out
         assert torque(station) == [0] * 6
         assert any("SIGKILL: the follower on" in text and "limp" in text for text in node.events("care"))
         assert not [p for p in node.status()["health"] if p["code"] == "arm"]

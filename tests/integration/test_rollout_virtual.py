@@ -156,7 +156,7 @@ def roll_out(policy: Path, out: Path, robot: dict[str, Any], act: Any, line: Lin
     wanted = RolloutJob.parse({"policy": str(policy), "out": str(out), "robot": robot, "episodes": 1, **changes})
     out.mkdir()
     limit = wanted.robot.max_relative_target
-    with open_bench(wanted.robot, fps=30, leader=False, limit=limit, guarded=True) as bench:
+    with open_bench(wanted.robot, fps=30, leader=False, limit=limit, guarded=True, ear=Ear(line)) as bench:
         home, _ = bench.observe()
         with Film(out / "rollout.mp4", 30) as film:
             rows = Rollout(wanted, Ear(line), bench, lambda s, i: act(home, s), lambda: None, film).run()
@@ -184,22 +184,27 @@ def test_a_policy_that_hangs_is_held_then_given_up_and_the_arm_goes_to_rest(
     assert "no action for 1." in line.of("watchdog")[0]["text"]
     assert any(e["held"] for e in line.of("progress"))
     assert away < 4  # it was 25 degrees away
+    assert not any(s.table[40] for s in by_port[0]._follower.servos)
+    assert [e["on"] for e in line.of("torque")] == [True, False] and not line.of("torque")[-1]["text"]
 
 
 def test_a_persons_verdict_ends_the_episode_and_slow_answers_are_taken_late(
     by_port: tuple[Any, dict[str, Any]], policy: Path, tmp_path: Path
 ) -> None:
     line = Line()
-    line.commands = [{"cmd": "success", "note": "by a hair", "after": 2}]
+    line.commands = [{"cmd": "success", "note": "by a hair", "after": 2}, {"cmd": "release", "after": 4}]
 
     def act(home: Any, state: Any) -> Any:
         time.sleep(0.08)  # more than two periods
         return np.float32([500, 0, 0, 0, 0, 0]) + home
 
-    rows, _ = roll_out(policy, tmp_path / "out", by_port[1], act, line, max_s=20)
-    (row,) = rows
+    rows, away = roll_out(policy, tmp_path / "out", by_port[1], act, line, max_s=20, episodes=3)
+    row, let_go = rows
     assert (row["success"], row["judged_by"], row["note"], row["ended_by"]) == (True, "person", "by a hair", "success")
     assert row["clipped"] > 3 and row["held_s"] == 0 and row["frames"] > 25
+    assert let_go["ended_by"] == "release" and away > 10  # not back to rest, and no third episode
+    assert not any(s.table[40] for s in by_port[0]._follower.servos)
+    assert "told to release it" in line.of("torque")[-1]["text"]
 
 
 def test_an_arm_too_hot_ends_a_rollout(by_port: tuple[Any, dict[str, Any]], policy: Path, tmp_path: Path) -> None:

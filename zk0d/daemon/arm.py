@@ -219,10 +219,11 @@ class Arm:
         text = f"episode {episode} of {live.dataset!r} is recorded again; it stays on disk and is kept out of training"
         self.store.event("record", text)
 
-    async def _left(self, live: Live, how: str) -> None:
+    async def _left(self, live: Live, how: str, tell: Callable[[dict[str, Any]], None]) -> None:
         """What its worker has left under torque is let down, unless zk0d ends: then the next one does it."""
         if self.torque.ports and not self._closing:
-            await after_death(self, live, how)
+            said = await after_death(self, live, how)
+            tell({"event": "care", "level": "release", "joint": "", "kind": "torque", "text": said})
 
     def begin_letting_go(self) -> None:
         """After a crash: let down the arms that were left under torque. Sessions wait for that (`settled`)."""
@@ -276,7 +277,7 @@ class Arm:
             else:
                 worker = await self.workers.start(kind, live.worker_name, job, on_event)
         except WorkerError as error:
-            await self._left(live, error.message)
+            await self._left(live, error.message, events.put_nowait)
             raise
         live.worker = worker
         relaying = asyncio.create_task(relay())
@@ -284,7 +285,8 @@ class Arm:
             if live.stopping:
                 await worker.stop(ARM_GRACE_S)
             await worker.ended()
-            await self._left(live, f"the {live.kind} ended" if worker.result is not None else worker.error().message)
+            how = f"the {live.kind} ended" if worker.result is not None else worker.error().message
+            await self._left(live, how, events.put_nowait)
             return await worker.wait()
         finally:
             deadline = time.monotonic() + 1.0

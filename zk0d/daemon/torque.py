@@ -77,18 +77,22 @@ def problem(store: Store, session: bool) -> tuple[str, str] | None:
     return said, _HINT
 
 
-async def after_death(arm: Arm, live: Live, how: str) -> None:
-    """A worker of `live` has ended and left arms under torque: a job of its own lets them down. Raises nothing."""
+async def after_death(arm: Arm, live: Live, how: str) -> str:
+    """A worker of `live` has ended and left arms under torque: a job of its own lets them down → how that went.
+
+    Raises nothing.
+    """
     robot = arm.torque.robot
     if robot is None:
-        return
+        return ""
     log.warning("an arm was left under torque", kind=live.kind, how=how)
     try:
         released = await _job(arm, live, robot)
+        said = f"{how}: {' and '.join(released)} was let down, and is limp"
     except Zk0Error as error:
-        arm.store.event("care", f"{how}, and the arm could not be let go: {error.message}")
-        return
-    arm.store.event("care", f"{how}: {' and '.join(released)} was let down, and is limp")
+        said = f"{how}, and the arm could not be let go: {error.message}"
+    arm.store.event("care", said)
+    return said
 
 
 async def left_behind(arm: Arm) -> None:
