@@ -46,6 +46,8 @@ class Vital:
     amps: float
     status: int = 0
     at: int = 0
+    torque: bool = True
+    """Torque_Enable, which nobody but us switches, and a servo that starts anew."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class _Joint:
     cleared_at: float = -math.inf
     still_since: float = math.inf
     at: int = 0
+    limp: int = 0
+    """Readings in a row without torque."""
 
 
 class Care:
@@ -172,6 +176,7 @@ class Care:
             found += self._heat(name, vital)
             found += self._strain(name, joint)
             found += self._bits(name, joint, vital.status, now)
+            found += self._power(name, joint, vital.torque)
             if name == GRIPPER:
                 self._grip(joint, vital, now)
         return found + self._supply([v.volts for v in vitals.values()])
@@ -232,6 +237,13 @@ class Care:
             joint.tripped_at = None
             found += self._set(name, "overload", OK, "its overload is cleared")
         return found
+
+    def _power(self, name: str, joint: _Joint, torque: bool) -> list[Finding]:
+        """A servo whose power was interrupted is limp, and knows no goal: the arm is not what the others think."""
+        joint.limp = 0 if torque or joint.tripped_at is not None else joint.limp + 1
+        if joint.limp < 2:  # while an overload is cleared it is off for a period
+            return []
+        return self._set(name, "torque", RELEASE, f"{name} has lost its torque: was its power interrupted?")
 
     def _supply(self, volts: list[float]) -> list[Finding]:
         low = min(volts)

@@ -66,19 +66,6 @@ def test_a_defect_of_the_recorder_costs_no_take(station: Any, tmp_path: Path, mo
     assert len(check_whole(root)) >= 30
 
 
-def test_an_arm_unplugged_in_a_take_costs_that_take_only(station: Any, tmp_path: Path) -> None:
-    root = tmp_path / "set"
-    job = {"dataset": str(root), "task": "t", "episodes": 5, "episode_s": 1.0}
-    job["robot"] = table(station, tmp_path / "calibration")
-    with WorkerProcess("robot.recorder", job, tmp_path / "work") as worker:
-        worker.until("saved")
-        station.faults.follower.unplug()
-        error = worker.until("error")
-        assert worker.process.wait(20) == 1
-    assert error["code"] == "robot" and "follower" in error["message"] and error["hint"]
-    assert check_whole(root).num_episodes >= 1
-
-
 def test_a_port_that_is_missing_or_busy(station: Any, tmp_path: Path) -> None:
     robot = table(station, tmp_path / "calibration")
     assert "there is no /dev/nowhere" in refusal({**robot, "leader": "/dev/nowhere"})

@@ -123,6 +123,15 @@ def test_a_sagging_supply_slows_and_then_lets_go(station: Any, bench: Bench) -> 
     assert found[-1]["text"] == "the supply is down to 4.0 V"
 
 
+def test_a_servo_whose_power_was_interrupted_lets_the_arm_go(station: Any, bench: Bench) -> None:
+    joint = servo(station, "elbow_flex")
+    until(bench, lambda: all(s.torque for s in station._follower.servos), "torque")
+    station._do(joint.power_cycle)
+    found = until(bench, lambda: bench.released, "released")
+    assert found[-1]["text"] == "elbow_flex has lost its torque: was its power interrupted?"
+    assert not any(s.table[TORQUE_ENABLE] for s in station._follower.servos)
+
+
 def test_a_grip_is_held_with_less(station: Any, bench: Bench) -> None:
     bench._sides[0].watch.care.table = RobotTable.parse(
         {"follower": "virtual:Touch", "care": {"grip_after_s": 0.2}}

@@ -82,13 +82,18 @@ def test_video_and_table(policy: Path, tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob(".*"))
 
 
-def test_a_policy_that_does_not_fit_says_what_to_change(policy: Path, tmp_path: Path) -> None:
-    settings = job(policy, tmp_path / "out", robot={"cameras": {"wrist": CAMERAS["wrist"]}})
-    with WorkerProcess("robot.rollout", settings, tmp_path / "work") as worker:
-        error = worker.until("error", timeout_s=120)
-        assert worker.process.wait(20) == 78
-    assert "observation.images.front" in error["message"] and "observation.images.wrist" in error["message"]
-    assert "rename" in error["hint"]
+def test_a_policy_that_does_not_fit_says_what_to_change(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from robot import rollout
+    from zk0d.errors import ConfigError
+
+    for name in ("HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+        monkeypatch.setenv(name, "1")  # main sets them; put back afterwards
+    with pytest.raises(ConfigError) as error:
+        rollout.main(job(policy, tmp_path / "out", robot={"cameras": {"wrist": CAMERAS["wrist"]}}), Line())
+    assert "observation.images.front" in error.value.message and "observation.images.wrist" in error.value.message
+    assert "rename" in error.value.hint
 
 
 def test_stop_ends_it_cleanly_with_what_there_is(policy: Path, tmp_path: Path) -> None:

@@ -71,6 +71,26 @@ def test_torque_is_remembered_and_told_where_nobody_is_at_it(store: Store) -> No
     assert held.torque.robot is None and not [p for p in status(store, None)["health"] if p["code"] == "arm"]
 
 
+def test_a_session_that_does_not_let_go_is_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torque, "_LET_GO_S", 0.05)
+    held = arm(store)
+    held.torque.heard({"port": "/dev/a", "on": True, "text": ""}, {"follower": "/dev/a"})
+
+    class Hangs(Told):
+        running = True
+
+        async def kill(self) -> None:
+            self.said.append("killed")
+            held.torque.over()  # as Arm.run does then, by a job of its own
+
+    assert held.live is not None
+    held.live.robot, held.live.worker = {"follower": "/dev/a"}, Hangs()  # type: ignore[assignment]
+    told = asyncio.run(torque.release(held, {}, "bob"))
+    assert held.live.worker.said == [("release", {}), "killed"]  # type: ignore[union-attr]
+    assert told == {"released": ["the follower on /dev/a"], "ended": "recording"}
+    assert held.live.stopping and held.live.why == "told to let the arm go by bob"
+
+
 def test_a_virtual_arm_has_nothing_to_let_go(store: Store, tmp_path: Path) -> None:
     held = arm(store)
     assert held.live is not None
