@@ -17,12 +17,12 @@ import numpy as np
 import structlog
 from _harness import REPOSITORY  # noqa: F401  (puts the repository on the path)
 
-from zk0d.durable import canonical_json, write_bytes
+from zk0d.durable import canonical_json, digest_of, write_bytes
 from zk0d.errors import LinkLostError, RefusedError
 from zk0d.link.identity import NodeIdentity
 from zk0d.link.node import NodeLink
 from zk0d.link.state import LinkLimits
-from zk0d.model.blobs import BlobStore, digest_of
+from zk0d.model.blobs import BlobStore
 from zk0d.model.payload import write_exchange
 from zk0d.model.spec import ModelSpec
 
@@ -113,11 +113,10 @@ class Node:
 
         out = self.folder / "update.safetensors"
         payload = write_exchange(out, spec, delta)
-        size = out.stat().st_size
-        self.blobs.place(out, payload)
+        self.blobs.place(out, payload.digest, payload)
         statement = {
             "federation": task["federation"], "task": task["id"], "node": self.identity.node_id,
-            "base_version": task["version"], "payload": payload, "size": size, "samples": 1 + self.index % 8, "steps": 1,
+            "base_version": task["version"], "payload": payload.digest, "size": payload.size, "samples": 1 + self.index % 8, "steps": 1,
             "loss_first": 1.0, "loss_last": 1.0,
         }  # fmt: skip
         write_bytes(self.folder / "offer.json", canonical_json(statement))

@@ -21,7 +21,7 @@ from typing import Any, Self
 import numpy as np
 
 from zk0d.control import call
-from zk0d.durable import canonical_json, write_text
+from zk0d.durable import canonical_json, digest_of, write_text
 from zk0d.errors import LinkLostError, NotRunningError, RefusedError
 from zk0d.hub.main import main
 from zk0d.hub.receipts import RECEIPT_PREFIX, REFUSAL_PREFIX, UPDATE_PREFIX
@@ -30,7 +30,7 @@ from zk0d.link.enroll import enroll
 from zk0d.link.identity import NodeIdentity, verify
 from zk0d.link.node import NodeLink
 from zk0d.link.state import LinkLimits
-from zk0d.model.blobs import BlobStore, digest_of
+from zk0d.model.blobs import BlobStore
 from zk0d.model.codec import decode_bfloat16, encode_bfloat16
 from zk0d.model.payload import Payload, PayloadWriter, write_exchange
 from zk0d.model.spec import Feature, ModelSpec, TensorSpec
@@ -280,7 +280,7 @@ class TestNode:
     ) -> dict[str, Any]:
         """A signed update as the body of `update.offer`; `changes` alters the statement before it is signed."""
         out = self.folder / "update.safetensors"
-        digest = write_exchange(out, spec, lambda n: tensors[n])
+        digest = write_exchange(out, spec, lambda n: tensors[n]).digest
         size = out.stat().st_size
         self.blobs.add_file(out, move=True)
         return self.sign(
@@ -339,7 +339,7 @@ def reference(
             change += decode_bfloat16(encode_bfloat16(delta[name])) * np.float32(weight / total)
         master[name] = master[name] + change
     away = {n: ((v.view(np.uint32) + np.uint32(0x8000)) >> np.uint32(16)).astype(np.uint16) for n, v in master.items()}
-    return write_exchange(out, spec, lambda n: away[n] if spec.dtype == "bfloat16" else master[n])
+    return write_exchange(out, spec, lambda n: away[n] if spec.dtype == "bfloat16" else master[n]).digest
 
 
 def base_tensors(parts: Path, spec: ModelSpec) -> dict[str, np.ndarray]:

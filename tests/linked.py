@@ -26,7 +26,7 @@ FAST = LinkLimits(
     refused_max_s=0.4,
     reask_s=0.5,
     stall_s=20.0,
-    chunk_size=64 * 1024,
+    chunk_size=256 * 1024,
 )
 
 

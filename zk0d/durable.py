@@ -115,6 +115,11 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def digest_of(data: bytes) -> str:
+    """`sha256:<64 hex>` of `data`, the name of a statement. What a blob is called: zk0d/model/leaves.py."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
 def canonical_json(value: Any) -> bytes:
     """The one byte string that stands for `value`: sorted keys, no spaces, UTF-8. Digests are taken over it."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

@@ -7,6 +7,7 @@ Not a test itself: fuzz.py drives, test_fuzz.py is in the suite.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import random
 import tempfile
@@ -20,17 +21,19 @@ from fuzz_mutate import NUMBERS, mutate_bytes, mutate_json, mutate_tree
 
 from zk0d.errors import PayloadError, ProtocolError
 from zk0d.hub.receipts import UPDATE_PREFIX, read_statement
+from zk0d.link.answers import MAX_REMEMBERED
 from zk0d.link.buffers import Buffers
 from zk0d.link.enroll import serve_enroll
 from zk0d.link.gate import GREETING, Gate, GateError, RefusalScanner
 from zk0d.link.identity import verify
 from zk0d.link.lane import Splitter
 from zk0d.link.messages import MAX_BULK, MAX_ENVELOPE, TYPES, MessageError, decode, unpack
-from zk0d.link.peer import MAX_CONTROL, MAX_REMEMBERED, Peer
+from zk0d.link.peer import MAX_CONTROL, Peer
 from zk0d.link.serving import MAX_CHUNKS_WAITING
 from zk0d.link.state import LinkLimits
 from zk0d.link.transfer import Bucket
-from zk0d.model.blobs import BlobStore, Manifest
+from zk0d.model.blobs import LEAF, BlobStore, Manifest, name_of
+from zk0d.model.leaves import leaves_of, name_of_leaves
 from zk0d.model.payload import DTYPES, parse_header
 
 VECTORS = Path(__file__).parents[1] / "vectors"
@@ -203,27 +206,37 @@ def enrolment(rng: random.Random) -> bool:
 
 
 def manifest(rng: random.Random) -> bool:
-    """Declared sizes that do not fit together, or are none."""
+    """Declared sizes that do not fit together, or are none; leaves that are not those of the name; names that are none.
+    Half of the lies bring the name that would make them true: what is left then is what does not fit."""
     row = rng.choice(_MANIFESTS)
     size, chunk_size, digest = row["size"], row["chunk_size"], row["digest"]
-    raw = b"".join(bytes.fromhex(c) for c in row["chunks"])
-    kind = rng.randrange(5)
+    raw = bytes.fromhex("".join(row["leaves"]))
+    kind = rng.randrange(6)
     if kind == 0:
         size = rng.choice((rng.choice(NUMBERS), size + rng.randrange(-2000, 2000)))
     elif kind == 1:
-        chunk_size = rng.choice((rng.choice(NUMBERS), chunk_size + rng.randrange(-2000, 2000)))
+        chunk_size = rng.choice(
+            (rng.choice(NUMBERS), chunk_size + rng.randrange(-2000, 2000), LEAF * rng.randrange(20))
+        )
     elif kind == 2:
         raw = raw[: rng.randrange(len(raw) + 1)] + bytes(rng.randrange(65))
     elif kind == 3:
         raw *= rng.choice((0, 2, 100))
+    elif kind == 4:
+        raw = mutate_bytes(rng, raw, raw)
     else:
-        digest = mutate_bytes(rng, digest.encode(), b"../../sha256:").decode(errors="replace")
+        digest = mutate_bytes(rng, digest.encode(), b"../../blob:").decode(errors="replace")
+    if kind < 5 and rng.randrange(2) and type(size) is int and 0 <= size < 1 << 64:
+        digest = name_of_leaves(size, raw)
     try:
-        made = Manifest(digest, size, chunk_size, tuple(raw[i : i + 32] for i in range(0, len(raw), 32)))
+        made = Manifest(digest, size, chunk_size, raw)
     except PayloadError:
         return False
-    assert sum(made.length(i) for i in range(len(made.chunks))) == size >= 0 and 1024 <= chunk_size <= 4 << 20
-    assert len(digest) == 71 and "/" not in digest
+    assert sum(made.length(i) for i in range(made.count)) == size >= 0
+    assert LEAF <= chunk_size <= 4 << 20 and chunk_size % LEAF == 0
+    assert len(digest) == 69 and "/" not in digest
+    root = b"zk0 blob v1\0" + size.to_bytes(8, "big") + raw
+    assert digest == "blob:" + hashlib.sha256(root).hexdigest() and len(raw) == -(-size // LEAF) * 32
     return True
 
 
@@ -333,7 +346,8 @@ class PeerTarget:
             self.peer.up()
         peer = self.peer
         assert len(peer._control) <= MAX_CONTROL and peer._serving.waiting <= MAX_CHUNKS_WAITING + 1
-        assert len(peer._remembered) <= MAX_REMEMBERED and len(peer._tasks) <= peer.limits.max_requests
+        assert peer._answers is not None and len(peer._answers._remembered) <= MAX_REMEMBERED
+        assert len(peer._tasks) <= peer.limits.max_requests
         assert len(peer.progress) <= 2 * MAX_CHUNKS_WAITING and not peer._chunk_asks and not peer._pending
         return got
 
@@ -352,19 +366,18 @@ class ChunkTarget:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
         blobs = BlobStore(Path(self._folder.name), reserve=0)
-        row = next(r for r in _MANIFESTS if r.get("blob"))
-        self._blob = bytes.fromhex(row["blob"])
-        self._manifest = Manifest(
-            row["digest"], row["size"], row["chunk_size"], tuple(map(bytes.fromhex, row["chunks"]))
-        )
-        self._partial = blobs.partial(row["digest"], self._manifest)
+        last = random.Random(7).randbytes(700)
+        self._blob = bytes(LEAF) + b"\1" * LEAF + last  # most cases are about the short chunk: the others take longer
+        self._manifest = Manifest(name_of(self._blob), len(self._blob), LEAF, leaves_of(self._blob))
+        self._partial = blobs.partial(self._manifest.digest, self._manifest)
 
     def __call__(self, rng: random.Random) -> bool:
-        true = self._blob[1024 * (at := rng.randrange(3)) :][:1024]
+        at = rng.choice((2,) * 30 + (0, 1))
+        true = self._blob[LEAF * at :][:LEAF]
         index = rng.choice((at, at, at, *NUMBERS))
-        data = true if rng.randrange(8) == 0 else mutate_bytes(rng, true, self._blob)
+        data = true if rng.randrange(8) == 0 else mutate_bytes(rng, true, self._blob[-2000:])
         good = self._partial.write(index, data)
-        assert good == (0 <= index < 3 and data == self._blob[1024 * index :][:1024]), "a wrong chunk was taken"
+        assert good == (0 <= index < 3 and data == self._blob[LEAF * index :][:LEAF]), "a wrong chunk was taken"
         return good
 
     def close(self) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from linked import until, world
 from proxy import FaultProxy
-from watched import CHUNK, Watched, limits
+from watched import Watched, limits
 
 from zk0d.link.node import NodeLink
 
+PART = 32 * 1024
 Chunks = Callable[[], int]
 Trouble = Callable[[FaultProxy, Chunks, NodeLink], Awaitable[int]]
 
@@ -22,14 +23,14 @@ Trouble = Callable[[FaultProxy, Chunks, NodeLink], Awaitable[int]]
 async def no_trouble(proxy: FaultProxy, chunks: Chunks, link: NodeLink) -> int:
     phases: list[str] = []
     link.on_state.append(lambda state: phases.append(state.phase))
-    await until(lambda: chunks() > 5, "chunks come", 40)
+    await until(lambda: chunks() > 1, "chunks come", 40)
     assert not phases, "the link was given up on a line that is only slow"
     return 0
 
 
 async def standstill(proxy: FaultProxy, chunks: Chunks, link: NodeLink) -> int:
     """Nothing passes until after both ends have given up."""
-    await until(lambda: chunks() >= 3, "3 chunks are here", 30)
+    await until(lambda: chunks() >= 2, "2 chunks are here", 30)
     proxy.stopped = True
     await until(lambda: link.state.phase != "connected", "the silence is noticed", 15)
     proxy.stopped = False
@@ -38,7 +39,7 @@ async def standstill(proxy: FaultProxy, chunks: Chunks, link: NodeLink) -> int:
 
 
 async def half_open(proxy: FaultProxy, chunks: Chunks, link: NodeLink) -> int:
-    await until(lambda: chunks() >= 3, "3 chunks are here", 30)
+    await until(lambda: chunks() >= 2, "2 chunks are here", 30)
     proxy.half_open()
     await until(lambda: link.state.phase != "connected", "the silence is noticed", 15)
     await until(lambda: link.state.phase == "connected", "a new link stands", 30)
@@ -50,9 +51,7 @@ async def resets(proxy: FaultProxy, chunks: Chunks, link: NodeLink) -> int:
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
     rng, at = random.Random(seed), proxy.passed
-    proxy.reset_at = sorted(
-        at + rng.randrange(10 * CHUNK + i * 40 * CHUNK, 40 * CHUNK + i * 40 * CHUNK) for i in range(5)
-    )
+    proxy.reset_at = sorted(at + rng.randrange(10 * PART + i * 40 * PART, 40 * PART + i * 40 * PART) for i in range(5))
     await until(lambda: not proxy.reset_at, "all five resets were made", 40)
     return 5
 
@@ -60,8 +59,8 @@ async def resets(proxy: FaultProxy, chunks: Chunks, link: NodeLink) -> int:
 CASES: dict[str, tuple[dict[str, Any], int, Trouble]] = {
     "200 ms": ({"delay": 0.1}, 1 << 20, no_trouble),
     "1 MB/s": ({"rate": 1e6}, 2 << 20, no_trouble),
-    "standstill": ({"rate": 2e6}, 1 << 20, standstill),
-    "half-open": ({"rate": 2e6}, 1 << 20, half_open),
+    "standstill": ({"rate": 4e6}, 2 << 20, standstill),
+    "half-open": ({"rate": 4e6}, 2 << 20, half_open),
     "resets": ({}, 8 << 20, resets),
 }
 

@@ -80,7 +80,7 @@ def test_a_rude_peer_harms_nobody(tmp_path: Path, stage: str, manner: str) -> No
         payload = (
             b"\x02\0\0\0\0\0\x10\0\0" + bytes(200)
             if manner == "drip"
-            else b"\0\x0f\x83\xa1v\x01\xa1t\xa4ping\xa2id\x01" * 4096
+            else b"\0\x0f\x83\xa1v\x02\xa1t\xa4ping\xa2id\x01" * 4096
         )
 
     async def run() -> None:

@@ -17,15 +17,16 @@ from zk0d.link.state import LinkLimits
 from zk0d.model.blobs import BlobStore, Partial
 from zk0d.model.lent import LentBlob, LentChunk
 
-CHUNK = 32 * 1024
+CHUNK = 256 * 1024
 
 
 def limits(**changed: Any) -> LinkLimits:
-    """Short times, small chunks; a link that moves nothing for 1.2 s is given up."""
+    """Short times, small chunks, few at a time; a link that moves nothing for 1.2 s is given up."""
     return LinkLimits(
         **{
             **FAST.__dict__,
             "chunk_size": CHUNK,
+            "window_max": 2,
             "silence_s": 1.2,
             "ping_s": 0.3,
             "reask_s": 1.0,

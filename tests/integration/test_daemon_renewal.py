@@ -10,10 +10,10 @@ from hub_cast import HubProcess
 
 from zk0d.daemon.exchange import UPDATE_PREFIX
 from zk0d.daemon.store import Store, Update
-from zk0d.durable import canonical_json
+from zk0d.durable import canonical_json, digest_of
 from zk0d.link.identity import NodeIdentity, verify
 from zk0d.link.lifetime import Lifetime
-from zk0d.model.blobs import BlobStore, digest_of
+from zk0d.model.blobs import BlobStore
 
 SHORT = 4.0 / 86400
 

@@ -103,7 +103,7 @@ def test_a_backup_made_while_running_is_a_hub_again(tmp_path: Path, capsys: pyte
 def assert_that_restore_looks(folder: Path) -> None:
     """What cannot be a whole hub is refused, and nothing is left."""
     saved = folder / "again"
-    blob = next(p for p in (saved / "blobs" / "sha256").rglob("*") if p.is_file())
+    blob = next(p for p in (saved / "blobs" / "whole").rglob("*") if p.is_file())
 
     def hide(path: Path) -> Callable[[], object]:
         path.rename(path.with_name("hidden"))

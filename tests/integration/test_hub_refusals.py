@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from hub_cast import TOML, HubProcess, TestNode, cast, make_parts, until
 
+from zk0d.durable import digest_of
 from zk0d.errors import RefusedError
-from zk0d.model.blobs import digest_of
 from zk0d.model.spec import ModelSpec
 
 
@@ -54,7 +54,7 @@ def test_a_refusal_is_never_silent_and_leaves_nothing(hub: HubProcess, tmp_path:
         return len(list((blobs / "partial").glob("*.part"))) == count
 
     def gone(offer: dict[str, Any]) -> bool:
-        name = json.loads(offer["statement"])["payload"].removeprefix("sha256:")
+        name = json.loads(offer["statement"])["payload"].removeprefix("blob:")
         return not list(blobs.rglob(f"{name}*"))
 
     async def play() -> None:

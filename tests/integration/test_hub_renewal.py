@@ -15,6 +15,7 @@ from hub_cast import HubProcess, TestNode, make_parts, until
 from zk0d.daemon.evidence import check_refusal
 from zk0d.daemon.renewal import Renewal
 from zk0d.daemon.store import Hub, Store
+from zk0d.durable import digest_of
 from zk0d.errors import LinkLostError, RefusedError
 from zk0d.hub import tables
 from zk0d.hub.main import main
@@ -24,7 +25,6 @@ from zk0d.link.enroll import enroll
 from zk0d.link.identity import Authority, NodeIdentity, fingerprint
 from zk0d.link.lifetime import Lifetime
 from zk0d.link.state import LinkLimits
-from zk0d.model.blobs import digest_of
 
 SHORT = 4.0 / 86400
 """Days: due after two and a half seconds."""
@@ -175,7 +175,7 @@ def test_a_node_revoked_while_its_update_arrives(hub: HubProcess, tmp_path: Path
     hub.create("fed", tmp_path / "parts", nodes=1)
 
     async def play() -> None:
-        slow = LinkLimits(retry_min_s=0.05, retry_max_s=0.3, refused_min_s=30.0, chunk_size=65536, max_upload=200_000)
+        slow = LinkLimits(retry_min_s=0.05, retry_max_s=0.3, refused_min_s=30.0, chunk_size=1 << 18, max_upload=200_000)
         node = TestNode(tmp_path, "a", slow)
         await node.enrol(hub)
         await node.connect()

@@ -75,7 +75,7 @@ def test_a_connection_that_cannot_be_welcomed_ends_alone(tmp_path: Path, monkeyp
     ("frames", "most", "why"),
     [
         pytest.param(
-            encode(Message("chunk", 0, {"digest": "sha256:" + "0" * 64, "index": 0}, None, bytes(1 << 20))),
+            encode(Message("chunk", 0, {"digest": "blob:" + "0" * 64, "index": 0}, None, bytes(1 << 20))),
             MAX_UNASKED, "nobody asked for", id="chunks",
         ),
         pytest.param([msgpack.packb({"v": [[[]] * 60] * 4000})], MAX_MALFORMED, "cannot be parsed", id="lists"),

@@ -20,10 +20,11 @@ from linked import World, hello, until, world
 
 from zk0d.errors import PayloadError
 
-CHUNK = 4096
+LEAF = CHUNK = 256 * 1024
 DATA = os.urandom(5 * CHUNK + 100)
-DIGEST = "sha256:" + hashlib.sha256(DATA).hexdigest()
 CHUNKS = [DATA[i : i + CHUNK] for i in range(0, len(DATA), CHUNK)]
+LEAVES = b"".join(hashlib.sha256(c).digest() for c in CHUNKS)
+DIGEST = "blob:" + hashlib.sha256(b"zk0 blob v1\0" + len(DATA).to_bytes(8, "big") + LEAVES).hexdigest()
 
 
 class Foreign:
@@ -74,7 +75,7 @@ class Foreign:
         self, kind: str, body: dict[str, Any], re: int | None = None, bulk: bytes | None = None, **more: Any
     ) -> int:
         self._id += 1
-        envelope = {"v": 1, "t": kind, "id": self._id, "body": body, **({} if re is None else {"re": re}), **more}
+        envelope = {"v": 2, "t": kind, "id": self._id, "body": body, **({} if re is None else {"re": re}), **more}
         self.send(msgpack.packb(envelope), *([] if bulk is None else [bulk]))
         return self._id
 
@@ -88,7 +89,7 @@ class Foreign:
                 return message
             self.say("pong", {}, message["id"])
 
-    def serve(self, wrong: dict[int, int]) -> list[int]:
+    def serve(self, wrong: dict[int, int], leaves: bytes = LEAVES) -> list[int]:
         """Serve DATA until the hub falls silent or hangs up; chunk i is altered wrong[i] times. What was asked for."""
         asked: list[int] = []
         good: set[int] = set()
@@ -97,9 +98,8 @@ class Foreign:
             while True:
                 message = self.hear()
                 if message["t"] == "manifest.get":
-                    sums = [hashlib.sha256(c).digest() for c in CHUNKS]
                     body = {"digest": DIGEST, "size": len(DATA), "chunk_size": CHUNK}
-                    self.say("manifest", body, message["id"], b"".join(sums))
+                    self.say("manifest", body, message["id"], leaves)
                 elif message["t"] == "chunk.get":
                     index = message["body"]["index"]
                     asked.append(index)
@@ -136,11 +136,11 @@ def test_the_document_suffices(tmp_path: Path) -> None:
                 for bad, code in (
                     (msgpack.packb({"v": 9, "t": "ping", "id": 5}), "unsupported_version"),
                     (b"\xc1 not msgpack", "malformed"),
-                    (msgpack.packb({"v": 1, "t": "task.request", "id": 6, "body": {"federation": 7}}), "malformed"),
+                    (msgpack.packb({"v": 2, "t": "task.request", "id": 6, "body": {"federation": 7}}), "malformed"),
                     (
                         msgpack.packb(
                             {
-                                "v": 1,
+                                "v": 2,
                                 "t": "version.new",
                                 "id": 8,
                                 "body": {"federation": "f", "number": 1, "digest": "d"},
@@ -149,7 +149,7 @@ def test_the_document_suffices(tmp_path: Path) -> None:
                         "unknown_type",
                     ),
                     (
-                        msgpack.packb({"v": 1, "t": "manifest.get", "id": 9, "body": {"digest": "../../ca.key"}}),
+                        msgpack.packb({"v": 2, "t": "manifest.get", "id": 9, "body": {"digest": "../../ca.key"}}),
                         "not_found",
                     ),
                 ):
@@ -177,7 +177,7 @@ def test_an_altered_chunk_is_asked_for_again(tmp_path: Path) -> None:
             node = await asyncio.to_thread(Foreign, w, "foreign")
             serving = asyncio.create_task(asyncio.to_thread(node.serve, {2: 1, 4: 2}))
             with structlog.testing.capture_logs() as logs:
-                path = await w.hub.fetch("foreign", DIGEST, 1 << 20)
+                path = await w.hub.fetch("foreign", DIGEST, 1 << 22)
             assert path.read_bytes() == DATA
             asked = await serving
             assert (asked.count(2), asked.count(4), asked.count(0)) == (2, 3, 1)
@@ -193,12 +193,28 @@ def test_who_sends_only_wrong_chunks_is_dropped_with_the_reason(tmp_path: Path) 
             node = await asyncio.to_thread(Foreign, w, "foreign")
             serving = asyncio.create_task(asyncio.to_thread(node.serve, {1: 99}))
             with structlog.testing.capture_logs() as logs, pytest.raises(PayloadError, match="wrong digest"):
-                await w.hub.fetch("foreign", DIGEST, 1 << 20)
+                await w.hub.fetch("foreign", DIGEST, 1 << 22)
             await serving  # ends because the hub hung up
             assert any(e["event"] == "transfer.given_up" and e["node"] == "foreign" for e in logs)
             await until(lambda: set(w.hub.nodes()) == {"alice"}, "the liar is gone")
             assert not w.blobs.has(DIGEST)
             assert (await hello(alice))["node_id"] == "alice"
+            node.close()
+
+    asyncio.run(run())
+
+
+def test_who_sends_another_manifest_is_dropped_before_a_chunk_is_asked_for(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with world(tmp_path) as w, w.node("alice"):
+            node = await asyncio.to_thread(Foreign, w, "foreign")
+            lie = LEAVES[:-1] + bytes([LEAVES[-1] ^ 1])
+            serving = asyncio.create_task(asyncio.to_thread(node.serve, {}, lie))
+            with pytest.raises(PayloadError, match=f"not that of {DIGEST}"):
+                await w.hub.fetch("foreign", DIGEST, 1 << 22)
+            assert await serving == [], "a chunk was asked for"
+            await until(lambda: set(w.hub.nodes()) == {"alice"}, "the liar is gone")
+            assert not w.blobs.has(DIGEST) and not list(w.blobs.partials.iterdir())
             node.close()
 
     asyncio.run(run())

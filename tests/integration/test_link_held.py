@@ -13,8 +13,8 @@ from linked import FAST, hello, until, world
 from zk0d.link.rates import Rate
 from zk0d.model.blobs import BlobStore
 
-BLOB = os.urandom(1 << 20)
-SLOW = replace(FAST, max_upload=Rate.parse("2 MB/s"), max_download=Rate.parse("2 MB/s"))
+BLOB = os.urandom(4 << 20)
+SLOW = replace(FAST, max_upload=Rate.parse("8 MB/s"), max_download=Rate.parse("8 MB/s"))
 
 
 @pytest.mark.parametrize("way", ["upload", "download"])
@@ -29,7 +29,7 @@ def test_a_transfer_under_way_stops_and_goes_on_while_messages_still_pass(tmp_pa
                 digest = w.blobs.add_bytes(BLOB)
                 moving = asyncio.ensure_future(alice.fetch(digest))
             moved = lambda: alice.state.bytes_up if way == "upload" else alice.state.bytes_down  # noqa: E731
-            await until(lambda: moved() > 64 * 1024, "some of it has moved")
+            await until(lambda: moved() > 256 * 1024, "some of it has moved")
             alice.hold(True)
             at, still = moved(), 0
             for _ in range(40):  # what was on its way comes to rest: ten looks at the same figure

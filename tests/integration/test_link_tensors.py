@@ -19,7 +19,7 @@ from zk0d.model import tensors
 from zk0d.model.blobs import BlobStore
 from zk0d.model.payload import PayloadWriter
 
-SIZES = {"a.frozen": 300_000, "b.bias": 7, "c.trained": 40_000, "d.frozen": 200_000, "e.trained": 30_000}
+SIZES = {"a.frozen": 900_000, "b.bias": 7, "c.trained": 40_000, "d.frozen": 600_000, "e.trained": 30_000}
 
 
 def version(path: Path, number: int, names: list[str] | None = None) -> bytes:
@@ -46,7 +46,7 @@ def test_frozen_tensors_do_not_travel_again(tmp_path: Path, same_layout: bool) -
             here = BlobStore(tmp_path / "blobs-alice", reserve=0).add_bytes(old)
             digest = w.blobs.add_bytes(new)
             before = alice.state.bytes_down
-            path = await alice.fetch(digest, [here, "sha256:" + "0" * 64])
+            path = await alice.fetch(digest, [here, "blob:" + "0" * 64])
             assert path.read_bytes() == new
             came = alice.state.bytes_down - before
             trained = 4 * (SIZES["c.trained"] + SIZES["e.trained"])

@@ -14,6 +14,7 @@ from linked import FAST, hello, until, world
 from zk0d.errors import RefusedError
 from zk0d.link import hub as hub_module
 from zk0d.link import node as node_module
+from zk0d.link.messages import VERSION
 from zk0d.link.peer import Peer
 from zk0d.link.tls import ALPN_ENROLL, link_context, server_context
 from zk0d.link.transfer import Bucket
@@ -76,7 +77,7 @@ def test_an_envelope_of_a_later_version_fails_its_request_and_nothing_else(tmp_p
 
         async def to_old(frames: list[bytes]) -> None:
             envelope = msgpack.unpackb(frames[0])
-            old.heard([msgpack.packb({**envelope, "v": 2 if later else 1}), *frames[1:]])
+            old.heard([msgpack.packb({**envelope, "v": VERSION + later}), *frames[1:]])
 
         async def answer(kind: str, body: object) -> dict[str, object]:
             return {"kind": kind}
@@ -89,7 +90,7 @@ def test_an_envelope_of_a_later_version_fails_its_request_and_nothing_else(tmp_p
 
         old, new = peer("new", to_new), peer("old", to_old)
         old.up(), new.up()
-        with pytest.raises(RefusedError, match="protocol version 2, this end speaks 1") as refused:
+        with pytest.raises(RefusedError, match=f"protocol version {VERSION + 1}, this end speaks {VERSION}") as refused:
             await new.ask("hello", {"software": "later", "federations": []}, 5)
         assert refused.value.reason == "unsupported_version"
         later = False

@@ -17,9 +17,8 @@ from zk0d.ctl.main import main as zk0ctl
 from zk0d.daemon.evidence import Evidence
 from zk0d.daemon.report import health
 from zk0d.daemon.store import Hub, Store, Update
-from zk0d.durable import canonical_json
+from zk0d.durable import canonical_json, digest_of
 from zk0d.errors import RefusedError, UsageError
-from zk0d.model.blobs import digest_of
 
 
 async def contribute(node: TestNode, store: Store, spec: Any, version: int) -> str:

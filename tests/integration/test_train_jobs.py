@@ -16,8 +16,8 @@ import pytest
 from drawn_dataset import make_dataset
 from train_jobs import Bench
 
-from zk0d.durable import sha256_file
 from zk0d.errors import PayloadError, WorkerError
+from zk0d.model.leaves import name_of_file
 from zk0d.model.payload import Payload, write_exchange
 from zk0d.supervise import Worker
 from zk0d.train import weights
@@ -47,8 +47,8 @@ def undisturbed(bench: Bench, dataset: Path) -> dict[str, Any]:
 
 def test_version_0_is_what_the_spec_says(bench: Bench) -> None:
     made, spec = bench.made, bench.spec
-    assert made["base_digest"] == spec.base_digest == "sha256:" + sha256_file(bench.folder / "base.safetensors")
-    assert made["exchange_digest"] == "sha256:" + sha256_file(bench.version)
+    assert made["base_digest"] == spec.base_digest == name_of_file(bench.folder / "base.safetensors")
+    assert made["exchange_digest"] == name_of_file(bench.version)
     with Payload.open(bench.version) as version, Payload.open(bench.folder / "base.safetensors") as base:
         version.check_against(spec)
         assert made["exchange_parameters"] == sum(e.elements for e in version.entries.values())
@@ -65,7 +65,7 @@ def test_version_0_is_the_same_again(bench: Bench, tmp_path: Path) -> None:
 def test_training_lowers_the_loss_and_reports(bench: Bench, undisturbed: dict[str, Any]) -> None:
     assert undisturbed["finished"] and (undisturbed["steps"], undisturbed["samples"]) == (30, 90)
     assert undisturbed["loss_last"] < 0.8 * undisturbed["loss_first"]
-    assert undisturbed["digest"] == "sha256:" + sha256_file(Path(undisturbed["payload"]))
+    assert undisturbed["digest"] == name_of_file(Path(undisturbed["payload"]))
     with Payload.open(Path(undisturbed["payload"])) as payload:
         payload.check_against(bench.spec)
         payload.check_finite()

@@ -20,7 +20,7 @@ NOW = time.time()
 STATE = {"action": "train", "word": "training", "sentence": "training: federation pick, version 3; then it goes",
          "reason": "federation pick, version 3", "waits_for": "then", "rule": "train"}  # fmt: skip
 LINK = {"phase": "connected", "reason": "", "since": NOW - 60, "next_attempt": None}
-TRANSFER = {"digest": "sha256:abcdef0123", "direction": "down", "done": 45_000_000, "size": 90_000_000, "rate": 3e6,
+TRANSFER = {"digest": "blob:abcdef0123", "direction": "down", "done": 45_000_000, "size": 90_000_000, "rate": 3e6,
             "remaining_s": 15.0}  # fmt: skip
 LIVE = LiveParts(
     pid=1, started_at=NOW, state=STATE, link=LINK, session=None, bytes_total=(2_000_000, 3_000), transfers=[TRANSFER],

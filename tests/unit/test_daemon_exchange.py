@@ -18,7 +18,7 @@ from zk0d.errors import ProtocolError
 from zk0d.hub.receipts import ReceiptKey, Statement, read_statement
 from zk0d.link.identity import Authority, NodeIdentity
 from zk0d.link.merkle import EMPTY
-from zk0d.model.blobs import BlobStore, digest_of
+from zk0d.model.blobs import BlobStore, name_of
 
 
 class Wire:
@@ -119,7 +119,7 @@ def test_no_refusal_of_what_was_merged(bench: Bench) -> None:
 
 def test_the_base_is_stated_to_a_hub_that_reads_it(bench: Bench, tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"trained again")
-    digest = digest_of(b"trained again")
+    digest = name_of(b"trained again")
     result = {"payload": str(tmp_path / "out"), "digest": digest, "samples": 1, "steps": 1, "loss_first": 1.0,
               "loss_last": 1.0}  # fmt: skip
     for ident, more in (("new", {"state_base": True}), ("old", {})):
@@ -135,10 +135,10 @@ def test_the_base_is_stated_to_a_hub_that_reads_it(bench: Bench, tmp_path: Path)
 def test_versions_of_a_restored_hub(bench: Bench) -> None:
     """On the operator's word the versions that the hub has lost are forgotten, so that it can make them anew."""
     for number in range(4):
-        bench.store.put_version(Version("fed", number, digest_of(b"%d" % number), "", "", {}, 1.0, False))
+        bench.store.put_version(Version("fed", number, name_of(b"%d" % number), "", "", {}, 1.0, False))
     bench.store.put("log", {"state": "refused", "text": "", "at": 1.0})
     head = canonical_json({"at": "2026-01-01T00:00:00Z", "root": "sha256:" + EMPTY.hex(), "size": 0})
     bench.wire.answer = {"head": head, "head_signature": bench.key.sign(HEAD_PREFIX + head), "consistency": [],
-                         "number": 2, "digest": digest_of(b"another")}  # fmt: skip
+                         "number": 2, "digest": name_of(b"another")}  # fmt: skip
     asyncio.run(bench.exchange.accept_head())
     assert [v.number for v in bench.store.versions("fed")] == [0, 1]

@@ -11,7 +11,7 @@ from zk0d.daemon.paces import Paces
 from zk0d.daemon.store import Store
 from zk0d.daemon.uplink import Uplink
 
-DIGESTS = dict.fromkeys(("version_digest", "spec_digest", "base_digest"), "sha256:" + "0" * 64)
+DIGESTS = dict.fromkeys(("version_digest", "spec_digest", "base_digest"), "blob:" + "0" * 64)
 
 
 class Link:

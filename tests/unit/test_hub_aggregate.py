@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hub_cast import base_tensors, make_parts, reference
 
-from zk0d.durable import canonical_json, sha256_file
+from zk0d.durable import canonical_json
 from zk0d.errors import PayloadError, ProtocolError, Zk0Error
 from zk0d.hub import admission
 from zk0d.hub.aggregate import first_master, merge
@@ -22,6 +22,7 @@ from zk0d.hub.master import Master, off_ties
 from zk0d.hub.receipts import UPDATE_PREFIX, ReceiptKey, check_signature, read_statement
 from zk0d.link.identity import Authority, NodeIdentity
 from zk0d.model.codec import decode_bfloat16, encode_bfloat16, split_float32
+from zk0d.model.leaves import name_of_file
 from zk0d.model.payload import Payload, write_exchange
 from zk0d.model.spec import ModelSpec
 
@@ -61,10 +62,8 @@ def test_merge_is_the_formula(tmp_path: Path, dtype: str) -> None:
             np.testing.assert_allclose(new.tensor(name), exact, rtol=1e-7, atol=rounding)
             np.testing.assert_allclose(wire.float32(name), exact, rtol=2**-8 if dtype == "bfloat16" else 1e-7,
                                        atol=rounding)  # fmt: skip
-    assert made.master == "sha256:" + sha256_file(full)
-    assert (
-        made.published == "sha256:" + sha256_file(tmp_path / "wire") and made.size == (tmp_path / "wire").stat().st_size
-    )
+    assert made.master == name_of_file(full)
+    assert made.published == name_of_file(tmp_path / "wire") and made.size == (tmp_path / "wire").stat().st_size
     if dtype == "bfloat16":
         parts = list(zip(given, weights, strict=True))
         assert made.published == reference(spec, base_tensors(tmp_path / "p", spec), parts, tmp_path / "ref")
@@ -182,7 +181,7 @@ class Case:
         self.write()
 
     def write(self) -> None:
-        self.digest = write_exchange(self.path, self.spec, lambda n: self.delta[n])
+        self.digest = write_exchange(self.path, self.spec, lambda n: self.delta[n]).digest
 
     def statement(self, **changes: Any) -> Any:
         value = {"federation": "f", "task": "t", "node": "node-1", "base_version": 0, "payload": self.digest,
@@ -212,23 +211,23 @@ def test_each_check_speaks_in_its_turn(tmp_path: Path) -> None:
     raw = case.path.read_bytes()
     wrong_name = raw.replace(b'"head.bias"', b'"head.bios"')
     case.path.write_bytes(wrong_name + b"!")
-    good = "sha256:" + sha256_file(case.path)
+    good = name_of_file(case.path)
     unsigned = case.statement(payload=good)
     unsigned = read_statement(unsigned.raw, bytes(64))
     for statement, error, said in (
-        (case.statement(size=5, payload="sha256:" + "0" * 64), PayloadError, "statement says 5"),
-        (case.statement(payload="sha256:" + "0" * 64), PayloadError, "SHA-256"),
+        (case.statement(size=5, payload="blob:" + "0" * 64), PayloadError, "statement says 5"),
+        (case.statement(payload="blob:" + "0" * 64), PayloadError, "payload is not blob:"),
         (unsigned, ProtocolError, "signature"),
         (case.statement(payload=good), PayloadError, "end at byte"),
     ):
         with pytest.raises(error, match=said):
             case.inspect(statement)
     case.path.write_bytes(wrong_name)
-    case.digest = "sha256:" + sha256_file(case.path)
+    case.digest = name_of_file(case.path)
     with pytest.raises(PayloadError, match=r"'head\.bias' is missing"):
         case.inspect()
     case.path.write_bytes(raw)
-    case.digest = "sha256:" + sha256_file(case.path)
+    case.digest = name_of_file(case.path)
     with pytest.raises(PayloadError, match="NaN or an infinity"):
         case.inspect(max_norm=1e-9)
 
@@ -243,7 +242,7 @@ def test_no_flipped_byte_gets_in(tmp_path: Path) -> None:
         bad = bytearray(raw)
         bad[at] ^= 1 << rng.randrange(8)
         case.path.write_bytes(bad)
-        with pytest.raises(PayloadError, match="SHA-256"):
+        with pytest.raises(PayloadError, match="payload is not blob:"):
             case.inspect(statement)
 
 
@@ -252,7 +251,7 @@ def test_no_flipped_byte_gets_in(tmp_path: Path) -> None:
     [({"samples": 0}, "0 samples"), ({"samples": 10**10}, "samples"), ({"steps": 0}, "0 steps"),
      ({"size": -1}, "no count"), ({"size": 1.0}, "no count"), ({"size": True}, "no count"),
      ({"node": 3}, "text"), ({"node": "x" * 200}, "text"),
-     ({"payload": "md5:0"}, "not a digest"), ({"extra": 1}, "other fields"), ({"loss_last": "x"}, "loss"),
+     ({"payload": "md5:0"}, "not a blob's name"), ({"extra": 1}, "other fields"), ({"loss_last": "x"}, "loss"),
      ({"loss_last": 10**400}, "loss")],
 )  # fmt: skip
 def test_bad_statements(tmp_path: Path, changes: dict[str, Any], said: str) -> None:

@@ -18,7 +18,7 @@ from zk0d.hub.ledger import Ledger
 from zk0d.hub.receipts import ReceiptKey, Statement, read_statement
 from zk0d.hub.rounds import Merge, shares
 from zk0d.hub.store import Store
-from zk0d.model.blobs import digest_of
+from zk0d.model.blobs import name_of
 
 TASK = {"local_steps": 5, "batch_size": 8}
 
@@ -52,7 +52,7 @@ class Books:
     def offer(self, node: str, **changes: Any) -> Statement:
         task = self.task(node)
         value = {"federation": "fed", "task": task["id"], "node": node, "base_version": task["version"],
-                 "payload": digest_of(task["id"].encode()), "size": 9, "samples": 40, "steps": 5, "loss_first": 1.0,
+                 "payload": name_of(task["id"].encode()), "size": 9, "samples": 40, "steps": 5, "loss_first": 1.0,
                  "loss_last": 0.5, **changes}  # fmt: skip
         statement = read_statement(canonical_json(value), bytes(64))
         self.ledger.offer(statement)
@@ -152,4 +152,4 @@ def test_a_payload_counts_once_but_for_one_that_changes_nothing(books: Books) ->
     still = books.offer("b")
     books.ledger.admit(still.digest, 0.0)
     assert books.ledger.payload_had(still.payload, "c") == "nothing"
-    assert books.ledger.payload_had("sha256:" + "0" * 64, "c") == ""
+    assert books.ledger.payload_had("blob:" + "0" * 64, "c") == ""

@@ -235,4 +235,4 @@ def test_chunks_are_lent_as_they_lie(tmp_path: Path) -> None:
         with pytest.raises(PayloadError):
             blob.chunk(bad, 4096)
     with pytest.raises(PayloadError):
-        store.lend("sha256:" + "0" * 64)
+        store.lend("blob:" + "0" * 64)

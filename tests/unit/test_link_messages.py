@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from zk0d.errors import ProtocolError
 from zk0d.link import messages
-from zk0d.link.messages import Message, MessageError, decode, encode
+from zk0d.link.messages import VERSION, Message, MessageError, decode, encode
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 
@@ -41,7 +41,7 @@ def test_no_bytes_break_the_parser(envelope: bytes, bulk: bytes | None) -> None:
     st.sampled_from(sorted(messages.TYPES)),
 )
 def test_no_map_breaks_the_parser(envelope: dict[str, Any], kind: str) -> None:
-    for more in ({}, {"v": 1, "t": kind, "id": 7}):
+    for more in ({}, {"v": VERSION, "t": kind, "id": 7}):
         try:
             message = decode([msgpack.packb({**envelope, **more})])
         except MessageError as error:
@@ -86,14 +86,14 @@ def test_nothing_undeclared_is_said() -> None:
 
 
 def pack(**fields: Any) -> bytes:
-    return bytes(msgpack.packb({"v": 1, "t": "ping", "id": 7, **fields}))
+    return bytes(msgpack.packb({"v": VERSION, "t": "ping", "id": 7, **fields}))
 
 
 @pytest.mark.parametrize(
     ("frames", "code", "re"),
     [
         ([pack(t="gossip")], "unknown_type", 7),
-        ([pack(v=2)], "unsupported_version", 7),
+        ([pack(v=VERSION + 1)], "unsupported_version", 7),
         ([pack(t="task.request", body={})], "malformed", 7),
         ([pack(t="task.request", body={"federation": 5})], "malformed", 7),
         ([pack(t="pong")], "malformed", 7),
@@ -123,7 +123,7 @@ def test_what_is_wrong_is_said(frames: list[bytes], code: str, re: int | None) -
 def test_an_envelope_has_so_many_values_and_no_more() -> None:
     def said(lists: int) -> list[bytes]:
         body = {"x": [[[]] * (messages.MAX_ITEMS - 1)] * lists}
-        return [msgpack.packb({"v": 1, "t": "reply", "id": 1, "re": 2, "body": body})]
+        return [msgpack.packb({"v": VERSION, "t": "reply", "id": 1, "re": 2, "body": body})]
 
     assert len(decode(said(3)).body["x"]) == 3
     with pytest.raises(MessageError, match=f"more than {messages.MAX_VALUES} values"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,15 +10,13 @@ from pathlib import Path
 
 from zk0d.errors import PayloadError
 from zk0d.link.storing import _TURN, Storing
-from zk0d.model.blobs import BlobStore, Manifest, Partial, digest_of
-
-KIB = 1024
+from zk0d.model.blobs import LEAF, BlobStore, Manifest, Partial, name_of
+from zk0d.model.leaves import leaves_of
 
 
 def arriving(store: BlobStore, chunks: int) -> tuple[bytes, Partial]:
-    data = os.urandom(chunks * KIB)
-    cut = tuple(hashlib.sha256(data[i : i + KIB]).digest() for i in range(0, len(data), KIB))
-    return data, store.partial(digest_of(data), Manifest(digest_of(data), len(data), KIB, cut))
+    data = os.urandom(chunks * LEAF)
+    return data, store.partial(name_of(data), Manifest(name_of(data), len(data), LEAF, leaves_of(data)))
 
 
 def test_each_blob_in_its_order_and_all_in_turn(tmp_path: Path) -> None:
@@ -43,7 +40,7 @@ def test_each_blob_in_its_order_and_all_in_turn(tmp_path: Path) -> None:
             ]
             for index in range(2 * _TURN):
                 for storing, (data, _) in zip(storings, blobs, strict=True):
-                    storing.put(index, data[index * KIB : (index + 1) * KIB])
+                    storing.put(index, data[index * LEAF : (index + 1) * LEAF])
             held.set()
             await asyncio.wait_for(done.wait(), 10)
             for storing, (data, partial) in zip(storings, blobs, strict=True):
@@ -61,14 +58,14 @@ def test_what_is_wrong_is_told_and_after_the_end_nothing_is_written(tmp_path: Pa
         with ThreadPoolExecutor(1) as pool:
             data, partial = arriving(BlobStore(tmp_path, reserve=0), 4)
             storing = Storing(pool, partial, lambda i, size, good, error: told.append((i, good, error)))
-            storing.put(0, data[KIB : 2 * KIB])
-            storing.put(1, data[KIB : 2 * KIB])
+            storing.put(0, data[LEAF : 2 * LEAF])
+            storing.put(1, data[LEAF : 2 * LEAF])
             while len(told) < 2:
                 await asyncio.sleep(0.001)
             assert told == [(0, False, None), (1, True, None)] and partial.have == {1}
             held = threading.Event()
             pool.submit(held.wait, 10)
-            storing.put(2, data[2 * KIB : 3 * KIB])
+            storing.put(2, data[2 * LEAF : 3 * LEAF])
             closing = asyncio.create_task(storing.close())
             await asyncio.sleep(0)
             held.set()
@@ -76,7 +73,7 @@ def test_what_is_wrong_is_told_and_after_the_end_nothing_is_written(tmp_path: Pa
             assert partial.have == {1} and len(told) == 2, "what had not begun was stored all the same"
             partial.close()
             again = Storing(pool, partial, lambda i, size, good, error: told.append((i, good, error)))
-            again.put(3, data[3 * KIB :])
+            again.put(3, data[3 * LEAF :])
             while len(told) < 3:
                 await asyncio.sleep(0.001)
             assert isinstance(told[2][2], PayloadError), "a partial that is closed"

@@ -10,13 +10,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from zk0d.errors import PayloadError
 from zk0d.link.state import LinkLimits
 from zk0d.link.transfer import Bucket, FairQueue, Receiver
-from zk0d.model.blobs import Manifest
+from zk0d.model.blobs import LEAF, Manifest
+from zk0d.model.leaves import name_of_leaves
 
 LIMITS = LinkLimits(reask_s=10, max_wrong=1000, window_max=4)
 
 
 def manifest(chunks: int) -> Manifest:
-    return Manifest("sha256:" + "a" * 64, chunks * 1024, 1024, (b"\0" * 32,) * chunks)
+    leaves = bytes(32 * chunks)
+    return Manifest(name_of_leaves(chunks * LEAF, leaves), chunks * LEAF, LEAF, leaves)
 
 
 class Transfer(RuleBasedStateMachine):

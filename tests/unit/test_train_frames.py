@@ -29,7 +29,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _spec(**cameras: list[int]) -> ModelSpec:
     model = presets.parse({"policy": "act", "cameras": cameras or {"front": [48, 64], "wrist": [48, 64]}})
-    return ModelSpec("act", {}, "", model.features, 30, "degrees", (), "bfloat16", "sha256:0")
+    return ModelSpec("act", {}, "", model.features, 30, "degrees", (), "bfloat16", "blob:0")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from zk0d.link.gate import Gate, GateError, RefusalScanner, refusal_record
 from zk0d.link.identity import verify
 from zk0d.link.messages import TYPES, Message, MessageError, decode, encode, unpack
 from zk0d.link.session import FRAME_HEAD
-from zk0d.model.blobs import BlobStore, Manifest
+from zk0d.model.blobs import LEAF, BlobStore, Manifest
 from zk0d.model.payload import parse_header
 
 VECTORS = Path(__file__).parents[1] / "vectors"
@@ -101,14 +102,19 @@ def test_a_message_is_refused(row: dict[str, Any]) -> None:
 
 
 def manifest(row: dict[str, Any]) -> Manifest:
-    return Manifest(row["digest"], row["size"], row["chunk_size"], tuple(bytes.fromhex(c) for c in row["chunks"]))
+    return Manifest(row["digest"], row["size"], row["chunk_size"], bytes.fromhex("".join(row["leaves"])))
 
 
 @named(MANIFESTS["accepted"])
-def test_a_manifest_is_cut_so(row: dict[str, Any], tmp_path: Path) -> None:
-    store, blob = BlobStore(tmp_path, reserve=0), bytes.fromhex(row["blob"])
+def test_a_blob_is_called_and_cut_so(row: dict[str, Any], tmp_path: Path) -> None:
+    pattern, size = bytes.fromhex(MANIFESTS["pattern"]), row["size"]
+    blob = (pattern * (size // len(pattern) + 1))[:size]
+    assert [hashlib.sha256(blob[i : i + MANIFESTS["leaf"]]).hexdigest() for i in range(0, size, LEAF)] == row["leaves"]
+    assert "blob:" + hashlib.sha256(bytes.fromhex(row["root"])).hexdigest() == row["digest"]
+    store = BlobStore(tmp_path, reserve=0)
     assert store.add_bytes(blob) == row["digest"]
-    assert store.manifest(row["digest"], row["chunk_size"]) == manifest(row)
+    found = store.manifest(row["digest"], row["chunk_size"])
+    assert found == manifest(row) and found.count == row["chunks"]
 
 
 @named(MANIFESTS["refused"])

@@ -31,7 +31,7 @@ def _list(context: Context, args: Args) -> int:
                 _loss(r),
                 "yes" if r["fetched"] else "no",
                 clock(r["at"]),
-                r["digest"][7:19],
+                r["digest"].partition(":")[2][:12],
             ]
             for r in rows
         ]

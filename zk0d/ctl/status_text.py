@@ -161,7 +161,7 @@ def _datasets(doc: Document) -> list[str]:
 
 
 def _transfers(doc: Document) -> list[str]:
-    return [f"{t['direction']} {t['digest'][7:15]}: {transfer(t)}" for t in doc["transfers"]]
+    return [f"{t['direction']} {t['digest'].partition(':')[2][:8]}: {transfer(t)}" for t in doc["transfers"]]
 
 
 def _updates(doc: Document) -> list[str]:

@@ -17,11 +17,11 @@ import structlog
 
 from zk0d.daemon.evidence import RECEIPT_PREFIX, Evidence, check_refusal, is_final, verify_signature
 from zk0d.daemon.store import Hub, Store, Task, Update, Version
-from zk0d.durable import canonical_json
+from zk0d.durable import canonical_json, digest_of
 from zk0d.errors import LinkLostError, ProtocolError, RefusedError, UsageError, WorkerError
 from zk0d.link.node import NodeLink
 from zk0d.link.node_identity import NodeIdentity
-from zk0d.model.blobs import BlobStore, digest_of
+from zk0d.model.blobs import BlobStore
 
 log = structlog.get_logger("exchange")
 

@@ -1,6 +1,6 @@
 """Judging an update's bytes before they may count, in the order that lets nothing unverified be parsed or used.
 
-Size and SHA-256 (the transfer checks it chunk by chunk and whole), the node's signature, header, names, shapes, dtypes,
+Size and name (the transfer proves each chunk by it), the node's signature, header, names, shapes, dtypes,
 finite values, norm. What is refused goes to quarantine with the reason. Not for who may offer (rounds.py).
 """
 
@@ -12,11 +12,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from zk0d.durable import sha256_file, write_json
+from zk0d.durable import write_json
 from zk0d.errors import PayloadError
 from zk0d.hub.receipts import Statement, check_signature
-from zk0d.model.blobs import hex_of
 from zk0d.model.codec import sum_of_squares
+from zk0d.model.leaves import name_of_file
 from zk0d.model.payload import Payload
 from zk0d.model.spec import ModelSpec
 
@@ -53,14 +53,14 @@ def inspect(
 ) -> float:
     """Judge the payload at `path` → its Euclidean norm. Raises PayloadError or ProtocolError with the reason.
 
-    `max_norm` 0: any norm. `hashed`: the SHA-256 of the whole has been checked just now, by the transfer.
+    `max_norm` 0: any norm. `hashed`: the name has been proven just now, by the transfer.
     `cancelled` is asked now and then; CancelledError then.
     """
     size = path.stat().st_size
     if size != statement.size or size > size_limit(spec):
         raise PayloadError(f"the payload has {size} bytes, the statement says {statement.size}")
-    if not hashed and sha256_file(path) != hex_of(statement.payload):
-        raise PayloadError(f"the payload's SHA-256 is not {statement.payload}")
+    if not hashed and name_of_file(path) != statement.payload:
+        raise PayloadError(f"the payload is not {statement.payload}")
     check_signature(statement, certificate)
     total = 0.0
     with Payload.open(path, max_header=_header_limit(spec)) as payload:
@@ -85,7 +85,7 @@ def inspect(
 def quarantine(directory: Path, path: Path, statement: Statement, reason: str) -> None:
     """Keep a refused payload and why it was refused, for a maintainer to look at; bounded to the newest few."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    name = hex_of(statement.digest)
+    name = statement.digest.removeprefix("sha256:")
     kept = directory / f"{name}.payload"
     if path.exists():
         kept.unlink(missing_ok=True)

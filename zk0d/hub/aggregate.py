@@ -25,6 +25,7 @@ from zk0d.hub.lanes import Block, run
 from zk0d.hub.master import Master, off_ties, own, rest_entries
 from zk0d.hub.recipe import Recipe
 from zk0d.model.codec import BLOCK, Float32, encode_bfloat16
+from zk0d.model.manifest import Manifest
 from zk0d.model.payload import Payload, PayloadWriter, exchange_entries, write_exchange
 from zk0d.model.spec import ModelSpec
 
@@ -39,7 +40,7 @@ MEAN = Recipe()
 
 @dataclass(frozen=True)
 class Merged:
-    """Digests (`sha256:…`) of the new master (see master.py) and of what is published; the published file's bytes."""
+    """Blob names of the new master (see master.py) and of what is published; the published file's bytes."""
 
     master: str
     published: str
@@ -48,6 +49,8 @@ class Merged:
     """Digests of the server optimiser's state after this version."""
     weights: tuple[float, ...] | None = None
     """The part each update has in the sum, in their order; None where it has no such number (median, trimmed mean)."""
+    manifest: Manifest | None = None
+    """Of what is published, where it is known: all nodes will ask for it."""
 
 
 def merge(
@@ -90,7 +93,8 @@ def merge(
         run(job.fill, slots, _blocks(spec, size), files, CORES, job.passed)
     master_file, kept = files[-1 - len(out_moments)], files[len(files) - len(out_moments) :]
     summed = None if recipe.strategy in ("median", "trimmed_mean") else tuple(float(w) for w in weights)
-    return Merged(master_file.digest, published.digest, published.size, tuple(w.digest for w in kept), summed)
+    return Merged(master_file.digest, published.digest, published.size, tuple(w.digest for w in kept), summed,
+                  published.manifest)  # fmt: skip
 
 
 def _block_size(spec: ModelSpec, updates: int) -> int:
@@ -189,5 +193,5 @@ def first_master(spec: ModelSpec, exchange: Path, base: Path, out: Path) -> Merg
                     return off_ties(exact, rounded)
             return published.float32(name)
 
-        digest = write_exchange(out, spec, tensor, "float32")
-    return Merged(digest, "", exchange.stat().st_size)
+        made = write_exchange(out, spec, tensor, "float32")
+    return Merged(made.digest, "", exchange.stat().st_size)

@@ -93,7 +93,7 @@ def _contents(database: Path) -> tuple[list[str], int]:
 def restore(backup: Path, hub: Path) -> dict[str, Any]:
     """Make the hub folder `hub`, which must not exist, from a backup. Raises UsageError, ConfigError; nothing is made.
 
-    Checked first: the database, every blob's SHA-256 and that none is missing, keys and settings. Nodes that saw a
+    Checked first: the database, every blob's name and that none is missing, keys and settings. Nodes that saw a
     later tree head than the backup's will say so: the hub has forgotten receipts, and they keep theirs.
     """
     try:

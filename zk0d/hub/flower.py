@@ -96,7 +96,7 @@ def main(job: Message, channel: WorkerChannel) -> Message:
     kept = {n: v.astype(np.float32) for n, v in new.items()}
     master = write_exchange(Path(job["out_master"]), spec, kept.__getitem__, "float32")
     published = write_exchange(Path(job["out_published"]), spec, kept.__getitem__)
-    return {"master": master, "published": published, "size": Path(job["out_published"]).stat().st_size}
+    return {"master": master.digest, "published": published.digest, "size": published.size}
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ class Intake:
 
     async def _receive(self, s: Statement) -> None:
         limit = min(s.size, admission.size_limit(self._fed.spec))
-        hashed = not self._hub.blobs.has(s.payload)  # a transfer ends with the SHA-256 of the whole
+        hashed = not self._hub.blobs.has(s.payload)  # a transfer proves what comes by the name
         if hashed:
             path = await self._hub.fetch(s.node, s.payload, limit)
         else:

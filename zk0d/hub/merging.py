@@ -196,7 +196,8 @@ class Merging:
         )  # fmt: skip
         for path, digest in zip(out, (made.master, made.published, *made.moments), strict=True):
             if path.exists():  # a float32 version is its own master
-                await asyncio.to_thread(blobs.place, path, digest)  # the writer has hashed and flushed it
+                known = made.manifest if digest == made.published else None
+                await asyncio.to_thread(blobs.place, path, digest, known)  # the writer has hashed and flushed it
         return made, time.monotonic() - began
 
     async def _by_flower(

@@ -22,10 +22,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from zk0d.durable import canonical_json, write_bytes
+from zk0d.durable import canonical_json, digest_of, write_bytes
 from zk0d.errors import ConfigError, PayloadError, ProtocolError
 from zk0d.link.identity import verify
-from zk0d.model.blobs import digest_of, hex_of
+from zk0d.model.blobs import hex_of
 
 UPDATE_PREFIX = b"zk0 update v1\0"
 RECEIPT_PREFIX = b"zk0 receipt v1\0"

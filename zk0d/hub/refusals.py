@@ -149,7 +149,7 @@ class Aftermath:
     def forget_parts(self) -> None:
         """Delete the parts of payloads that nobody sends any more."""
         wanted = self._refusals.arriving()
-        for digest in {f"sha256:{p.stem}" for p in self._hub.blobs.partials.glob("*.*") if len(p.stem) == 64}:
+        for digest in {f"blob:{p.stem}" for p in self._hub.blobs.partials.glob("*.*") if len(p.stem) == 64}:
             if digest not in wanted and not self._hub.blobs.has(digest):
                 self._hub.blobs.delete(digest)
                 log.info("deleted the parts of a payload that is not sent any more", digest=digest)

@@ -48,7 +48,7 @@ def _transfer(t: dict[str, Any]) -> str:
     share = f" ({100 * t['done'] // t['size']}%)" if t["size"] else ""
     left = "" if t["remaining_s"] is None else f", {duration(t['remaining_s'])} left"
     done = f"{size(t['done'])} of {size(t['size'])}{share}, {size(t['rate'])}/s{left}"
-    return f"transfer {way} {t['node']}, {t['digest'][7:15]}: {done}"
+    return f"transfer {way} {t['node']}, {t['digest'].partition(':')[2][:8]}: {done}"
 
 
 def _loss(f: dict[str, Any]) -> str:

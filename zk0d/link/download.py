@@ -54,7 +54,7 @@ async def _download(peer: Peer, digest: str, size_limit: int, like: Sequence[str
 
 
 async def _manifest(peer: Peer, digest: str, pieces: bool) -> tuple[Manifest, tuple[tensors.Piece, ...]]:
-    """The blob's manifest and, where `pieces` are wanted and the peer knows them, its tensors."""
+    """The blob's manifest, proven, and, where `pieces` are wanted and the peer knows them, its tensors."""
     question = {"digest": digest, "tensors": 1} if pieces else {"digest": digest}
     end = time.monotonic() + peer.limits.stall_s
     while True:
@@ -69,10 +69,9 @@ async def _manifest(peer: Peer, digest: str, pieces: bool) -> tuple[Manifest, tu
                 raise
             await asyncio.sleep(_BUSY_PAUSE_S)
     body, bulk = answer.body, answer.bulk
-    if answer.type != "manifest" or bulk is None or body["digest"] != digest or len(bulk) % 32:
+    if answer.type != "manifest" or bulk is None or body["digest"] != digest:
         raise PayloadError(f"{peer.name} answered the question for the manifest of {digest} with something else")
-    raw = bytes(bulk)
-    made = Manifest(digest, body["size"], body["chunk_size"], tuple(raw[i : i + 32] for i in range(0, len(raw), 32)))
+    made = Manifest(digest, body["size"], body["chunk_size"], bytes(bulk))  # which is proven, or there is none
     return made, tensors.unpack(body.get("tensors", b""), made.size)
 
 

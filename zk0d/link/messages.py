@@ -15,11 +15,11 @@ import msgpack  # type: ignore[import-untyped]
 
 from zk0d.errors import ProtocolError
 
-VERSION = 1
+VERSION = 2
 MAX_ENVELOPE = 256 * 1024
 """Bytes of one msgpack envelope."""
 MAX_BULK = (4 << 20) + 1024
-"""Bytes of one raw frame: the largest chunk, or the chunk digests of the largest manifest (1 MiB)."""
+"""Bytes of one raw frame: the largest chunk, or the leaves of the largest manifest (4 MiB)."""
 MAX_DEPTH = 8
 MAX_STR = 64 * 1024
 MAX_ITEMS = 4096

@@ -38,7 +38,8 @@ from zk0d.link.serving import MAX_CHUNKS_WAITING, Ask, Serving
 from zk0d.link.state import LinkLimits, Progress
 from zk0d.link.transfer import Credit
 from zk0d.model import tensors
-from zk0d.model.blobs import MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, BlobStore
+from zk0d.model.blobs import MAX_BLOB, BlobStore
+from zk0d.model.manifest import may_be
 
 log = structlog.get_logger("zk0d.link.peer")
 
@@ -347,7 +348,7 @@ class Peer:
 
     def _chunk_wanted(self, message: Message) -> None:
         digest, index, size = message.body["digest"], message.body["index"], message.body["chunk_size"]
-        if not self._can_take(digest) or not 0 <= index < MAX_CHUNKS or not MIN_CHUNK <= size <= MAX_CHUNK:
+        if not self._can_take(digest) or not may_be(index, size):
             self._error("not_found", f"no chunk {index} of {digest[:80]} for you here", message.id)
         elif not self._serving.want((digest, index, size, message.id)):
             self._error("busy", f"{MAX_CHUNKS_WAITING} chunks are waiting", message.id)
@@ -383,11 +384,14 @@ class Peer:
             log.error("link.blob_damaged", digest=digest, reason=str(error))
             self._error("not_found", f"{digest} cannot be served", message.id)
             return
+        if manifest.size > MAX_BLOB:
+            self._error("not_found", f"{digest} is larger than the {MAX_BLOB >> 30} GiB that travel", message.id)
+            return
         self._serving.begin(digest, manifest.size)
         body: Body = {"digest": digest, "size": manifest.size, "chunk_size": manifest.chunk_size}
         if message.body.get("tensors"):
             body["tensors"] = await loop.run_in_executor(self.pool, self._tensors, digest)
-        self._say_manifest(encode(Message("manifest", self._ident(), body, message.id, b"".join(manifest.chunks))))
+        self._say_manifest(encode(Message("manifest", self._ident(), body, message.id, manifest.leaves)))
 
     def _say_manifest(self, frames: list[Frame]) -> None:
         if not self.linked.is_set() or len(self._manifests) >= MAX_CONTROL:

@@ -1,6 +1,6 @@
 """Arriving chunks on their way to the disk: one thread at a time for each blob, in the order in which they came.
 
-So the blob's own hash is made while its bytes are still in the cache, and threads do not wait for one another.
+So the disk is written in order, and threads do not wait for one another.
 Not for what to ask for (transfer.py), nor for how a chunk is checked and kept (zk0d.model.partial).
 """
 

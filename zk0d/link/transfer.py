@@ -1,6 +1,6 @@
 """How a blob arrives: which chunks to ask for, when to ask again, when to give up. No I/O, no clock of its own.
 
-The sender keeps no state: it serves any chunk of a blob it has. Verifying and storing chunks is BlobStore's.
+The sender keeps no state: it serves any chunk of a blob it has. Proving and storing chunks is BlobStore's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Receiver:
         done = set(have)
         self.manifest = manifest
         self._limits = limits
-        self._missing = deque(i for i in range(len(manifest.chunks)) if i not in done)
+        self._missing = deque(i for i in range(manifest.count) if i not in done)
         self._asked: dict[int, float] = {}
         self._done = done
         self._window = min(2, limits.window_max)
@@ -35,7 +35,7 @@ class Receiver:
 
     @property
     def done(self) -> bool:
-        return len(self._done) == len(self.manifest.chunks)
+        return len(self._done) == self.manifest.count
 
     @property
     def outstanding(self) -> int:

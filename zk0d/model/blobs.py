@@ -1,29 +1,30 @@
-"""Content-addressed files that survive a power cut: models, updates, specs, each named by its SHA-256.
+"""Content-addressed files that survive a power cut: models, updates, specs, each named by its leaves (leaves.py).
 
 Not a cache (nothing is deleted but by `delete`) and not a parser: what is in a blob is for others to judge.
-Layout: `sha256/ab/<hex>` (0444), `partial/<hex>.part` with `partial/<hex>.have` while one is arriving.
+Layout: `whole/ab/<hex>` (0444), `partial/<hex>.part` with `partial/<hex>.have` while one is arriving.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from zk0d.durable import fsync_dir, write_bytes
-from zk0d.errors import PayloadError
+from zk0d.errors import ConfigError, PayloadError
+from zk0d.model.leaves import LEAF, NAME, Leaves, hex_of, name_of
 from zk0d.model.lent import LentBlob
-from zk0d.model.manifest import CHUNK, DIGEST, MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, Manifest, digest_of, hex_of
+from zk0d.model.manifest import CHUNK, MAX_BLOB, MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, Manifest
 from zk0d.model.partial import DiskFullError, Partial
 
 __all__ = [
-    "CHUNK", "MAX_CHUNK", "MAX_CHUNKS", "MIN_CHUNK", "BlobStore", "DiskFullError", "Manifest", "Partial", "digest_of",
-    "hex_of",
+    "CHUNK", "LEAF", "MAX_BLOB", "MAX_CHUNK", "MAX_CHUNKS", "MIN_CHUNK", "BlobStore", "DiskFullError", "Manifest",
+    "Partial", "hex_of", "name_of",
 ]  # fmt: skip
 
 _MANIFESTS_KEPT = 16
@@ -36,15 +37,18 @@ class BlobStore:
         """`reserve`: bytes of the file system that stay free whatever arrives."""
         self.directory = directory
         self.partials = directory / "partial"
+        self._whole = directory / "whole"
         self._reserve = reserve
-        self._manifests: OrderedDict[tuple[str, int], Manifest] = OrderedDict()
-        self._making: dict[tuple[str, int], threading.Lock] = {}
-        self._fresh: OrderedDict[str, tuple[int, ...]] = OrderedDict()
-        """Blobs whose digest this process has worked out, and what `_look` said of the file then: while it says so
-        still, their first manifest need not hash the whole again."""
+        self._manifests: OrderedDict[str, Manifest] = OrderedDict()
+        self._making: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
+        if (directory / "sha256").is_dir():
+            raise ConfigError(
+                f"{directory} holds blobs of an earlier zk0d, which named them by another rule",
+                "begin with an empty folder",
+            )
         self.partials.mkdir(parents=True, exist_ok=True)
-        (directory / "sha256").mkdir(exist_ok=True)
+        self._whole.mkdir(exist_ok=True)
         for leftover in [*self.partials.glob("add-*"), *self.partials.glob(".add-*")]:
             if not Path("/proc", leftover.name.split("-")[1]).exists():  # whoever was adding it was killed
                 leftover.unlink(missing_ok=True)
@@ -52,7 +56,7 @@ class BlobStore:
     def path(self, digest: str) -> Path:
         """Where the blob is, or would be: pure name, see `has`."""
         name = hex_of(digest)
-        return self.directory / "sha256" / name[:2] / name
+        return self._whole / name[:2] / name
 
     def has(self, digest: str) -> bool:
         return self.path(digest).is_file()
@@ -73,10 +77,10 @@ class BlobStore:
 
     def digests(self) -> Iterator[str]:
         """Every complete blob, in name order."""
-        for folder in sorted((self.directory / "sha256").iterdir()):
+        for folder in sorted(self._whole.iterdir()):
             for path in sorted(folder.iterdir()):
-                if DIGEST.match(f"sha256:{path.name}"):
-                    yield f"sha256:{path.name}"
+                if NAME.match(f"blob:{path.name}"):
+                    yield f"blob:{path.name}"
 
     def total_bytes(self) -> int:
         """Bytes of all complete blobs."""
@@ -92,23 +96,22 @@ class BlobStore:
                 "free some space; the transfer then goes on by itself",
             )
 
-    def place(self, finished: Path, digest: str) -> Path:
-        """Rename a file that is known to be this blob, and already flushed, into the store."""
+    def place(self, finished: Path, digest: str, manifest: Manifest | None = None) -> Path:
+        """Rename a file that is known to be this blob, and already flushed, into the store. Whoever will serve it soon
+        gives its manifest, if he has it: it is then not read for that again."""
         path = self.path(digest)
         if not path.parent.is_dir():
             path.parent.mkdir(exist_ok=True)
             fsync_dir(path.parent.parent)
         finished.replace(path)
         fsync_dir(path.parent)
-        with self._lock:
-            self._fresh[digest] = _look(path.stat())
-            while len(self._fresh) > _MANIFESTS_KEPT:
-                self._fresh.popitem(last=False)
+        if manifest is not None:
+            self._remember(manifest)
         return path
 
     def add_bytes(self, data: bytes) -> str:
-        """Store `data`; its digest."""
-        digest = digest_of(data)
+        """Store `data`; its name."""
+        digest = name_of(data)
         if not self.has(digest):
             self.require_space(len(data))
             tmp = self.partials / f"add-{os.getpid()}-{threading.get_ident()}"
@@ -117,7 +120,7 @@ class BlobStore:
         return digest
 
     def add_file(self, path: Path, *, move: bool = False) -> str:
-        """Store a finished file; its digest. Linked where it can be (the source then becomes read-only), else copied.
+        """Store a finished file; its name. Linked where it can be (the source then becomes read-only), else copied.
 
         `move` takes the source away. Never write to the source in place afterwards: it may be the same file.
         """
@@ -133,22 +136,21 @@ class BlobStore:
                 shutil.copyfile(path, tmp)
             fd = os.open(tmp, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                digest, manifest = _hash_fd(fd)
+                manifest = _cut(fd)
                 os.fchmod(fd, 0o444)
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            if self.has(digest):
+            if self.has(manifest.digest):
                 tmp.unlink()
             else:
-                self.place(tmp, digest)
+                self.place(tmp, manifest.digest)
         finally:
             tmp.unlink(missing_ok=True)
-        if manifest is not None:  # who adds a file will be asked for it, and it has just been read
-            self._remember(manifest)
+        self._remember(manifest)  # who adds a file will be asked for it, and it has just been read
         if move:
             path.unlink()
-        return digest
+        return manifest.digest
 
     def partial(self, digest: str, manifest: Manifest) -> Partial:
         """Begin or resume the arrival of a blob; DiskFullError when what is missing does not fit."""
@@ -163,51 +165,43 @@ class BlobStore:
         return partial
 
     def manifest(self, digest: str, chunk_size: int = CHUNK) -> Manifest:
-        """How a blob that is here is cut; reads all of it once, however many ask at a time. PayloadError if it is
-        absent or damaged on disk."""
-        key = (digest, chunk_size)
+        """What a blob that is here is made of, and cut in chunks of this size; reads all of it once, however many ask
+        at a time. PayloadError if it is absent or damaged on disk."""
         with self._lock:
-            making = self._making.setdefault(key, threading.Lock())
+            making = self._making.setdefault(digest, threading.Lock())
         with making:
-            with self._lock:
-                found, seen = self._manifests.get(key), self._fresh.get(digest)
-                if found is not None:
-                    self._manifests.move_to_end(key)
-                    return found
             try:
-                manifest = self._cut(digest, chunk_size, seen)
+                with self._lock:
+                    found = self._manifests.get(digest)
+                if found is None:
+                    found = self._read_again(digest)
+                self._remember(found)
             finally:
                 with self._lock:
-                    self._making.pop(key, None)
-            self._remember(manifest)
-            return manifest
+                    self._making.pop(digest, None)
+        return found if found.chunk_size == chunk_size else replace(found, chunk_size=chunk_size)
 
     def _remember(self, manifest: Manifest) -> None:
         with self._lock:
-            self._manifests[manifest.digest, manifest.chunk_size] = manifest
-            self._fresh.pop(manifest.digest, None)
+            self._manifests[manifest.digest] = manifest
+            self._manifests.move_to_end(manifest.digest)
             while len(self._manifests) > _MANIFESTS_KEPT:
                 self._manifests.popitem(last=False)
 
-    def _cut(self, digest: str, chunk_size: int, seen: tuple[int, ...] | None) -> Manifest:
-        whole, chunks, size = hashlib.sha256(), [], 0
-        buffer = bytearray(chunk_size)
+    def _read_again(self, digest: str) -> Manifest:
         try:
-            with self.path(digest).open("rb", buffering=0) as f:
-                fresh = seen == _look(os.fstat(f.fileno()))
-                while n := f.readinto(buffer):
-                    data = memoryview(buffer)[:n]
-                    if not fresh:
-                        whole.update(data)
-                    chunks.append(hashlib.sha256(data).digest())
-                    size += n
+            fd = os.open(self.path(digest), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise _absent(digest) from None
-        if not fresh and whole.hexdigest() != hex_of(digest):
+        try:
+            found = _cut(fd)
+        finally:
+            os.close(fd)
+        if found.digest != digest:
             raise PayloadError(
                 f"the blob {digest} is damaged on disk", f"delete {self.path(digest)} and fetch it again"
             )
-        return Manifest(digest, size, chunk_size, tuple(chunks))
+        return found
 
     def read_chunk(self, digest: str, index: int, chunk_size: int = CHUNK) -> bytes:
         """Chunk `index`, shorter at the end; PayloadError when the blob or the chunk is not there."""
@@ -236,9 +230,7 @@ class BlobStore:
         for leftover in (self.partials / f"{name}.part", self.partials / f"{name}.have"):
             leftover.unlink(missing_ok=True)
         with self._lock:
-            self._fresh.pop(digest, None)
-            for key in [k for k in self._manifests if k[0] == digest]:
-                del self._manifests[key]
+            self._manifests.pop(digest, None)
         try:
             path.unlink()
         except FileNotFoundError:
@@ -247,24 +239,14 @@ class BlobStore:
         return True
 
 
-def _look(stat: os.stat_result) -> tuple[int, ...]:
-    """What a write to the file, or another file in its place, would change."""
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
-
-
 def _absent(digest: str) -> PayloadError:
     return PayloadError(f"the blob {digest} is not here")
 
 
-def _hash_fd(fd: int) -> tuple[str, Manifest | None]:
-    """The digest of a file, and its manifest in chunks of CHUNK unless it is too large for one; in one reading."""
-    whole, chunks, size, even = hashlib.sha256(), [], 0, True
-    buffer = bytearray(CHUNK)
+def _cut(fd: int) -> Manifest:
+    """The manifest of an open file, in chunks of CHUNK; in one reading."""
+    leaves, buffer = Leaves(), bytearray(LEAF)
+    view = memoryview(buffer)
     while n := os.readv(fd, [buffer]):
-        data = memoryview(buffer)[:n]
-        even = even and size % CHUNK == 0  # a reading that was cut short makes no chunk
-        whole.update(data)
-        chunks.append(hashlib.sha256(data).digest())
-        size += n
-    digest = "sha256:" + whole.hexdigest()
-    return digest, Manifest(digest, size, CHUNK, tuple(chunks)) if even and len(chunks) <= MAX_CHUNKS else None
+        leaves.update(view[:n])
+    return Manifest(leaves.name, leaves.size, CHUNK, leaves.digests)

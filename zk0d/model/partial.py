@@ -1,4 +1,4 @@
-"""A blob that is arriving: chunks are verified, written at their place and counted in a have-set that survives a crash.
+"""A blob that is arriving: chunks are proven, written at their place and counted in a have-set that survives a crash.
 
 Not for finished blobs (blobs.py), nor for what to ask for (zk0d.link.transfer).
 """
@@ -6,7 +6,6 @@ Not for finished blobs (blobs.py), nor for what to ask for (zk0d.link.transfer).
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import struct
 import threading
@@ -15,11 +14,12 @@ from typing import Protocol
 
 from zk0d.durable import write_bytes
 from zk0d.errors import PayloadError, Zk0Error
-from zk0d.model.manifest import Manifest, hex_of
+from zk0d.model.leaves import hex_of
+from zk0d.model.manifest import Manifest
 from zk0d.model.writeback import start_writeback
 
-_HAVE_HEAD = struct.Struct("<8sQI32s")  # magic, size, chunk size, SHA-256 of what follows up to the index log
-_HAVE_MAGIC = b"zk0have1"
+_HAVE_HEAD = struct.Struct("<8sQI")  # magic, size, chunk size; whose leaves they are is the file's name
+_HAVE_MAGIC = b"zk0have2"
 _SYNC_EVERY = 16 << 20
 _WRITE_OUT_EVERY = 4 << 20
 """The disk works while more arrives, so that a flush finds little left to do."""
@@ -38,15 +38,16 @@ class Shelf(Protocol):
 
     def require_space(self, size: int) -> None: ...
 
-    def place(self, finished: Path, digest: str) -> Path: ...
+    def place(self, finished: Path, digest: str, manifest: Manifest | None = None) -> Path: ...
 
 
 class Partial:
     """A blob that is arriving. Thread-safe; one object per digest at a time; `close` keeps what has come.
 
-    Data and have-set are flushed every 16 MiB, and the disk is told to begin every 4. What a crash tore is found when
-    the next `BlobStore.partial` hashes every chunk the have-set names anew: a chunk is either whole or asked for again.
-    The store's reserve is kept.
+    Each chunk is proven by the manifest, which its name proves: once all are here there is nothing left to hash. Data
+    and have-set are flushed every 16 MiB, and the disk is told to begin every 4. A have-set may reach the disk before
+    the data it speaks of, so it is only a hint: the next `BlobStore.partial` proves every chunk it names anew, and one
+    that a crash tore is asked for again. The store's reserve is kept.
     """
 
     def __init__(self, store: Shelf, manifest: Manifest) -> None:
@@ -58,8 +59,6 @@ class Partial:
         self._part, self._log = store.partials / f"{name}.part", store.partials / f"{name}.have"
         self._unsynced = 0
         self._dirty: tuple[int, int] = (0, 0)  # start and end of a stretch that the disk has not been told of
-        self._hash, self._hashing = hashlib.sha256(), threading.Lock()
-        self._hashed = 0  # chunks 0…_hashed-1 are in _hash
         claimed = self._claimed()
         if self._part.exists():
             self._part.chmod(0o600)  # `finish` made it read-only, and was killed before the rename
@@ -75,14 +74,10 @@ class Partial:
         self._open = True
 
     def _head(self) -> bytes:
-        body = b"".join(self.manifest.chunks)
-        return (
-            _HAVE_HEAD.pack(_HAVE_MAGIC, self.manifest.size, self.manifest.chunk_size, hashlib.sha256(body).digest())
-            + body
-        )
+        return _HAVE_HEAD.pack(_HAVE_MAGIC, self.manifest.size, self.manifest.chunk_size)
 
     def _claimed(self) -> set[int]:
-        """The chunk indexes an earlier run logged for exactly this manifest."""
+        """The chunk indexes an earlier run logged for this cut."""
         try:
             raw = self._log.read_bytes()
         except FileNotFoundError:
@@ -91,19 +86,19 @@ class Partial:
         if not raw.startswith(head) or not self._part.exists():
             return set()
         log = raw[len(head) :]
-        return {i for (i,) in struct.iter_unpack("<I", log[: len(log) // 4 * 4]) if i < len(self.manifest.chunks)}
+        return {i for (i,) in struct.iter_unpack("<I", log[: len(log) // 4 * 4]) if i < self.manifest.count}
 
     @property
     def done_bytes(self) -> int:
-        """Bytes that have come and verified."""
+        """Bytes that have come and are proven."""
         return sum(self.manifest.length(i) for i in self.have)
 
     @property
     def complete(self) -> bool:
-        return len(self.have) == len(self.manifest.chunks)
+        return len(self.have) == self.manifest.count
 
     def write(self, index: int, data: bytes | memoryview) -> bool:
-        """Verify chunk `index` and put it at its place; False (and nothing written) when it is not that chunk."""
+        """Prove chunk `index` and put it at its place; False (and nothing written) when it is not that chunk."""
         if not self.manifest.matches(index, data):
             return False
         with self._lock:
@@ -123,7 +118,6 @@ class Partial:
                     self._sync()
             except OSError as error:
                 raise _disk_error(error, self._part) from error
-        self._catch_up(index, data)
         return True
 
     def _write_out(self, start: int, size: int) -> None:
@@ -135,17 +129,6 @@ class Partial:
             start_writeback(self._fd, self._dirty[0], self._dirty[1] - self._dirty[0])
             self._dirty = (self._dirty[1], self._dirty[1])
 
-    def _catch_up(self, index: int, data: bytes | memoryview) -> None:
-        """Hash what has come in order; chunks may be stored by several threads, and one of them does this."""
-        if not self._hashing.acquire(blocking=False):
-            return
-        try:
-            while self._hashed in self.have and self._open:
-                self._hash.update(data if self._hashed == index else self._read(self._hashed))
-                self._hashed += 1
-        finally:
-            self._hashing.release()
-
     def _read(self, index: int) -> bytes:
         return os.pread(self._fd, self.manifest.length(index), index * self.manifest.chunk_size)
 
@@ -155,26 +138,16 @@ class Partial:
         self._unsynced = 0
 
     def finish(self) -> Path:
-        """Check the whole digest and make the blob appear. PayloadError (and the partial is dropped) if it is wrong."""
+        """Make the blob appear, durably. PayloadError while a chunk is missing."""
         with self._lock:
             if not self.complete:
                 raise PayloadError(
-                    f"{self.manifest.digest} is not complete: {len(self.have)} of {len(self.manifest.chunks)} chunks"
-                )
-            with self._hashing:
-                for i in range(self._hashed, len(self.manifest.chunks)):
-                    self._hash.update(self._read(i))
-            if self._hash.hexdigest() != hex_of(self.manifest.digest):
-                self._close()
-                self.drop()
-                raise PayloadError(
-                    f"all chunks of {self.manifest.digest} came, but the whole has another digest",
-                    "the sender's manifest was wrong; nothing was kept",
+                    f"{self.manifest.digest} is not complete: {len(self.have)} of {self.manifest.count} chunks"
                 )
             os.fchmod(self._fd, 0o444)
             os.fsync(self._fd)
             self._close()
-        path = self._store.place(self._part, self.manifest.digest)
+        path = self._store.place(self._part, self.manifest.digest, self.manifest)
         self._log.unlink(missing_ok=True)
         return path
 
@@ -186,15 +159,10 @@ class Partial:
 
     def close(self) -> None:
         """Flush and let go; what has come stays for the next `BlobStore.partial`."""
-        with self._lock, self._hashing:
+        with self._lock:
             if self._open:
                 self._sync()
             self._close()
-
-    def drop(self) -> None:
-        """Remove what has come."""
-        self._part.unlink(missing_ok=True)
-        self._log.unlink(missing_ok=True)
 
 
 def _disk_error(error: OSError, path: Path) -> Zk0Error:

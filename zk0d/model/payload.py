@@ -7,7 +7,6 @@ Format: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import mmap
@@ -25,6 +24,8 @@ from zk0d.durable import fsync_dir
 from zk0d.errors import PayloadError, Zk0Error
 from zk0d.model.codec import BLOCK, Float32, Uint16, decode_bfloat16, encode_bfloat16, is_finite, sum_of_squares
 from zk0d.model.header import MAX_HEADER, Entry, parse_header, short
+from zk0d.model.leaves import Leaves
+from zk0d.model.manifest import CHUNK, Manifest
 from zk0d.model.spec import ModelSpec
 from zk0d.model.writeback import start_writeback
 
@@ -168,8 +169,8 @@ class PayloadWriter:
     """Writes a safetensors file tensor by tensor: `write` in sorted name order, then `close` makes it appear durably.
 
     `entries` maps each name to (safetensors dtype, shape). Equal entries, metadata and tensors give equal bytes.
-    As a context manager it closes on success and leaves nothing behind on an exception. `digest` (`sha256:…`) and
-    `size` are known after close.
+    As a context manager it closes on success and leaves nothing behind on an exception. `digest` (its name as a
+    blob), `size` and `manifest` are known after close.
     """
 
     def __init__(
@@ -183,7 +184,7 @@ class PayloadWriter:
         self._entries = {n: Entry(d, tuple(map(int, s))) for n, (d, s) in sorted(entries.items())}
         self._left = list(reversed(self._entries))
         self._done = 0  # elements of the tensor that is being written
-        self._hash = hashlib.sha256()
+        self._leaves = Leaves()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._tmp.open("wb")
         header = self._header(metadata or {})
@@ -201,7 +202,7 @@ class PayloadWriter:
 
     def _put(self, data: bytes | memoryview) -> None:
         self._file.write(data)
-        self._hash.update(data)
+        self._leaves.update(data)
         self.size += len(data)
         if self.size - self._started >= _WRITEBACK:
             self._file.flush()
@@ -249,7 +250,12 @@ class PayloadWriter:
         self._file.close()
         self._tmp.replace(self.path)
         fsync_dir(self.path.parent)
-        self.digest = "sha256:" + self._hash.hexdigest()
+        self.digest = self._leaves.name
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the closed file is made of, for `BlobStore.place`."""
+        return Manifest(self.digest, self.size, CHUNK, self._leaves.digests)
 
     def abort(self) -> None:
         """Leave nothing behind."""
@@ -275,12 +281,12 @@ def exchange_entries(spec: ModelSpec, dtype: str | None = None) -> dict[str, tup
 
 def write_exchange(
     path: Path, spec: ModelSpec, tensor: Callable[[str], Float32 | Uint16], dtype: str | None = None
-) -> str:
-    """Write the spec's exchange set, asking `tensor(name)` for one float32 array at a time → `sha256:…` of the file.
+) -> Manifest:
+    """Write the spec's exchange set, asking `tensor(name)` for one float32 array at a time → the file's manifest.
 
     Values are encoded in the spec's dtype (or `dtype`). No metadata is written, so equal tensors give equal bytes.
     """
     with PayloadWriter(path, exchange_entries(spec, dtype)) as out:
         for t in spec.exchange:
             out.write(t.name, tensor(t.name))
-    return out.digest
+    return out.manifest

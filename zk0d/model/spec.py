@@ -5,7 +5,6 @@ Not for training settings (they travel in the task) and not for weights (payload
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
@@ -14,8 +13,9 @@ from typing import Any, Literal
 
 from zk0d.durable import canonical_json
 from zk0d.errors import PayloadError
+from zk0d.model.leaves import name_of
 
-SCHEMA = 1
+SCHEMA = 2
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 MAX_SPEC_BYTES = 4 << 20
 
@@ -64,7 +64,7 @@ class ModelSpec:
     exchange: tuple[TensorSpec, ...]
     dtype: Dtype
     base_digest: str
-    """`sha256:…` of the full float32 state dict that the frozen tensors come from."""
+    """Blob name of the full float32 state dict that the frozen tensors come from."""
     stats: Stats | None = None
     schema: int = field(default=SCHEMA)
 
@@ -77,7 +77,7 @@ class ModelSpec:
 
     @property
     def digest(self) -> str:
-        return "sha256:" + hashlib.sha256(self.to_bytes()).hexdigest()
+        return name_of(self.to_bytes())
 
     def with_stats(self, stats: Stats) -> ModelSpec:
         return replace(self, stats=stats)

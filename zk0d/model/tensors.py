@@ -86,7 +86,7 @@ def reuse(blobs: BlobStore, partial: Partial, offered: Iterable[Piece], like: It
             known[piece.digest, piece.end - piece.start] = (path, piece.start)
     here = [(p, *known[p.digest, p.end - p.start]) for p in offered if (p.digest, p.end - p.start) in known]
     manifest, before, first = partial.manifest, partial.done_bytes, 0
-    for index in range(len(manifest.chunks)):
+    for index in range(manifest.count):
         start = index * manifest.chunk_size
         end = start + manifest.length(index)
         while first < len(here) and here[first][0].end <= start:

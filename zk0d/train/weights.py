@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from zk0d.durable import sha256_file
 from zk0d.errors import PayloadError
 from zk0d.model.codec import Float32
+from zk0d.model.leaves import name_of_file
 from zk0d.model.payload import Payload, PayloadWriter, write_exchange
 from zk0d.model.spec import ModelSpec
 from zk0d.train.policy import Policy
@@ -32,7 +32,7 @@ def state(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def save_base(policy: Policy, path: Path) -> str:
-    """Write the whole policy as float32 → `sha256:…`."""
+    """Write the whole policy as float32 → its blob name."""
     tensors = dict(state(policy))
     with PayloadWriter(path, {n: ("F32", tuple(t.shape)) for n, t in tensors.items()}) as out:
         for name in sorted(tensors):
@@ -42,7 +42,7 @@ def save_base(policy: Policy, path: Path) -> str:
 
 def load_base(policy: Policy, spec: ModelSpec, path: Path) -> None:
     """Fill the whole policy from `path`. Raises PayloadError for another digest or tensors other than the policy's."""
-    digest = "sha256:" + sha256_file(path)
+    digest = name_of_file(path)
     if digest != spec.base_digest:
         raise PayloadError(f"{path.name} has digest {digest}, the spec says {spec.base_digest}", "fetch it again")
     tensors = dict(state(policy))
@@ -67,7 +67,7 @@ def load_exchange(spec: ModelSpec, path: Path) -> Tensors:
 
 
 def save_exchange(spec: ModelSpec, path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
-    """Write the exchange set in the spec's dtype → `sha256:…`. Raises PayloadError for a value that is not finite."""
+    """Write the exchange set in the spec's dtype → its blob name. PayloadError for a value that is not finite."""
 
     def one(name: str) -> Float32:
         values = to_numpy(tensors[name])
@@ -75,7 +75,7 @@ def save_exchange(spec: ModelSpec, path: Path, tensors: Mapping[str, torch.Tenso
             raise PayloadError(f"tensor {name!r} holds a NaN or an infinity", "train with a lower learning rate")
         return values
 
-    return write_exchange(path, spec, one)
+    return write_exchange(path, spec, one).digest
 
 
 def apply(policy: Policy, tensors: Mapping[str, torch.Tensor]) -> None:
