@@ -30,7 +30,8 @@ _SETTLE_S = 0.15
 """How long the last goal is held: servos are behind theirs."""
 _STILL = 0.1
 """A goal that is let move by less than this share of its step has come as far as limits permit."""
-_REST_WITHIN_S = 15.0
+_REST_WITHIN_S = 9.0
+"""Within the grace that whoever ends us gives (zk0d.daemon.workers, TimeoutStopSec=)."""
 
 
 def ramp(
