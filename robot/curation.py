@@ -39,18 +39,12 @@ def made(target: Path, make: Callable[[Path], None]) -> Path:
     """Let `make` fill a folder beside `target`, open it as a check, then give it its name. Raises DatasetError."""
     if target.exists():
         raise DatasetError(f"{target} is there already", "choose another name")
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
         make(part)
         load(part)
-        for path in part.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as f:
-                    os.fsync(f.fileno())
-        part.replace(target)
-        durable.fsync_dir(target.parent)
+        durable.publish(part, target)
     except OSError as error:
         why = from_os(error, f"{target} could not be made")
         raise DatasetError(why.message, why.hint) from error
@@ -122,32 +116,17 @@ def split(job: Message, say: Say) -> dict[str, Any]:
     return result
 
 
-def copy(job: Message, say: Say) -> dict[str, Any]:
-    """A copy of the dataset in `source` (a folder, or hf:USER/NAME from the local cache) as `target`, as v3.0."""
-    source = _located(str(job["source"]))
+def take_in(job: Message, say: Say) -> dict[str, Any]:
+    """The dataset in `source`, a copy that may be used up, becomes `target`, as v3.0."""
+    source = Path(str(job["source"]))
     version = _version(source)
 
     def fill(part: Path) -> None:
-        shutil.copytree(source, part, symlinks=False, ignore=shutil.ignore_patterns(".zk0", ".cache", "*.lock"))
+        source.rename(part)
         if not version.startswith("v3."):
             _convert(part, say)
 
     return {**_counts(made(Path(job["target"]), fill)), "was": version}
-
-
-def _located(name: str) -> Path:
-    if not name.startswith("hf:"):
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    repo = name.removeprefix("hf:")
-    try:
-        return Path(snapshot_download(repo, repo_type="dataset", local_files_only=True))
-    except Exception as error:  # the hub's client has a dozen kinds
-        raise DatasetError(
-            f"{repo} is not in the Hugging Face cache of this machine",
-            f"hf download {repo} --repo-type dataset, then import again",
-        ) from error
 
 
 def _lacks(error: Exception) -> str:
@@ -208,7 +187,7 @@ def _repair(job: Message, say: Say) -> dict[str, Any]:
 
 
 ACTIONS: dict[str, Callable[[Message, Say], dict[str, Any]]] = {
-    "verify": _verify, "sheet": _sheet, "delete": delete, "merge": merge, "split": split, "copy": copy,
+    "verify": _verify, "sheet": _sheet, "delete": delete, "merge": merge, "split": split, "take_in": take_in,
     "repair": _repair,
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from zk0d import errors
 from zk0d.errors import NotRunningError, ProtocolError, Zk0Error
@@ -56,11 +56,13 @@ def call(
     request: dict[str, Any],
     on_event: Callable[[dict[str, Any]], None] | None = None,
     timeout: float | None = 30.0,
+    feed: Callable[[socket.socket], None] | None = None,
 ) -> Any:
     """Send `request` (with `op`) to the socket at `path`, hand its events to `on_event`, return its `result`.
 
-    `timeout` (seconds) bounds the silence between lines; None waits for ever. Raises NotRunningError when nobody
-    answers there, and the error that the other side reports, as its own class.
+    `timeout` (seconds) bounds the silence between lines; None waits for ever. `feed` sends what belongs to the request
+    once the other side asks for it (the event `send`); that may answer before it has all. Raises NotRunningError when
+    nobody answers there, and the error that the other side reports, as its own class.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout)
@@ -72,7 +74,10 @@ def call(
                 for line in lines:
                     reply = json.loads(line)
                     if "ok" not in reply:
-                        if on_event is not None:
+                        if feed is not None and reply["event"] == "send":
+                            with suppress(BrokenPipeError, ConnectionResetError):  # its answer says why
+                                feed(sock)
+                        elif on_event is not None:
                             on_event(reply)
                     elif reply["ok"]:
                         return reply.get("result")

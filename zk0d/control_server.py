@@ -25,11 +25,15 @@ log = structlog.get_logger("control")
 
 
 class ControlConnection:
-    """One client: who it is (`pid`, `uid`, `user`), `emit` for events, and `closed`, set when it has gone away."""
+    """One client: who it is (`pid`, `uid`, `user`), `emit` for events, and `closed`, set when it has gone away.
 
-    def __init__(self, writer: asyncio.StreamWriter) -> None:
+    A handler may take what the client sends after its request, with `line` and `piece`, and `listen`s again in the end.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.closed = asyncio.Event()
-        self._writer = writer
+        self._reader, self._writer = reader, writer
+        self._ahead: asyncio.Task[bytes] | None = None
         sock = writer.get_extra_info("socket")
         raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         self.pid, self.uid, self.gid = struct.unpack("3i", raw)
@@ -41,6 +45,31 @@ class ControlConnection:
             return pwd.getpwuid(self.uid).pw_name
         except KeyError:
             return str(self.uid)
+
+    def listen(self) -> None:
+        """Read the next line ahead: that is how a client that leaves is noticed."""
+        if self._ahead is None:
+            self._ahead = asyncio.create_task(self._reader.readline())
+            self._ahead.add_done_callback(lambda t: _note_end(t, self))
+
+    @property
+    def listening(self) -> bool:
+        return self._ahead is not None
+
+    async def line(self) -> bytes:
+        """The next line; empty at the client's end. Raises ValueError when it is too long."""
+        ahead, self._ahead = self._ahead, None
+        return await (ahead or self._reader.readline())
+
+    async def piece(self, most: int) -> bytes:
+        """Up to `most` bytes of what follows a `line`; empty at the client's end."""
+        return await self._reader.read(most)
+
+    def forget(self) -> None:
+        """The client is gone, or is let go."""
+        self.closed.set()
+        if self._ahead is not None:
+            self._ahead.cancel()
 
     async def emit(self, event: str, **fields: Any) -> None:
         """Send one event line. Does nothing once the client is gone."""
@@ -113,23 +142,21 @@ class ControlServer:
             writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = ControlConnection(writer)
-        reading = asyncio.create_task(reader.readline())
+        connection = ControlConnection(reader, writer)
         try:
             while not connection.closed.is_set():
                 try:
-                    line = await reading
+                    line = await connection.line()
                 except (ValueError, ConnectionError):
                     break  # a line beyond the limit: no way to find the next one
                 if not line:
                     break
-                # Reading on while the handler runs is how a client that leaves is noticed.
-                reading = asyncio.create_task(reader.readline())
-                reading.add_done_callback(lambda t: _note_end(t, connection))
+                connection.listen()
                 await connection.send(await self._answer(line, connection))
+                if not connection.listening:
+                    break  # a handler gave up in the midst of what was sent: what follows is no request
         finally:
-            connection.closed.set()
-            reading.cancel()
+            connection.forget()
 
     async def _answer(self, line: bytes, connection: ControlConnection) -> dict[str, Any]:
         try:

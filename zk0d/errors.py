@@ -147,6 +147,12 @@ class DatasetError(Zk0Error):
     code = "dataset"
 
 
+class UnseenError(DatasetError):
+    """A folder that the daemon cannot read, though whoever asked perhaps can: zk0ctl then copies it in."""
+
+    code = "unseen"
+
+
 class RobotError(Zk0Error):
     """An arm, a camera or the virtual bench does not do what was asked."""
 

@@ -81,7 +81,7 @@ complete -c zk0ctl -f -n '__fish_seen_subcommand_from record' -a stop -d 'end no
 complete -c zk0ctl -f -n '__fish_use_subcommand' -a dataset -d 'list, add, look at, check and edit datasets'
 complete -c zk0ctl -f -n '__fish_seen_subcommand_from dataset' -a list -d 'all datasets of this node'
 complete -c zk0ctl -n '__fish_seen_subcommand_from list' -l json -d 'as JSON'
-complete -c zk0ctl -f -n '__fish_seen_subcommand_from dataset' -a add -d 'take in a LeRobotDataset folder, or change its settings'
+complete -c zk0ctl -f -n '__fish_seen_subcommand_from dataset' -a add -d 'take in a LeRobotDataset folder, or change its settings; one that zk0d cannot read is copied'
 complete -c zk0ctl -n '__fish_seen_subcommand_from add' -l name -r -d 'what to call it here (it stays here; default: the folder\'s name)'
 complete -c zk0ctl -n '__fish_seen_subcommand_from add' -l rename -r -d 'this camera is the federation\'s THEIRS'
 complete -c zk0ctl -n '__fish_seen_subcommand_from add' -l units -r -d 'units of its joints'

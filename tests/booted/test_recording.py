@@ -19,7 +19,7 @@ RECORD = ("zk0ctl", "record", "--keep", "all", "--task", "lift the cube", "--fol
 def station(boot: Callable[..., Any], debs: list[Path]) -> Iterator[Any]:
     with with_runtime(boot) as system:
         install(system, debs)
-        system.sh("useradd -m alice && usermod -aG zk0 alice")
+        system.sh("useradd -m alice && usermod -aG zk0 alice && useradd -m mallory && chmod 700 /home/alice")
         make_runtime(system)
         system.sh("systemctl restart zk0d.service")
         wait_active(system, "zk0d.service")
@@ -75,14 +75,41 @@ def test_an_operators_exports_are_the_operators_own_and_where_they_were_asked_fo
     assert head.split() == ["PNG", "alice"], head
     refused = station.run("zk0ctl", "dataset", "export", "cups", "/root/cups", user="alice", check=False)
     assert refused.returncode == 64 and "cannot be written" in refused.stderr, refused.stderr
-    hidden = station.run(
-        "zk0ctl", "dataset", "import", "local:/home/alice/cups", "--name", "again", user="alice", check=False
-    )
-    assert hidden.returncode == 1 and "the installed zk0d sees nothing in /home" in hidden.stderr, hidden.stderr
     viewer = station.run(
         *RECORD, "--dataset", "seen", "--episodes", "1", "--rerun", "127.0.0.1:9876", user="alice", check=False
     )
     assert viewer.returncode == 64 and "has no network" in viewer.stderr, viewer.stderr
+
+
+def test_an_operators_own_datasets_come_in_from_a_home_that_the_daemon_cannot_read(station: Any) -> None:
+    """zk0ctl reads alice's folders with her rights; a link in one shows nothing of elsewhere, and mallory is refused."""
+    done = station.run(
+        "zk0ctl", "dataset", "import", "local:/home/alice/cups", "--name", "again", user="alice", check=False
+    )
+    assert done.returncode == 0 and "/var/lib/zk0d/datasets/again: 1 episode" in done.stdout, done.stderr + logs(
+        station
+    )
+    assert station.sh("stat -c '%U %a' /var/lib/zk0d/datasets/again/meta/info.json").split() == ["zk0d", "600"]
+    print(done.stdout.strip())
+    # `add` does the same where the daemon cannot read, and says that it is a copy.
+    station.sh("rm -rf /home/alice/cups/meta/episodes")
+    done = station.run("zk0ctl", "dataset", "repair", "/home/alice/cups", "--into", "saved", user="alice", check=False)
+    assert done.returncode == 0 and "1 episode" in done.stdout, done.stdout + done.stderr + logs(station)
+    added = station.run("zk0ctl", "dataset", "add", "/tmp/cups", "--no-train", user="alice", check=False)
+    assert added.returncode == 64 and "give /tmp/cups another name" in added.stderr, added.stdout + added.stderr
+    added = station.run("zk0ctl", "dataset", "add", "/tmp/cups", "--name", "own", "--task", "stack", user="alice")
+    assert "a copy, in /var/lib/zk0d/datasets/own: zk0d cannot read /tmp/cups" in added.stdout, added.stdout
+    listed = json.loads(station.run("zk0ctl", "dataset", "list", "--json", user="alice").stdout)
+    assert {d["name"]: d["tasks"] for d in listed}["own"] == ["stack"]
+    station.sh("ln -s /etc/shadow /tmp/cups/meta/zk0/leak.json")
+    leak = station.run("zk0ctl", "dataset", "import", "local:/tmp/cups", "--name", "leak", user="alice", check=False)
+    assert leak.returncode == 1 and "a link that leads nowhere or out of it" in leak.stderr, leak.stderr
+    theirs = station.run(
+        "zk0ctl", "dataset", "import", "local:/home/mallory", "--name", "x", user="mallory", check=False
+    )
+    assert theirs.returncode != 0 and "x" not in station.sh("ls -A /var/lib/zk0d/datasets").split(), theirs.stdout
+    assert "permission denied" in theirs.stderr, theirs.stderr
+    assert station.sh("ls -A /var/lib/zk0d/datasets/.carried").split() == []
 
 
 def begin(system: Any, name: str) -> None:

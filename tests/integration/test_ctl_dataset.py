@@ -53,6 +53,9 @@ def test_check_and_edit_by_the_daemon(tmp_path: Path) -> None:
     recorded(whole)
     snapshot = tmp_path / "hf/hub/datasets--alice--lifts/snapshots/abc"
     shutil.copytree(parts[0], snapshot)
+    (blobs := snapshot.parents[1] / "blobs").mkdir()
+    (snapshot / "meta/info.json").rename(blobs / "1234")
+    (snapshot / "meta/info.json").symlink_to("../../../blobs/1234")  # as `hf download` leaves it
     (refs := snapshot.parents[1] / "refs").mkdir()
     (refs / "main").write_text("abc")
     with Daemon(tmp_path / "node", HF_HOME=str(tmp_path / "hf")) as node:
@@ -61,7 +64,7 @@ def test_check_and_edit_by_the_daemon(tmp_path: Path) -> None:
         assert cached.code == 0 and "1 episode, 10 frames" in cached.out, cached
         assert load(node.state / "datasets/cached").num_episodes == 1
         missing = node.ctl("dataset", "import", "hf:alice/none", "--name", "none")
-        assert missing.code == 1 and "alice/none is not in the Hugging Face cache of this machine" in missing.err
+        assert missing.code == 1 and "alice/none is not in your Hugging Face cache" in missing.err
         assert node.ctl("dataset", "add", "local:" + str(node.state / "datasets/cached"), "--no-train").code == 0
 
         imported = node.ctl(

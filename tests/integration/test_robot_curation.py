@@ -43,13 +43,14 @@ def test_delete_split_merge_and_copy_leave_the_source(whole: Path, tmp_path: Pat
     assert curation.split({"root": str(whole), "episodes": [0], **parts}, quiet)["rest"]["episodes"] == 2
     both = curation.merge({"roots": list(parts.values()), "target": str(tmp_path / "both")}, quiet)
     assert both["frames"] == 36 and load(tmp_path / "both").num_episodes == 3
-    copied = curation.copy({"source": str(whole), "target": str(tmp_path / "copy")}, quiet)
+    shutil.copytree(whole, came := tmp_path / "came")
+    copied = curation.take_in({"source": str(came), "target": str(tmp_path / "copy")}, quiet)
     assert copied["was"].startswith("v3.") and not verify(tmp_path / "copy", quiet)["problems"]
     assert tree(whole) == before
     with pytest.raises(UsageError, match="no episode 7"):
         curation.delete({"root": str(whole), "episodes": [7], "target": str(tmp_path / "x")}, quiet)
     with pytest.raises(DatasetError, match="there already"):
-        curation.copy({"source": str(whole), "target": str(tmp_path / "copy")}, quiet)
+        curation.take_in({"source": str(whole), "target": str(tmp_path / "copy")}, quiet)
     assert not list(tmp_path.glob(".*"))
 
 
@@ -124,28 +125,14 @@ def test_other_versions_are_refused(whole: Path, tmp_path: Path) -> None:
     info = json.loads((root / "meta/info.json").read_text())
     (root / "meta/info.json").write_text(json.dumps({**info, "codebase_version": "v1.6"}))
     with pytest.raises(DatasetError, match=r"v1\.6"):
-        curation.copy({"source": str(root), "target": str(tmp_path / "new")}, quiet)
+        curation.take_in({"source": str(root), "target": str(tmp_path / "new")}, quiet)
 
 
 def test_v21_becomes_v30(tmp_path: Path) -> None:
     parts = [make_dataset(tmp_path / f"p{n}", episodes=1, frames=10 + n, seed=n, task="t") for n in range(2)]
     as_v21(parts, tmp_path / "old")
-    before = tree(tmp_path / "old")
-    done = curation.copy({"source": str(tmp_path / "old"), "target": str(tmp_path / "new")}, quiet)
+    done = curation.take_in({"source": str(tmp_path / "old"), "target": str(tmp_path / "new")}, quiet)
     assert done["was"] == "v2.1" and done["episodes"] == 2 and done["frames"] == 21
     dataset = load(tmp_path / "new")
     assert dataset.num_episodes == 2 and dataset[20]["observation.images.front"].shape[0] == 3
-    assert not verify(tmp_path / "new", quiet)["problems"] and tree(tmp_path / "old") == before
-
-
-def test_a_dataset_of_the_hugging_face_cache(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    with pytest.raises(DatasetError, match="me/cubes is not in the Hugging Face cache") as absent:
-        curation.copy({"source": "hf:me/cubes", "target": str(tmp_path / "new")}, quiet)
-    assert "hf download me/cubes --repo-type dataset" in absent.value.hint
-    repo = tmp_path / "hub/datasets--me--cubes"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs/main").write_text("abc123")
-    shutil.copytree(whole, repo / "snapshots/abc123")
-    assert curation.copy({"source": "hf:me/cubes", "target": str(tmp_path / "new")}, quiet)["episodes"] == 3
-    assert load(tmp_path / "new").num_episodes == 3
+    assert not verify(tmp_path / "new", quiet)["problems"] and not (tmp_path / "old").exists()  # it was used up

@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+    from socket import socket as Socket
     from typing import Any
 
 DEFAULT_SOCKET = "/run/zk0d/control.sock"
@@ -62,11 +63,12 @@ class Context:
         op: str,
         on_event: Callable[[dict[str, Any]], None] | None = None,
         timeout: float | None = 30.0,
+        feed: Callable[[Socket], None] | None = None,
         **request: Any,
     ) -> Any:
         """Ask the daemon. Raises NotRunningError with what to do, or the daemon's own error."""
         try:
-            return call(self._socket, {"op": op, **request}, on_event, timeout)
+            return call(self._socket, {"op": op, **request}, on_event, timeout, feed)
         except NotRunningError as error:
             hint = error.hint
             if "nothing listens" in error.message:

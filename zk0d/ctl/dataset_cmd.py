@@ -8,7 +8,7 @@ from typing import Any
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.dataset_edit import SUBS
 from zk0d.ctl.render import clock, paint, plural, safe, show_json, table
-from zk0d.errors import UsageError
+from zk0d.errors import UnseenError, UsageError
 
 _JSON = arg("--json", help="as JSON", action="store_true")
 
@@ -110,12 +110,18 @@ def _add(context: Context, args: Args) -> int:
             f"hf download {name} --repo-type dataset, then zk0ctl dataset import hf:{name}",
         )
     path = Path(args.path.removeprefix("local:")).expanduser().absolute()
-    d = context.call(
-        "dataset_add", name=args.name or path.name, path=str(path), rename=rename or None, units=args.units,
-        task=args.task, train=None if args.train is None else args.train,
-    )  # fmt: skip
+    name, copied = args.name or path.name, ""
+    told = {"rename": rename or None, "units": args.units, "task": args.task, "train": args.train}
+    try:
+        d = context.call("dataset_add", name=name, path=str(path), **told)
+    except UnseenError:
+        from zk0d.ctl.dataset_edit import sent
+
+        root = sent(context, "dataset_import", path, name=name, rename=rename)["root"]
+        copied = f"; a copy, in {safe(root)}: zk0d cannot read {safe(path)}"
+        d = context.call("dataset_add", name=name, path=root, **told)
     print(f"{safe(d['name'])}: {plural(d['episodes'], 'episode')}, {plural(d['frames'], 'frame')}"
-          f"{'' if d['train'] else ', not trained on'}")  # fmt: skip
+          f"{'' if d['train'] else ', not trained on'}{copied}")  # fmt: skip
     return 0
 
 
@@ -127,7 +133,7 @@ COMMAND = Command(
         Command("list", "all datasets of this node", (_JSON,), _list),
         Command(
             "add",
-            "take in a LeRobotDataset folder, or change its settings",
+            "take in a LeRobotDataset folder, or change its settings; one that zk0d cannot read is copied",
             (
                 arg("path", help="its folder", metavar="[local:]PATH"),
                 arg("--name", help="what to call it here (it stays here; default: the folder's name)"),

@@ -124,13 +124,28 @@ def _merge(context: Context, args: Args) -> int:
     return 0
 
 
+def sent(context: Context, op: str, folder: Path, within: Path | None = None, **request: Any) -> Any:
+    """A worker's job on a folder of this person's, which goes to zk0d first."""
+    from zk0d.ctl.carrying import Cargo
+
+    try:
+        return Cargo(folder, within).ask(context, op, _shown, **request)
+    finally:
+        _PROGRESS.clear()
+
+
 def _import(context: Context, args: Args) -> int:
+    from zk0d.ctl.carrying import cached
     from zk0d.ctl.dataset_cmd import renames
 
-    hub = args.source.startswith("hf:")
-    source = args.source if hub else _path(args.source.removeprefix("local:"))
-    name = args.name or source.rstrip("/").rpartition("/")[2]
-    r = _ask(context, "dataset_import", source=source, name=name, rename=renames(args.rename))
+    if args.source.startswith("hf:"):
+        name = args.source.removeprefix("hf:")
+        folder, within = cached(name)
+    else:
+        folder = within = Path(_path(args.source.removeprefix("local:")))
+        name = folder.name
+    r = sent(context, "dataset_import", folder, within, name=args.name or name.rpartition("/")[2],
+             rename=renames(args.rename))  # fmt: skip
     print(_made(r) + ("" if r["was"].startswith("v3.") else f" (converted from {safe(r['was'])})"))
     return 0
 
@@ -150,7 +165,7 @@ def _export(context: Context, args: Args) -> int:
 
 
 def _repair(context: Context, args: Args) -> int:
-    r = _ask(context, "dataset_repair", path=_path(args.path), into=args.into)
+    r = sent(context, "dataset_repair", Path(_path(args.path)), into=args.into)
     print(f"saved {_made(r)} (not trained on until you say so)")
     for sentence in r["lost"]:
         print(f"  {paint('lost', 'yellow')}: {safe(sentence)}")
@@ -180,7 +195,7 @@ SUBS = (
         arg("names", help="their names", nargs="+", metavar="NAME"), _INTO,
     ), _merge),
     Command("import", "copy a dataset in; v2.1 becomes v3.0", (
-        arg("source", help="a folder, or one of the Hugging Face cache", metavar="local:PATH|hf:USER/NAME"),
+        arg("source", help="a folder of yours, or one of your Hugging Face cache", metavar="local:PATH|hf:USER/NAME"),
         arg("--name", help="what to call it here (default: the folder's name)"),
         arg("--rename", help="this camera is the federation's THEIRS", action="append", metavar="OWN=THEIRS"),
     ), _import),

@@ -1,6 +1,6 @@
 """Writes the files that the daemon sends (zk0d/daemon/delivery.py) where a person wants them, with their own rights.
 
-They are written beside their place and appear there when all have come. Not for asking for them.
+They are written beside their place and appear there when all have come. The other direction is carrying.py.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import IO, Any, Self
 from zk0d.ctl.render import size
 from zk0d.durable import fsync_dir, publish
 from zk0d.errors import DatasetError, ProtocolError, UsageError
+from zk0d.filetree import named
 
 HINT = "name a folder that you may write to"
 
@@ -51,9 +52,7 @@ class Delivery:
         """Whether `event` was one of ours, and then it is dealt with."""
         if event["event"] == "file":
             self._close()
-            path = Path(str(event["path"]))
-            if path.is_absolute() or ".." in path.parts:
-                raise ProtocolError(f"zk0d sent a file with the name {path}")
+            path = named(event["path"])
             self._write(lambda: self._open(path))
             self.files += 1
         elif event["event"] == "data":

@@ -6,6 +6,7 @@ Nothing is deleted without `confirmed`, and then the former folder is kept besid
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from zk0d.daemon import datasets, names, staged
 from zk0d.daemon.dataset_swap import held, renumbered, swap
 from zk0d.daemon.delivery import deliver, spool
 from zk0d.daemon.store import Dataset
-from zk0d.errors import DatasetError, UsageError
+from zk0d.errors import DatasetError, UnseenError, UsageError
 
 if TYPE_CHECKING:
     from zk0d.control_server import ControlConnection
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 COPIES = "dataset_copies"
 """The store's key of the last export of each dataset: when, how many episodes, where to."""
 _HIDDEN = tuple(Path(p) for p in ("/home", "/root", "/run/user", "/tmp", "/var/tmp"))
-"""What the units of daemon and workers do not see (ProtectHome=, PrivateTmp=)."""
+"""What the units of daemon and workers do not see, or see another of (ProtectHome=, PrivateTmp=)."""
 
 
 def _episodes(request: dict[str, Any], total: int) -> list[int]:
@@ -60,16 +61,24 @@ def _target(service: Service, name: str) -> Path:
     names.checked(name, "dataset")
     if any(d.name == name for d in service.store.datasets()):
         raise DatasetError(f"there is a dataset {name!r} already", "choose another name")
-    return Path(service.config["datasets", "folder"] or service.state / "datasets") / name
+    return service.datasets_folder / name
 
 
 def seen(service: Service, path: Path) -> None:
-    """Raises DatasetError for what an installed daemon has no access to, rather than that it is not there."""
-    if service.workers.systemd is not None and any(path.is_relative_to(hidden) for hidden in _HIDDEN):
-        raise DatasetError(
-            f"{path}: the installed zk0d sees nothing in {'/'.join(path.parts[:2]).replace('//', '/')}",
-            f"sudo cp -r {path} /var/lib/zk0d/import && sudo chown -R zk0d: /var/lib/zk0d/import, and name that",
-        )
+    """Raises UnseenError for a folder that the daemon cannot read, rather than that it is not there."""
+    hidden = service.workers.systemd is not None and any(path.is_relative_to(each) for each in _HIDDEN)
+    if hidden or not _readable(path):
+        raise UnseenError(f"zk0d cannot read {path}", "zk0ctl dataset import copies it in")
+
+
+def _readable(path: Path) -> bool:
+    try:
+        path.stat()
+    except PermissionError:
+        return False
+    except OSError:
+        return True  # it is not there: that is said better by whoever looks for its files
+    return os.access(path, os.R_OK | os.X_OK)
 
 
 def _idle(service: Service, name: str) -> None:
@@ -198,13 +207,12 @@ async def op_dataset_merge(service: Service, request: dict[str, Any], connection
 
 
 async def op_dataset_import(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
-    """Copy a dataset in, converted to v3.0 where needed; the source is not changed."""
-    target, source = _target(service, str(request.get("name"))), str(request.get("source"))
-    if not source.startswith("hf:"):
-        seen(service, Path(source))
-    result = await _work(service, {"action": "copy", "source": source, "target": str(target)}, connection)
-    rename = datasets.renamed_cameras(request.get("rename") or {})
-    _add(service, target.name, target, None, rename)
+    """Take in the dataset that the client sends, converted to v3.0 where needed."""
+    target = _target(service, str(request.get("name")))
+    async with service.carrying.folder(target.parent, request, connection) as source:
+        result = await _work(service, {"action": "take_in", "source": str(source), "target": str(target)}, connection)
+        made = _add(service, target.name, target, None, datasets.renamed_cameras(request.get("rename") or {}))
+    service.store.event("dataset", f"{made.episodes} episodes copied in as {made.name!r} by {connection.user}")
     return result
 
 
@@ -230,13 +238,10 @@ async def op_dataset_exported(service: Service, request: dict[str, Any], connect
 
 
 async def op_dataset_repair(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
-    """Save what can be saved of a broken folder as a new dataset of this node; the folder is not changed."""
-    root = Path(str(request.get("path") or ""))
-    if not root.is_absolute():
-        raise UsageError(f"{root} is not an absolute path")
-    seen(service, root)
+    """Save what can be saved of the broken folder that the client sends, as a new dataset of this node."""
     target = _target(service, str(request.get("into")))
-    result = await _work(service, {"action": "repair", "root": str(root), "target": str(target)}, connection)
-    dataset = _add(service, target.name, target, None)
-    service.store.put_dataset(replace(dataset, train=False))
+    async with service.carrying.folder(target.parent, request, connection) as root:
+        result = await _work(service, {"action": "repair", "root": str(root), "target": str(target)}, connection)
+        dataset = _add(service, target.name, target, None)
+        service.store.put_dataset(replace(dataset, train=False))
     return result

@@ -1,6 +1,6 @@
 """Hands files to the person who asked, over the control socket: zk0ctl writes them with that person's own rights.
 
-The daemon and its workers see no home folder and have a /tmp of their own. Not for what is in the files.
+The daemon and its workers see no home folder and have a /tmp of their own. The other direction is carrying.py.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zk0d.errors import LinkLostError
+from zk0d.filetree import regular
 
 if TYPE_CHECKING:
     from zk0d.control_server import ControlConnection
 
 _CHUNK = 384 * 1024
-_OURS = (".zk0", ".cache")
 
 
 async def deliver(root: Path, connection: ControlConnection) -> dict[str, int]:
@@ -31,26 +31,14 @@ async def deliver(root: Path, connection: ControlConnection) -> dict[str, int]:
     recorder's own (.zk0, locks) stays. Raises LinkLostError when the client goes away, OSError when it cannot be read.
     """
     files = total = 0
-    for folder, below, names, fd in os.fwalk(root, follow_symlinks=False):
-        below[:] = sorted(name for name in below if name not in _OURS)
-        for name in sorted(names):
-            if name.endswith(".lock"):
-                continue
-            try:
-                opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
-            except OSError:
-                if os.path.islink(os.path.join(folder, name)):
-                    continue
-                raise
-            with os.fdopen(opened, "rb") as file:
-                path = os.path.relpath(os.path.join(folder, name), root)
-                await connection.emit("file", path=path, size=os.fstat(opened).st_size)
-                while part := await asyncio.to_thread(file.read, _CHUNK):
-                    await connection.emit("data", data=base64.b64encode(part).decode())
-                    total += len(part)
-                    if connection.closed.is_set():
-                        raise LinkLostError("whoever asked for the files has gone away")
-            files += 1
+    for path, opened in regular(root):
+        await connection.emit("file", path=path, size=os.fstat(opened).st_size)
+        while part := await asyncio.to_thread(os.read, opened, _CHUNK):
+            await connection.emit("data", data=base64.b64encode(part).decode())
+            total += len(part)
+            if connection.closed.is_set():
+                raise LinkLostError("whoever asked for the files has gone away")
+        files += 1
     return {"files": files, "bytes": total}
 
 

@@ -169,10 +169,10 @@ async def op_dataset_add(service: Service, request: Request, connection: Control
     names.checked(name, "dataset")
     if not root.is_absolute():
         raise UsageError(f"{root} is not an absolute path")
-    dataset_ops.seen(service, root)
     known = next((d for d in service.store.datasets() if d.name == name), None)
     if known is not None and known.root != root:
         raise UsageError(f"the dataset {name!r} is the one in {known.root}", f"give {root} another name with --name")
+    dataset_ops.seen(service, root)
     rename = request.get("rename")
     dataset = datasets.describe(
         name, root, known, units=str(request.get("units") or ""), task=str(request.get("task") or ""),

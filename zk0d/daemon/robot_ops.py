@@ -56,7 +56,7 @@ async def op_robot_tend(service: Service, request: dict[str, Any], connection: C
         "action": action, "role": str(request.get("role") or ""), "robot": service.arm.robot(asked),
         "fps": int(request.get("fps") or service.config["record", "fps"]),
         "seconds": float(request.get("seconds") or 0), "reads": int(request.get("reads") or 200),
-        "folder": str(service.config["datasets", "folder"] or service.state / "datasets"),
+        "folder": str(service.datasets_folder),
     }  # fmt: skip
     return await service.arm.independent(_tend(service.arm, action, job, connection))
 

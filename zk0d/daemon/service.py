@@ -19,6 +19,7 @@ import structlog
 from zk0d.control_server import ControlConnection, ControlServer
 from zk0d.daemon.arbiter import Decision
 from zk0d.daemon.arm import Arm
+from zk0d.daemon.carrying import Carrying, sweep
 from zk0d.daemon.config import Config
 from zk0d.daemon.dataset_swap import settle
 from zk0d.daemon.models import Models
@@ -55,6 +56,8 @@ class Service:
         self.sessions = Sessions(self.store, state, config, self.workers, self.arm, self.changed)
         self.uplink = Uplink(self.store, state, config, self.changed, self._may_ask)
         self.selection = self.uplink.selection
+        self.datasets_folder = Path(config["datasets", "folder"] or state / "datasets")
+        self.carrying = Carrying(config, self.store)
         self._loop: asyncio.AbstractEventLoop | None = None
         paces = Paces(self.store)
         self.board = Board(sources(config, state, self._own_pids, paces.save_s), self._sensed)
@@ -83,6 +86,7 @@ class Service:
         for kind in await self.workers.reap_orphans(survivor):
             self.store.event("daemon", f"the last run of zk0d left a {kind}, which has ended now")
         settle(self.store, self.selection)
+        sweep(self.datasets_folder, self.workers.work)
         self.sessions.note_cut(but=survivor)
         if survivor:
             self.sessions.take_over()

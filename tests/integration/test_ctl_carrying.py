@@ -1,0 +1,195 @@
+"""What zk0ctl carries into the daemon: only regular files of the folder, only as much as there is room, never half."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemon_process import CONFIG, Daemon, wait_until
+
+from zk0d.ctl.carrying import cached
+from zk0d.errors import DatasetError
+
+INFO = json.dumps({"codebase_version": "v1.0"})
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with Daemon(tmp_path_factory.mktemp("node"), CONFIG + "[datasets]\nquota_gb = 0.01\n") as node:
+        yield node
+
+
+@pytest.fixture
+def node(lasting: Daemon) -> Iterator[Daemon]:
+    yield lasting
+    left(lasting)
+    assert lasting.ask("dataset_list") == []
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    (root := tmp_path / "mine").mkdir()
+    (root / "meta").mkdir()
+    (root / "meta/info.json").write_text(INFO)
+    return root
+
+
+def left(node: Daemon) -> None:
+    """Whatever was carried in is gone, and soon."""
+    wait_until(lambda: not list((node.state / "datasets").glob(".carried/*")), "nothing half is left", 10)
+
+
+class Sender:
+    """A client of the control socket that may send anything."""
+
+    def __init__(self, node: Daemon, **carry: Any) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(20)
+        self.sock.connect(str(node.socket))
+        self.lines = self.sock.makefile("rb")
+        carried = {"files": 1, "bytes": 10, "folder": "/home/alice/cubes", **carry}
+        self.tell({"op": "dataset_import", "name": "x", "carry": carried})
+
+    def __enter__(self) -> Sender:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.lines.close()
+        self.sock.close()
+
+    def tell(self, value: Any) -> None:
+        self.sock.sendall(json.dumps(value).encode() + b"\n")
+
+    def hear(self) -> dict[str, Any]:
+        return dict(json.loads(self.lines.readline()))
+
+    def refused(self) -> str:
+        error = self.hear()["error"]
+        return f"{error['code']}: {error['message']}"
+
+
+def test_only_what_truly_lies_in_the_folder_is_carried(node: Daemon, mine: Path, tmp_path: Path) -> None:
+    (secret := tmp_path / "secret").write_text("a key")
+
+    def refused() -> str:
+        ran = node.ctl("dataset", "import", f"local:{mine}", "--name", "x")
+        assert ran.code == 1 and "cp -rL" in ran.err, ran
+        return ran.err
+
+    for target in (secret, tmp_path / "nothing", "/dev/null", "/proc/self/environ"):
+        (mine / "meta/link.json").symlink_to(target)
+        assert "meta/link.json is a link that leads nowhere or out of it" in refused()
+        (mine / "meta/link.json").unlink()
+    (mine / "videos").symlink_to(tmp_path)
+    assert "mine/videos is a link" in refused()
+    (mine / "videos").unlink()
+    os.mkfifo(mine / "pipe")
+    assert "mine/pipe is no regular file" in refused()
+    (mine / "pipe").unlink()
+    # A link inside it is that file; what comes is what the worker then looks at, and it names the sender's folder.
+    (mine / "meta/info.json").rename(mine / "blob")
+    (mine / "meta/info.json").symlink_to("../blob")
+    absent = node.ctl("dataset", "import", f"local:{mine / 'none'}", "--name", "x")
+    assert absent.code == 64 and "none is no folder that you can read" in absent.err
+    pytest.importorskip("lerobot")
+    ran = node.ctl("dataset", "import", f"local:{mine}", "--name", "x")
+    assert ran.code == 1 and f"{mine} is a dataset of v1.0" in ran.err, ran
+
+
+def test_a_name_or_a_size_that_was_not_announced_is_refused(node: Daemon, tmp_path: Path) -> None:
+    long = "/".join(["d" * 200] * 30)
+    for name in ("../x", "/etc/x", "a/../../x", "", "a//b", "./a", "a\0b", "n" * 256, long, 7, None):
+        with Sender(node) as sender:
+            assert sender.hear() == {"event": "send"}
+            sender.tell({"path": name, "size": 1})
+            assert sender.refused().startswith("protocol: no file below a folder can have the name"), name
+            assert sender.lines.read() == b""  # nothing that follows is taken for a request
+    for header in ({"path": "a", "size": 11}, {"path": "a", "size": -1}, {"path": "a", "size": "1"}, [], {"end": True}):
+        with Sender(node) as sender:
+            sender.hear()
+            sender.tell(header)
+            assert sender.refused().startswith("protocol: "), header
+    with Sender(node, files=2) as sender:  # the same name again does not replace what came
+        sender.hear()
+        for _ in range(2):
+            sender.sock.sendall(b'{"path": "a", "size": 1}\nx')
+        assert "File exists" in sender.refused()
+    with Sender(node, files=1) as sender:
+        sender.hear()
+        sender.sock.sendall(b'{"path": "a", "size": 3}\nabc{"end": true}\n')
+        assert sender.refused() == "protocol: other files came than were announced"
+    for wrong in ({"bytes": -1}, {"files": "many"}, {"files": 10**9}):
+        with Sender(node, **wrong) as sender:
+            assert sender.refused().startswith("usage: "), wrong
+
+
+def test_no_more_is_taken_than_there_is_room_for(node: Daemon, mine: Path) -> None:
+    (mine / "big").write_bytes(bytes(11_000_000))
+    ran = node.ctl("dataset", "import", f"local:{mine}", "--name", "x")
+    assert ran.code == 1 and "it has 0.01 GB, and the quota of all datasets leaves 0.01 GB" in ran.err, ran
+    with Sender(node, bytes=10**15) as sender:
+        assert "and the disk has" in sender.refused()
+    with Sender(node, bytes=8_000_000) as first, Sender(node, bytes=8_000_000) as second:
+        told = {first.hear().get("event"), second.hear().get("event")}
+        assert told == {"send", None}  # what the one is promised is not promised to the other
+
+
+def test_cut_or_killed_nothing_half_is_left(tmp_path: Path) -> None:
+    with Daemon(tmp_path / "node") as node:
+        place = node.state / "datasets/.carried"
+
+        def half(sender: Sender) -> Path:
+            sender.hear()
+            sender.sock.sendall(b'{"path": "data/a", "size": 9}\nabc')
+            found = wait_until(lambda: [p for p in place.glob("*/data/a") if p.stat().st_size], "the file comes", 10)
+            return Path(found[0])
+
+        with Sender(node) as sender:
+            came = half(sender)
+            assert all(p.stat().st_mode & 0o077 == 0 for p in (place, came.parents[1], came.parent, came))
+        left(node)
+        (mine := tmp_path / "mine").mkdir()
+        os.truncate(_file(mine / "sparse"), 3_000_000_000)  # so long that it is still coming
+        with node.begin("dataset", "import", f"local:{mine}", "--name", "x") as cancelled:
+            wait_until(lambda: list(place.glob("*/sparse")), "it comes", 20)
+            cancelled.send_signal(2)
+            said = cancelled.communicate(timeout=20)[0]
+            assert cancelled.returncode == 130 and "cancelled: zk0d keeps nothing of it" in said, said
+        left(node)
+        with Sender(node) as sender:
+            half(sender)
+            (node.state / "datasets/.x.77.part/meta").mkdir(parents=True)  # of a worker that was killed
+            (node.state / "work/results/sheet_1").mkdir(parents=True)
+            node.kill()
+        assert list(place.glob("*/data/a"))
+        node.start()
+        assert not list((node.state / "datasets").iterdir()) and not (node.state / "work/results").exists()
+
+
+def _file(path: Path) -> Path:
+    path.touch()
+    return path
+
+
+def test_a_dataset_in_the_operators_own_caches(mine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_LEROBOT_HOME", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    with pytest.raises(DatasetError, match="me/cubes is not in your Hugging Face cache") as absent:
+        cached("me/cubes")
+    assert "hf download me/cubes --repo-type dataset" in absent.value.hint
+    for cache in ("hub", "lerobot/hub"):
+        repo = tmp_path / "hf" / cache / "datasets--me--cubes"
+        (repo / "refs").mkdir(parents=True)
+        (repo / "refs/main").write_text("abc")
+        (repo / "snapshots/abc/meta").mkdir(parents=True)
+        (repo / "snapshots/abc/meta/info.json").write_text(INFO)
+        assert cached("me/cubes") == (repo / "snapshots/abc", repo)
+    (own := tmp_path / "hf/lerobot/me/cubes").parent.mkdir()
+    mine.rename(own)
+    assert cached("me/cubes") == (own, own)
