@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from recorded_dataset import check_whole
+from virtual_pair import Told
 from worker_process import WorkerProcess
 
 from robot.arms import open_bench
 from robot.config import RobotTable
+from robot.ear import Ear
 
 pytest.importorskip("lerobot")
 pytest.importorskip("so101_nexus")
@@ -71,7 +73,8 @@ def test_four_ports_and_a_fault_that_names_its_arm(tmp_path: Path) -> None:
             "right": {"follower": right.follower_port, "leader": right.leader_port},
             "limits": {"right_wrist_flex": [-1, 1]},
         })  # fmt: skip
-        with open_bench(table, fps=30, guarded=True) as bench:
+        told = Told()
+        with open_bench(table, fps=30, guarded=True, ear=Ear(told)) as bench:
             assert bench.robot_type == "bi_so_follower" and len(bench.joints) == 12
             state, _ = bench.observe()
             assert bench.leader_pose() == pytest.approx(state, abs=20)  # the followers sag until they hold
@@ -91,3 +94,10 @@ def test_four_ports_and_a_fault_that_names_its_arm(tmp_path: Path) -> None:
             right.faults.leader.unplug()
             with pytest.raises(RobotError, match="the right leader"):
                 bench.leader_pose()
+            station_torque = [[s.table[40] for s in pair._follower.servos] for pair in (left, right)]
+            right.faults.follower.unplug()  # one arm cannot be told: the other one is let down all the same
+        assert station_torque == [[1] * 6] * 2
+        assert [s.table[40] for s in left._follower.servos] == [0] * 6
+        on = {e["arm"]: e for e in told.of("torque")}  # the last word on each
+        assert not on["left follower"]["on"] and on["right follower"]["on"]
+        assert "right follower" in on["right follower"]["text"] and "could not be told" in on["right follower"]["text"]
