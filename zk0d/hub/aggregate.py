@@ -32,8 +32,9 @@ from zk0d.model.spec import ModelSpec
 _UNDER_WAY = 4 << 20
 """Bytes of all updates together in one block: mapped pages are this process's memory, and are not to grow with the
 nodes."""
-_RELEASE = 4
-"""Blocks whose pages are given back together."""
+_RELEASE = 8 << 20
+"""Bytes of all updates whose pages are given back together: not blocks, whose size depends on the number of nodes."""
+_BYTES = {"bfloat16": 2, "float32": 4}
 CORES = min(4, os.cpu_count() or 1)
 MEAN = Recipe()
 
@@ -88,7 +89,8 @@ def merge(
         if recipe.strategy in ("krum", "multi_krum"):
             weights = krum_weights(recipe, _distances(spec, deltas, given, cancelled), weights)
         size = _block_size(spec, len(deltas))
-        job = _Job(Work(recipe, weights, given, spec.dtype), base, deltas, state, cancelled, size * _RELEASE)
+        together = size * max(1, _RELEASE // (size * max(1, len(deltas)) * _BYTES[spec.dtype]))
+        job = _Job(Work(recipe, weights, given, spec.dtype), base, deltas, state, cancelled, together)
         slots = [Slot(spec.dtype, len(out_moments)) for _ in range(CORES + 3)]
         run(job.fill, slots, _blocks(spec, size), files, CORES, job.passed)
     master_file, kept = files[-1 - len(out_moments)], files[len(files) - len(out_moments) :]
@@ -99,8 +101,8 @@ def merge(
 
 def _block_size(spec: ModelSpec, updates: int) -> int:
     """Elements of a block, a power of two; the same for a merge that is begun again."""
-    size, one = BLOCK, 2 if spec.dtype == "bfloat16" else 4
-    while size > 1 << 14 and size * updates * one > _UNDER_WAY:
+    size = BLOCK
+    while size > 1 << 14 and size * updates * _BYTES[spec.dtype] > _UNDER_WAY:
         size //= 2
     return size
 
