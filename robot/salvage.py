@@ -1,6 +1,7 @@
 """What can be saved of a dataset that a killed LeRobot left: episodes whose rows and frames are all still there.
 
-A parquet file without its footer and an MP4 without its index cannot be read; what they held is said to be lost.
+Its tables of episodes (meta/episodes, in v2.1 episodes.jsonl) are made anew from the rows. A parquet file without its
+footer and an MP4 without its index cannot be read; what they held is said to be lost.
 Works on the broken folder without changing it. Not for datasets of our own recorder, which does not leave such.
 """
 
@@ -32,7 +33,7 @@ class Stream:
         self.end = 0
         """Frames read so far."""
         self._root = root
-        self._frames = self._read(sorted((root / "videos" / key).glob("*/*.mp4")))
+        self._frames = self._read(_videos(root, key))
 
     def _read(self, paths: list[Path]) -> Generator[Frame]:
         for path in paths:
@@ -53,6 +54,13 @@ class Stream:
         frames = [f for _, f in zip(range(count), self._frames, strict=False)]
         self.end += len(frames)
         return frames
+
+
+def _videos(root: Path, key: str) -> list[Path]:
+    """The camera's files in order; of v2.1, which has one an episode, up to the first that is missing."""
+    each = sorted((root / "videos").glob(f"*/{key}/episode_*.mp4"), key=lambda path: path.name)
+    whole = [path for number, path in enumerate(each) if path.stem == f"episode_{number:06d}"]
+    return whole or sorted((root / "videos" / key).glob("*/*.mp4"))
 
 
 def salvage(root: Path, target: Path, say: Callable[..., None]) -> dict[str, Any]:
@@ -143,10 +151,13 @@ def _episodes(root: Path, lost: list[str]) -> list[tuple[int, dict[str, Any]]]:
 
 def _tasks(root: Path, lost: list[str]) -> dict[int, str]:
     try:
+        if (old := root / "meta/tasks.jsonl").exists():  # v2.1
+            told = [json.loads(line) for line in old.read_text().splitlines() if line.strip()]
+            return {int(row["task_index"]): str(row["task"]) for row in told}
         table = pd.read_parquet(root / "meta/tasks.parquet")
         return {int(i): str(task) for task, i in table["task_index"].items()}
-    except (OSError, KeyError, pa.ArrowException) as error:
-        lost.append(f"meta/tasks.parquet cannot be read ({error}); the task is called {UNKNOWN_TASK!r}")
+    except (OSError, ValueError, TypeError, KeyError, pa.ArrowException) as error:
+        lost.append(f"the table of tasks in meta cannot be read ({error}); the task is called {UNKNOWN_TASK!r}")
         return {}
 
 

@@ -116,6 +116,9 @@ def test_check_and_edit_by_the_daemon(tmp_path: Path) -> None:
         assert set(named) == {"cached", "cubes", "lifts", "one", "two", "all", "saved"}
         assert not any(named[n] for n in ("one", "two", "all", "saved"))  # nothing is trained on twice unasked
 
+        mistyped = node.ctl("dataset", "sheet", "cubes", "--out", str(tmp_path / "none/sheet.png"))
+        assert mistyped.code == 64 and f"there is no folder {tmp_path / 'none'}" in mistyped.err
+        assert not (tmp_path / "none").exists()
         sheet = node.ctl("dataset", "show", "cubes", "--sheet", str(tmp_path / "sheet.png"))
         assert sheet.code == 0 and str(tmp_path / "sheet.png") in sheet.out, sheet
         assert (tmp_path / "sheet.png").stat().st_size > 1000

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemon_process import Daemon, loads, wait_until
+from daemon_process import Daemon, Ran, loads, wait_until
 
 from zk0d.control import call
+from zk0d.errors import UnseenError
 
 HEAVY = {"torch", "lerobot", "transformers", "pandas", "pyarrow", "datasets", "mujoco", "cv2"}
 
@@ -263,6 +264,8 @@ def test_installed_without_bus_and_runtime_it_runs_and_says_what_it_cannot_do(tm
         )
         refused = node.ctl("record", "--task", "lift", "--dataset", "cubes", "--episodes", "1")
         assert refused.code == 1 and "no recorder can run" in refused.err + refused.out, refused
+        with pytest.raises(UnseenError, match=f"zk0d cannot read {tmp_path}"):  # which has it copied in by zk0ctl
+            node.ask("dataset_add", name="x", path=str(tmp_path))
         assert node.status()["running"] and node.terminate() < 5
 
 
@@ -282,6 +285,8 @@ def test_the_log_by_its_fields(lasting: Daemon) -> None:
     follower.terminate()
     follower.communicate(timeout=10)
     assert lasting.ctl("logs", "--level", "error").out == ""
+    for words in ((), ("--worker", "zk0d"), ("--event", "train")):
+        assert lasting.ctl("logs", *words, "-n", "0") == Ran(0, "", "")
     assert "zk0d started" in lasting.ctl("logs", "--since", "1h", "--json").out
 
 

@@ -131,6 +131,14 @@ def test_other_versions_are_refused(whole: Path, tmp_path: Path) -> None:
 def test_v21_becomes_v30(tmp_path: Path) -> None:
     parts = [make_dataset(tmp_path / f"p{n}", episodes=1, frames=10 + n, seed=n, task="t") for n in range(2)]
     as_v21(parts, tmp_path / "old")
+    shutil.copytree(tmp_path / "old", broken := tmp_path / "broken")
+    (broken / "meta/episodes.jsonl").unlink()
+    saved = curation.ACTIONS["repair"]({"root": str(broken), "target": str(tmp_path / "saved")}, quiet)
+    assert (saved["episodes"], saved["frames"], saved["lost"]) == (2, 21, [])
+    assert load(tmp_path / "saved")[15]["task"] == "t"
+    next(broken.glob("videos/*/observation.images.front/episode_000000.mp4")).unlink()
+    with pytest.raises(DatasetError, match="front has too few frames"):  # not those of episode 1 in its place
+        salvage(broken, tmp_path / "none", quiet)
     done = curation.take_in({"source": str(tmp_path / "old"), "target": str(tmp_path / "new")}, quiet)
     assert done["was"] == "v2.1" and done["episodes"] == 2 and done["frames"] == 21
     dataset = load(tmp_path / "new")

@@ -52,13 +52,16 @@ def test_usage_errors_end_with_64(capsys: pytest.CaptureFixture[str]) -> None:
         ["dataset", "add"],
         ["dataset", "add", "hf:user/name"],
         ["status", "--wait", "rain"],
+        ["logs", "-n", "-1"],
+        ["record", "stpo"],
     ):
         try:
             code = main(["--socket", "/nonexistent/socket", *argv])
         except SystemExit as ended:
             code = ended.code  # type: ignore[assignment]
         assert code == 64, argv
-    assert "Traceback" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and "zk0ctl record knows no action 'stpo'\n  one of start, watch, next" in said
 
 
 def test_default_actions() -> None:

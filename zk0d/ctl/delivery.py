@@ -37,6 +37,8 @@ class Delivery:
         self._part = target.with_name(f".{target.name}.{os.getpid()}.part")
 
     def __enter__(self) -> Self:
+        if self._single and not self.target.parent.is_dir():
+            raise UsageError(f"there is no folder {self.target.parent}", "make it first, or is its name mistyped?")
         try:
             self._part.parent.mkdir(parents=True, exist_ok=True)
             self._part.mkdir()

@@ -101,7 +101,7 @@ def _from_files(context: Context, args: Args, filter: Filter | None, printer: Pr
     elif args.worker:
         path = folder / f"{args.worker}.log"
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        for line in lines[-args.lines :]:
+        for line in lines[max(0, len(lines) - args.lines) :]:
             printer.event({"event": "line", "text": line})
     else:
         from zk0d.daemon.store import Store
@@ -132,6 +132,8 @@ def _journal(context: Context, args: Args, filter: Filter, printer: Printer) -> 
 
 def run(context: Context, args: Args) -> int:
     args.worker = SHORT.get(args.worker, args.worker)
+    if args.lines < 0:
+        raise UsageError(f"-n {args.lines} is no number of lines", "0 shows none, with -f only what is new")
     now, printer = time.time(), Printer(args.json)
     filter = wanted(args, now)
     if filter is not None and _journal(context, args, filter, printer):
@@ -168,7 +170,8 @@ COMMAND = Command(
             metavar=_PROGRAMS),
         arg("--since", help="not older than this: 10min, 2h, 14:30 or '2026-11-24 14:30'", metavar="TIME"),
         arg("--journal", help="the system's journal: all entries, or those of a filter", action="store_true"),
-        arg("-n", help="how many lines (default 30)", type=int, default=30, dest="lines", metavar="LINES"),
+        arg("-n", help="how many lines (default 30; 0 with -f: only new ones)", type=int, default=30, dest="lines",
+            metavar="LINES"),
         arg("-f", "--follow", help="go on as more comes", action="store_true"),
         arg("--json", help="as JSON, one object a line", action="store_true"),
     ),

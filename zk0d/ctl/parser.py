@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from zk0d.ctl.command import Command
 from zk0d.ctl.context import DEFAULT_SOCKET, DEFAULT_STATE
+from zk0d.errors import UsageError
 
 COMMANDS = ("status", "why", "signals", "enroll", "federation", "robot", "record", "dataset", "train", "receipts",
             "model", "rollout", "logs", "runtime", "doctor", "debug")  # fmt: skip
@@ -82,7 +83,10 @@ def build(names: tuple[str, ...]) -> argparse.ArgumentParser:
 
 
 def with_default(argv: list[str], name: str) -> list[str]:
-    """Insert a command's default action where the person left it out (`record --task …` is `record start --task …`)."""
+    """Insert a command's default action where the person left it out (`record --task …` is `record start --task …`).
+
+    Raises UsageError for an action that the command has not.
+    """
     command = load(name)
     if not command.default:
         return argv
@@ -90,4 +94,8 @@ def with_default(argv: list[str], name: str) -> list[str]:
     rest = argv[at:]
     if "-h" in rest or "--help" in rest or wanted(rest) in {s.name for s in command.subs}:
         return argv
+    default = next(s for s in command.subs if s.name == command.default)
+    if rest and not rest[0].startswith("-") and all(a.names[0].startswith("-") for a in default.args):
+        known = ", ".join(s.name for s in command.subs)
+        raise UsageError(f"zk0ctl {name} knows no action {rest[0]!r}", f"one of {known}")
     return [*argv[:at], command.default, *rest]

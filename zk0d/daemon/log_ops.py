@@ -32,7 +32,9 @@ async def op_logs(service: Service, request: dict[str, Any], connection: Control
 
     With `filter` (logbook.Filter's plain values): entries of zk0d's log that it wants, as `log` events.
     """
-    which, count = str(request.get("which") or "events"), int(request.get("count") or 30)
+    which, count = str(request.get("which") or "events"), request.get("count", 30)
+    if not isinstance(count, int) or count < 0:
+        raise UsageError(f"{count!r} is no number of lines", "0 or more")
     follow = bool(request.get("follow"))
     if which == "events":
         return await _events(service, count, float(request.get("since") or 0.0), follow, connection)
@@ -45,7 +47,8 @@ async def op_logs(service: Service, request: dict[str, Any], connection: Control
     with path.open("rb") as f:
         size = f.seek(0, 2)
         f.seek(max(0, size - _TAIL))
-        for line in f.read().decode(errors="replace").splitlines()[-count:]:
+        lines = f.read().decode(errors="replace").splitlines()
+        for line in lines[max(0, len(lines) - count) :]:
             await connection.emit("line", text=line)
     async for raw in _more(service, path, size if follow else None, connection):
         await connection.emit("line", text=raw.rstrip("\n"))
@@ -88,9 +91,9 @@ async def _filtered(
 
 
 async def _events(service: Service, count: int, since: float, follow: bool, connection: ControlConnection) -> Any:
-    last = 0
-    for entry in service.store.events(count):
-        last = entry["id"]
+    newest = service.store.events(max(1, count))
+    last = newest[-1]["id"] if newest else 0
+    for entry in newest[max(0, len(newest) - count) :]:
         if entry["at"] >= since:
             await connection.emit("entry", **{k: v for k, v in entry.items() if k != "id"})
     while follow and not connection.closed.is_set() and not service.ending.is_set():
