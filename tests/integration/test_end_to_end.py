@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,42 @@ def children(pid: int, module: str) -> list[psutil.Process]:
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+def rolled_out_meanwhile(world: World, node: Any, out: Path) -> None:
+    """An earlier version on the virtual arm while the node trains: its trainer makes way and goes on afterwards.
+
+    The terminal is closed in mid-rollout; its video and table are fetched later.
+    """
+    (trainer,) = children(node.pid, "zk0d.train.trainer")
+    command = [sys.executable, "-m", "zk0d.ctl.main", "--socket", str(node.socket), "rollout", "--model", "main/1"]
+    terminal = subprocess.Popen([*command, "--episodes", "1", "--max-s", "1", "--out", str(out)])
+    try:
+        session = world.wait(lambda: node.status()["session"], "the rollout begins", 120)
+    finally:
+        terminal.kill()
+        terminal.wait(10)
+    assert session["kind"] == "rollout"
+    used: list[float] = []
+
+    def over() -> bool:
+        status, now = trainer.status(), sum(trainer.cpu_times()[:2])
+        if node.status()["session"] is None:
+            return True
+        assert status == psutil.STATUS_STOPPED
+        used.append(now)
+        return False
+
+    world.wait(over, "the rollout ends", 120)
+    assert len(used) > 3 and used[0] == used[-1], used  # it did not compute
+    before = step(node)
+    world.wait(lambda: step(node) > before, "the same trainer goes on", 60)
+    assert children(node.pid, "zk0d.train.trainer") == [trainer]
+    fetched = node.ctl("rollout", "fetch", "--out", str(out))
+    assert f"{out / 'rollout.mp4'}: the rollout of " in fetched.stdout and "0 more to fetch" in fetched.stdout
+    assert json.loads((out / "rollout.json").read_text())["episodes"][0]["frames"] > 1
+    assert (out / "rollout.mp4").stat().st_size > 1000
+    assert node.ctl("rollout", "fetch", "--out", str(out), check=False).returncode == 1
 
 
 def step(node: Any) -> int:
@@ -97,13 +135,15 @@ def test_without_a_learning_rate_nothing_is_learned(world: World) -> None:
     assert lines[1]["digest"] == lines[0]["digest"]
 
 
-def test_any_process_may_be_killed(world: World) -> None:
-    """SIGKILL of trainer, daemon, hub and evaluator while they work; restarted, the job ends as it would have."""
+def test_any_process_may_be_killed(world: World, tmp_path: Path) -> None:
+    """SIGKILL of trainer, daemon, hub and evaluator while they work, after a rollout in the midst of training;
+    restarted, the job ends as it would have."""
     world.federation("killed", versions=2, steps=60)
     world.join("killed")
     first, second = world.nodes
 
     world.wait(lambda: step(first) >= 5, "the first node trains")
+    rolled_out_meanwhile(world, first, tmp_path / "rollout")
     for trainer in children(first.pid, "zk0d.train.trainer"):
         trainer.send_signal(signal.SIGKILL)
     world.wait(lambda: children(first.pid, "zk0d.train.trainer"), "the trainer is started again")

@@ -35,7 +35,7 @@ _SILENCE_S = 600.0
 
 def sweep(datasets: Path, work: Path) -> None:
     """At the daemon's start: remove what a killed one, or its workers, had half done."""
-    for half in (datasets / FOLDER, work / "results", *datasets.glob(".*.part")):
+    for half in (datasets / FOLDER, work / "results", *datasets.glob(".*.*[0-9].part")):
         shutil.rmtree(half, ignore_errors=True)
 
 
