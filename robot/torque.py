@@ -76,6 +76,7 @@ def sink(buses: Sequence[Any]) -> dict[int, Exception]:
             if number not in failed:
                 values = {m: value if gripper is None or m != GRIPPER else gripper for m in bus.motors}
                 try:
+                    bus.port_handler.is_using = False  # an error in the midst of a request leaves it so, for good
                     bus.sync_write(register, values)
                 except Exception as error:
                     failed[number] = error
@@ -90,6 +91,7 @@ def sink(buses: Sequence[Any]) -> dict[int, Exception]:
     for number, bus in enumerate(buses):
         if number not in failed:
             try:
+                bus.port_handler.is_using = False
                 held = bus.sync_read("Torque_Enable", normalize=False, num_retry=RETRIES)
                 if kept := [joint for joint, on in held.items() if on]:
                     raise ConnectionError(f"{', '.join(kept)} keep their torque")
