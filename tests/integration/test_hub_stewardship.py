@@ -13,6 +13,7 @@ from hub_cast import TOML, HubProcess, TestNode, cast, make_parts, until
 
 from zk0d.errors import ConfigError, RefusedError, UsageError
 from zk0d.hub.store import Store
+from zk0d.model.blobs import BlobStore
 from zk0d.model.spec import ModelSpec
 
 
@@ -140,26 +141,86 @@ def test_synchronous_private_rounds(hub: HubProcess, tmp_path: Path) -> None:
 
 
 def test_what_is_gathered_can_be_mended(hub: HubProcess, tmp_path: Path) -> None:
-    """A node that was revoked counts no more, and fewer nodes are asked for at once: version 0 waits for nobody."""
+    """A node that was revoked or left counts no more, and fewer nodes are asked for at once: no version waits for
+    nobody, neither version 0 nor one that needs a larger quorum than there are nodes."""
     make_parts(tmp_path / "parts")
-    hub.create("fed", tmp_path / "parts", nodes=3)
+    hub.create("fed", tmp_path / "parts", nodes=4)
 
     async def play() -> None:
-        bad, good = nodes = await cast(hub, tmp_path, 2)
+        bad, good, gone = nodes = await cast(hub, tmp_path, 3)
         try:
             await bad.join("fed", mean=1000.0)
             await good.join("fed", mean=0.0)
+            await gone.join("fed", mean=500.0)
             await ask(hub, "revoke", node=bad.identity.node_id)
-            assert "2 more nodes must join" in command(hub, "status")
+            for _ in range(2):
+                assert await gone.request("federation.leave", {"federation": "fed"}) == {"state": "left"}
+            assert (await gone.request("task.request", {"federation": "fed"}))["reason"].endswith(
+                "not joined this federation"
+            )
+            assert "3 more nodes must join" in await asyncio.to_thread(command, hub, "status")
             file = tmp_path / "fewer.toml"
-            file.write_text(TOML.format(nodes=1, versions=0, dtype="bfloat16", deadline_s=600))
-            await asyncio.to_thread(command, hub, "federation", "set", "fed", "--config", str(file))
+            fewer = TOML.format(nodes=1, versions=0, dtype="bfloat16", deadline_s=600)
+            file.write_text(fewer.replace("target = 1\nquorum = 1", "target = 2\nquorum = 2"))
+            change = ("federation", "set", "fed", "--config", str(file))
+            assert "rounds.min_nodes: 4 before, 1 at once" in await asyncio.to_thread(command, hub, *change)
             await until(lambda: any(k == "version.new" for k, _ in good.pushes), "version 0 is published")
             latest = await good.request("version.latest", {"federation": "fed"})
             spec = ModelSpec.load(await good.fetch(latest["spec_digest"]))
             assert spec.stats is not None and spec.stats["action"]["mean"] == [0.0] * 6
+            # Open, and left to one node: it gets and gives, but the quorum is two.
+            with pytest.raises(RefusedError, match="for you"):
+                await gone.fetch(latest["digest"])
+            await give(good, spec, 0, merged=False)
+            assert "the quorum is 2 and 1 nodes are left" in (await ask(hub, "federation_show", name="fed"))["headline"]
+            file.write_text(fewer.replace("local_steps = 5", "local_steps = 5\nlr = 0.5"))
+            said = (await asyncio.to_thread(command, hub, *change)).splitlines()
+            assert "rounds.quorum: 2 before, 1 at once" in said
+            assert "training.lr: 0.0001 now, 0.5 from the next version on" in said
+            assert (await good.task("fed", 1))["lr"] == 0.5
+            # One that left comes back, with its statistics too late and its work welcome.
+            await gone.join("fed", mean=500.0)
+            await give(gone, spec, 1)
         finally:
             for node in nodes:
                 await node.close()
 
     asyncio.run(play())
+
+
+def test_versions_that_are_not_kept_any_more(hub: HubProcess, tmp_path: Path) -> None:
+    """The rule of the LeRobot folders holds for the hub's own blobs: what is given up is gone, and is asked for, rolled
+    back to and backed up with a clear answer; what a node trains on stays."""
+    spec = make_parts(tmp_path / "parts")
+    toml = TOML.format(nodes=1, versions=0, dtype="bfloat16", deadline_s=600) + "[publish]\nkeep_last = 3\n"
+    hub.ask("federation_create", name="fed", toml=toml, parts=str(tmp_path / "parts"))
+
+    async def play() -> None:
+        busy, slow = nodes = await cast(hub, tmp_path, 2, join="fed")
+        try:
+            await give(busy, spec, 0)
+            held = await slow.task("fed", 1)
+            for version in range(1, 5):
+                await give(busy, spec, version)
+            digests = [v["digest"] for v in await ask(hub, "versions", name="fed")]
+            there = BlobStore(hub.folder / "blobs")
+            await until(lambda: not there.has(digests[2]), "version 2 is let go")
+            assert [there.has(d) for d in digests] == [True, True, False, True, True, True]
+            await slow.fetch(held["version_digest"])
+            with pytest.raises(RefusedError, match="version 2 of fed is not kept any more: ask for the newest"):
+                await slow.fetch(digests[2])
+            with pytest.raises(UsageError, match=r"version 2 of fed is not kept any more") as refused:
+                await ask(hub, "federation_rollback", name="fed", version=2)
+            assert refused.value.hint.startswith("go back to one of 0, 1, 3, 4, 5;")
+            told = await asyncio.to_thread(command, hub, "backup", str(tmp_path / "copy"))
+            assert not BlobStore(tmp_path / "copy" / "blobs").has(digests[2]) and "missing" not in told
+            await ask(hub, "federation_rollback", name="fed", version=3)
+            await give(busy, spec, 6)
+        finally:
+            for node in nodes:
+                await node.close()
+
+    asyncio.run(play())
+    hub.kill()
+    hub.start()
+    assert hub.ask("federation_show", name="fed")["version"] == 7

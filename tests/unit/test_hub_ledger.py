@@ -42,7 +42,7 @@ class Books:
         self.ledger.open("fed", "spec", "version 0", Merged("master 0", "version 0", 9))
 
     def join(self, node: str, frames: int = 100) -> None:
-        self.ledger.join("fed", node, {}, [{"uuid": str(uuid.uuid4()), "episodes": 5, "frames": frames}])
+        self.ledger.members.join("fed", node, {}, [{"uuid": str(uuid.uuid4()), "episodes": 5, "frames": frames}])
 
     def task(self, node: str) -> dict[str, Any]:
         version = self.ledger.version("fed")
@@ -153,3 +153,22 @@ def test_a_payload_counts_once_but_for_one_that_changes_nothing(books: Books) ->
     books.ledger.admit(still.digest, 0.0)
     assert books.ledger.payload_had(still.payload, "c") == "nothing"
     assert books.ledger.payload_had("blob:" + "0" * 64, "c") == ""
+
+
+def test_a_node_that_left_is_waited_for_no_more_and_may_come_back(books: Books) -> None:
+    told = []
+    books.ledger.refusals.on_refused = lambda row: told.append((row["node"], row["fault"], row["reason"]))
+    given, arriving, held = books.give("a"), books.offer("b"), books.task("c")
+    assert [books.ledger.members.leave("fed", n) for n in "abca"] == [True, True, True, False]
+    snapshot = books.ledger.snapshot("fed")
+    assert snapshot.members == frozenset() and snapshot.tasks == {} and not snapshot.outstanding
+    assert (books.state(given), books.state(arriving)) == ("admitted", "refused")
+    assert told == [("b", 0, "its node has left the federation")]
+    books.join("c")
+    assert books.ledger.snapshot("fed").members == {"c"} and books.task("c")["id"] != held["id"]
+    said = [
+        (r["actor"], r["action"]) for r in books.store.all("SELECT * FROM audit WHERE action LIKE 'federation.%e%'")
+    ]
+    assert [s for s in said if s[1] == "federation.leave"] == [(n, "federation.leave") for n in "abc"]
+    rejoined = books.store.all("SELECT actor FROM audit WHERE action = 'federation.join'")
+    assert [r["actor"] for r in rejoined] == ["a", "b", "c", "c"]

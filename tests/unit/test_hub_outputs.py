@@ -1,4 +1,4 @@
-"""Best version, early stop, retention, and where a held-out dataset lies."""
+"""Best version, retention, and where a held-out dataset lies."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zk0d.errors import WorkerError
-from zk0d.hub.outputs import best, dataset_root, stop_early, superfluous
+from zk0d.hub.outputs import best, dataset_root, superfluous
 
 
-def test_best_and_early_stop() -> None:
+def test_best() -> None:
     losses = {0: 3.0, 1: 1.0, 2: None, 3: 1.0, 4: 2.0}
     assert best(losses) == 1 and best({0: None}) is None and best({}) is None
-    assert [stop_early(losses, p) for p in (0, 1, 2, 3)] == [False, True, True, False]
 
 
 @given(st.sets(st.integers(0, 50), min_size=1), st.integers(0, 5), st.integers(0, 4), st.integers(0, 50))

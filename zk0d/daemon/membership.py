@@ -8,11 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import structlog
+
 from zk0d import __version__
 from zk0d.daemon import datasets
 from zk0d.daemon.store import Federation, Store
 from zk0d.errors import DatasetError, RefusedError
 from zk0d.link.node import NodeLink
+
+log = structlog.get_logger("membership")
 
 
 class Membership:
@@ -33,6 +37,24 @@ class Membership:
         await self._hello(link)
         for federation in self._store.federations():
             await self._join(link, federation)
+
+    async def part(self, link: NodeLink) -> None:
+        """Tell the hub what was left, once no update of it waits any more. LinkLostError goes to the caller."""
+        waiting = {u.federation for u in self._store.updates("waiting")}
+        for name in self._store.leaving():
+            if name in waiting:
+                continue
+            try:
+                await link.request("federation.leave", {"federation": name})
+            except RefusedError as error:
+                if error.reason not in ("unknown_type", "no_federation"):
+                    log.info("the hub does not hear that a federation was left", federation=name, why=error.message)
+                    continue
+                # An older hub does not know the word: this node asks it for nothing more.
+            self._joined_as.pop(name, None)
+            if self._store.federation(name) is None:  # else it was joined again while the hub was told
+                self._store.left(name)
+                self._store.event("federation", f"left federation {name}", federation=name)
 
     async def _hello(self, link: NodeLink) -> None:
         names = [f.name for f in self._store.federations()]

@@ -215,10 +215,24 @@ class Store(ReceiptTables):
         return next((f for f in self.federations() if f.name == name), None)
 
     def join(self, name: str) -> None:
-        self._do("INSERT OR IGNORE INTO federations VALUES (?,'joining','',NULL,'',?)", name, time.time())
+        with self.transaction():
+            self.left(name)  # what is joined again is not left any more
+            self._do("INSERT OR IGNORE INTO federations VALUES (?,'joining','',NULL,'',?)", name, time.time())
 
     def leave(self, name: str) -> None:
-        self._do("DELETE FROM federations WHERE name=?", name)
+        """Be a member no more; the hub is still to be told (`leaving`)."""
+        with self.transaction():
+            self._do("DELETE FROM federations WHERE name=?", name)
+            self.put("leaving", sorted({*self.leaving(), name}))
+
+    def leaving(self) -> list[str]:
+        """Federations that were left and whose hub does not know yet."""
+        return list(self.get("leaving", []))
+
+    def left(self, name: str) -> None:
+        """The hub knows, or need not."""
+        if name in (names := self.leaving()):
+            self.put("leaving", [n for n in names if n != name])
 
     def set_federation(self, name: str, **fields: Any) -> None:
         """Set any of state, spec_digest, version, reason."""

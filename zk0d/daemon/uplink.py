@@ -213,6 +213,7 @@ class Uplink:
         assert self.link is not None
         await self._membership.tell(self.link)
         pending = await self.exchange.deliver()
+        await self._membership.part(self.link)
         for federation in self._store.federations():
             if federation.state in ("open", "finished"):
                 try:

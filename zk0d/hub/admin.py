@@ -13,7 +13,7 @@ from typing import Any
 from zk0d import __version__
 from zk0d.control import ControlConnection
 from zk0d.errors import UsageError
-from zk0d.hub import outputs, privacy, quarantine, stewardship
+from zk0d.hub import privacy, quarantine, stewardship
 from zk0d.hub.federation import FederationRunner
 from zk0d.hub.receipts import timestamp
 from zk0d.hub.service import Hub
@@ -202,10 +202,10 @@ class Admin:
             "tensors": len(spec.exchange),
             "payload_bytes": spec.payload_bytes,
             "stats": spec.stats,
-            "best_version": outputs.best({v["number"]: v["loss"] for v in self._hub.ledger.versions(runner.name)}),
+            "best_version": self._hub.ledger.retention.best(runner.name),
             "settings_waiting": bool(row["next_config"]),
             "privacy": privacy.spent(runner.custody.private_versions(runner.name), runner.config["privacy.delta"]),
-            "member_ids": [m["node"] for m in self._hub.ledger.members(runner.name)],
+            "member_ids": sorted(self._hub.ledger.members.names(runner.name)),
             "buffer": [
                 {"node": u["node"], "base_version": u["base_version"], "samples": u["samples"], "norm": u["norm"]}
                 for u in self._hub.ledger.updates(runner.name, "admitted")
@@ -231,8 +231,9 @@ class Admin:
     async def federation_set(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
         runner = self._runner(request)
         where = str(request.get("where", f"federation {runner.name}"))
-        changed = stewardship.change_settings(runner, str(request["toml"]), where, _actor(connection))
-        return {**self._federation(runner), "changed": changed}
+        changed, soon = stewardship.change_settings(runner, str(request["toml"]), where, _actor(connection))
+        waiting = bool(runner.row["next_config"])
+        return {**self._federation(runner), "changed": changed, "at_once": soon, "settings_waiting": waiting}
 
     async def push(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
         """A version to the Hugging Face Hub; with `dry_run` exactly what that would be, and nothing is sent."""

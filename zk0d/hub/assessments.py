@@ -54,6 +54,10 @@ class Assessments:
                 (node, digest, federation, size, self._store.now()),
             )
 
+    def took(self, node: str, digest: str) -> bool:
+        """Whether that was noted already."""
+        return self._store.one("SELECT 1 FROM downloads WHERE node = ? AND digest = ?", node, digest) is not None
+
     def bytes_down(self, name: str, after: float, until: float) -> int:
         """Bytes of blobs that nodes took in a span of time."""
         row = self._store.one(

@@ -31,7 +31,7 @@ _MARK = "backup.json"
 _NEEDED = """
     SELECT draft_spec AS digest FROM federations UNION SELECT base FROM federations
     UNION SELECT exchange FROM federations UNION SELECT spec FROM federations WHERE spec IS NOT NULL
-    UNION SELECT digest FROM versions
+    UNION SELECT digest FROM versions WHERE retired_at IS NULL
     UNION SELECT master FROM versions v WHERE number >=
         (SELECT max(number) FROM versions w WHERE w.federation = v.federation) - 1
     UNION SELECT m.value FROM versions v, json_each(v.moments) m WHERE number >=

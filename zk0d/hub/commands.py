@@ -152,7 +152,10 @@ def rollback(options: argparse.Namespace) -> int:
 def set_settings(options: argparse.Namespace) -> int:
     toml = _read(options.config)
     value = ask(options, "federation_set", name=options.name, toml=toml, where=str(options.config))
-    lines = [f"{k}: {old!r} now, {new!r} from the next version on" for k, (old, new) in value["changed"].items()]
+    lines = [
+        f"{k}: {old!r} before, {new!r} at once" if k in value["at_once"] else f"{k}: {old!r} now, {new!r} from the"
+        " next version on" for k, (old, new) in value["changed"].items()
+    ]  # fmt: skip
     return show(options, value, "\n".join(lines) or "nothing changes")
 
 

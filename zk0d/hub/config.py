@@ -155,8 +155,8 @@ FEDERATION: tuple[Setting, ...] = (
     Setting("publish.wandb_project", str, "", ANY, "Weights & Biases project for the metrics; empty: none"),
     Setting("publish.wandb_entity", str, "", ANY, "its owner there; empty: the key's"),
     Setting("publish.wandb_mode", str, "online", one_of("online", "offline"), "offline: kept here for `wandb sync`"),
-    Setting("publish.keep_last", int, 0, at_least(0), "newest LeRobot folders that stay, beside the best; 0: all"),
-    Setting("publish.keep_every", int, 0, at_least(0), "folders of every so manyth version stay; 0: none for that"),
+    Setting("publish.keep_last", int, 0, at_least(0), "newest versions that stay, beside the best; 0: all"),
+    Setting("publish.keep_every", int, 0, at_least(0), "every so manyth version stays as well; 0: none for that"),
     Setting("evaluation.max_samples", int, 512, at_least(1), "samples per dataset and evaluation"),
     Setting("evaluation.seed", int, 0, at_least(0), "seed of the evaluation's choice and noise"),
 )  # fmt: skip

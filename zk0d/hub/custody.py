@@ -34,12 +34,16 @@ class Custody:
             action = {"": "thaw", "frozen": "freeze", "draining": "drain"}[hold]
             self._store.audit(db, actor, f"federation.{action}", name)
 
-    def settings(self, name: str, toml: str, changed: dict[str, Any], actor: str, *, at_once: bool) -> None:
-        """New settings that hold from the next version, or `at_once`. `changed`: key → [old, new], for the audit."""
-        column = "config" if at_once else "next_config"
+    def settings(self, name: str, toml: str, changed: dict[str, Any], at_once: list[str], actor: str) -> None:
+        """New settings: in force when all that changes holds `at_once`, else waiting for the next version. `changed`:
+        key → [old, new], for the audit."""
+        whole = len(at_once) == len(changed)
         with self._store.write() as db:
-            db.execute(f"UPDATE federations SET {column} = ? WHERE name = ?", (toml, name))
-            self._store.audit(db, actor, "federation.settings", name, changed=changed)
+            db.execute(
+                "UPDATE federations SET config = iif(?, ?, config), next_config = iif(?, '', ?) WHERE name = ?",
+                (whole, toml, whole, toml, name),
+            )
+            self._store.audit(db, actor, "federation.settings", name, changed=changed, at_once=at_once)
 
     def roll_back(self, name: str, source: Row, number: int, master: str, actor: str) -> None:
         """Version `number` exists and is `source` again; updates from before it no longer count, each with a reason."""

@@ -31,6 +31,8 @@ log = structlog.get_logger("evaluation")
 
 STOP_S = 3.0
 CHART_S = 120.0
+HISTORY = 100
+"""Versions whose losses a model card tells."""
 
 
 class Evaluations:
@@ -56,6 +58,8 @@ class Evaluations:
         self._loop: asyncio.Task[None] | None = None
         self._chart_problem = ""
         self._undrawn: set[str] = set()
+        self._written: dict[str, int] = {}
+        """Federation → the version whose line is the next of its metrics.jsonl."""
 
     def start(self) -> None:
         self._loop = asyncio.create_task(self._run(), name="evaluations")
@@ -140,16 +144,15 @@ class Evaluations:
     def _keep_and_stop(self, name: str) -> None:
         """Delete the folders that retention gives up, and finish a federation that no longer gets better."""
         config = self._configs[name]
-        losses = {int(v["number"]): v["loss"] for v in self._ledger.versions(name)}
-        top = outputs.best(losses)
+        retention, patience = self._ledger.retention, config["evaluation.patience"]
+        top = retention.best(name)
         versions = self._directory / "federations" / name / "versions"
         numbers = [int(p.name) for p in versions.iterdir() if p.name.isdigit()] if versions.is_dir() else []
         for number in outputs.superfluous(numbers, config["publish.keep_last"], config["publish.keep_every"], top):
             shutil.rmtree(versions / f"{number:04d}", ignore_errors=True)
             log.info("folder deleted by retention", federation=name, version=number)
-        if self._ledger.federation(name)["phase"] == "open" and outputs.stop_early(
-            losses, config["evaluation.patience"]
-        ):
+        late = patience and retention.since_best(name, patience) >= patience
+        if late and self._ledger.federation(name)["phase"] == "open":
             log.info("stopped early", federation=name, best=top)
             self._ledger.finish(name, "hub")
 
@@ -170,13 +173,12 @@ class Evaluations:
             "card": {
                 "federation": name,
                 "updates": version["updates"],
-                "nodes": len(self._ledger.members(name)),
+                "nodes": len(self._ledger.members.names(name)),
                 "samples": version["samples"],
                 "training": config.table("training"),
                 "history": [
                     {"version": v["number"], "updates": v["updates"], "heldout_loss": v["loss"]}
-                    for v in self._ledger.versions(name)
-                    if v["number"] < version["number"]
+                    for v in self._ledger.versions(name, version["number"] - HISTORY, version["number"])
                 ],
                 "licence": config["publish.licence"],
             },
@@ -193,22 +195,29 @@ class Evaluations:
 
     async def report(self, name: str) -> None:
         """Write metrics.jsonl, a line per version up to the first that still waits; the chart follows."""
-        lines = self.lines(name)
         folder = self._directory / "federations" / name
         path = folder / "metrics.jsonl"
+        first = self._written.pop(name, 0)  # the first time, and after one that failed, the whole of it
+        lines = self.lines(name, first)
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        if not lines or (path.exists() and path.read_text() == text and (folder / "chart.png").exists()):
-            return
-        await asyncio.to_thread(write_text, path, text)
-        self._undrawn.add(name)
-        self._reported()
+        if first and lines:
+            await asyncio.to_thread(_append, path, text)
+        new = bool(lines) if first else bool(lines) and not (path.exists() and path.read_text() == text)
+        if new and not first:
+            await asyncio.to_thread(write_text, path, text)
+        self._written[name] = lines[-1]["version"] + 1 if lines else first
+        if new or (lines and not (folder / "chart.png").exists()):
+            self._undrawn.add(name)
+            self._reported()
 
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        """What metrics.jsonl says. Bytes are payload bytes that came with a version's updates, and that nodes took
-        between the version before and it; losses are null where an evaluation was given up or had no dataset."""
+    def lines(self, name: str, first: int = 0) -> list[dict[str, Any]]:
+        """What metrics.jsonl says, from version `first` on. Bytes are payload bytes that came with a version's updates,
+        and that nodes took between the version before and it; losses are null where an evaluation was given up or had
+        no dataset."""
         lines: list[dict[str, Any]] = []
-        before = 0.0
-        for version in self._ledger.versions(name):
+        earlier = self._ledger.version(name, first - 1) if first else None
+        before = earlier["created_at"] if earlier is not None else 0.0
+        for version in self._ledger.versions(name, first):
             if version["evaluation"] == "waiting":
                 break
             updates = self._ledger.merged_into(name, version["number"])
@@ -266,6 +275,13 @@ class Evaluations:
         finally:
             if worker is not None and worker.running:
                 await worker.kill()
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def dataset_names(locations: list[str]) -> list[tuple[str, str]]:

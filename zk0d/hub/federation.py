@@ -15,7 +15,6 @@ import structlog
 
 from zk0d.errors import RefusedError, UsageError
 from zk0d.hub import rounds, schedules, statistics
-from zk0d.hub.config import Config
 from zk0d.hub.custody import Custody
 from zk0d.hub.intake import Intake
 from zk0d.hub.merging import Merging
@@ -31,8 +30,8 @@ _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9
 class FederationRunner(FederationState):
     """Answers the nodes' requests about one federation and runs its merges."""
 
-    def __init__(self, name: str, config: Config, hub: HubServices) -> None:
-        super().__init__(name, config, hub)
+    def __init__(self, name: str, hub: HubServices) -> None:
+        super().__init__(name, hub)
         self.custody = Custody(hub.store, hub.ledger.refusals)
         self._merging = Merging(self)
         self._intake = Intake(self, self._merging.consider)
@@ -53,6 +52,11 @@ class FederationRunner(FederationState):
         finally:
             self._merging.busy = False
 
+    @property
+    def is_merging(self) -> bool:
+        """Whether a version is in the making."""
+        return self._merging.busy
+
     # -- what status and others ask --------------------------------------------------------------------------------
 
     def headline(self) -> str:
@@ -72,6 +76,10 @@ class FederationRunner(FederationState):
         at = rounds.deadline(self.rules, snapshot)
         late = "" if at is None else f", deadline {'passed' if at <= now else 'in ' + rounds.duration(at - now)}"
         held = ", draining" if snapshot.hold else ""
+        if (few := len(snapshot.members)) < self.rules.quorum:
+            held += (
+                f"; the quorum is {self.rules.quorum} and {few} nodes are left: `zk0-hub federation set` a smaller one"
+            )
         return f"version {snapshot.version} is out; {given} of {self.rules.target} updates for the next{late}{held}"
 
     # -- requests of nodes -----------------------------------------------------------------------------------------
@@ -84,10 +92,17 @@ class FederationRunner(FederationState):
         needed = row["phase"] == "gathering" or body["stats"]
         stats = statistics.check(body["stats"], self.spec, frames) if needed else {}
         kept = [{k: d[k] for k in ("uuid", "episodes", "frames")} for d in datasets]
-        if self.ledger.join(self.name, node, stats, kept):
+        if self.ledger.members.join(self.name, node, stats, kept):
             log.info("a node joined", federation=self.name, node=node, datasets=len(kept))
         self.hub.spawn(self.open_if_ready(), f"open {self.name}")
         return {"state": row["phase"], "spec_digest": row["spec"]}
+
+    def leave(self, node: str) -> dict[str, Any]:
+        """`federation.leave`. Nothing waits for the node from now on; to leave twice is to have left."""
+        if self.ledger.members.leave(self.name, node):
+            log.info("a node left", federation=self.name, node=node)
+            self.consider()  # a drain may have waited for it
+        return {"state": "left"}
 
     def task(self, node: str) -> dict[str, Any]:
         """`task.request`."""
@@ -96,9 +111,11 @@ class FederationRunner(FederationState):
             return {"task": None, "reason": answer.reason, "retry_s": round(answer.retry_s, 1)}
         version = self.ledger.version(self.name)
         assert version is not None
-        training = self.config.table("training")
-        heldout, own = self.custody.losses(self.name), self.custody.own_losses(self.name, node)
-        now = schedules.settings(training, self.config.table("schedule"), version["number"], heldout, own)
+        training, schedule = self.config.table("training"), self.config.table("schedule")
+        # All there ever were, so only where the schedule looks at them.
+        heldout = self.custody.losses(self.name) if schedule["kind"] == "plateau" or schedule["adaptive_mu"] else []
+        own = self.custody.own_losses(self.name, node) if schedule["node_lr"] else []
+        now = schedules.settings(training, schedule, version["number"], heldout, own)
         settings = {**training, **now, "deadline_s": self.rules.deadline_s}
         task = self.ledger.task(self.name, node, version, settings)
         log.info(

@@ -15,11 +15,16 @@ from zk0d.errors import UsageError
 from zk0d.hub.aggregate import Merged
 from zk0d.hub.assessments import Assessments
 from zk0d.hub.custody import take_settings
+from zk0d.hub.members import Members
 from zk0d.hub.receipt_log import ReceiptLog
 from zk0d.hub.receipts import ReceiptKey, Statement, task_id
 from zk0d.hub.refusals import Refusals
+from zk0d.hub.retention import Retention
 from zk0d.hub.rounds import Given, Merge, Phase, Share, Snapshot, advance
 from zk0d.hub.store import Row, Store
+
+_REFUSALS_COUNT_S = 24 * 3600.0
+"""Updates refused before that are forgotten: twenty in a day make a node wait for as long as it ever has to."""
 
 
 class Ledger:
@@ -31,6 +36,8 @@ class Ledger:
         self.log = ReceiptLog(store, key)
         self.refusals = Refusals(store, key)
         self.assessments = Assessments(store)
+        self.members = Members(store, self.refusals)
+        self.retention = Retention(store)
 
     # -- federations -----------------------------------------------------------------------------------------------
 
@@ -88,12 +95,12 @@ class Ledger:
             "SELECT node FROM updates WHERE federation = ? AND state = 'receiving' AND base_version = ?", name, version
         )
         tasks = self._store.all(
-            "SELECT node, max(version) AS version FROM tasks WHERE federation = ? AND answered = 0 GROUP BY node", name
+            "SELECT node, version FROM tasks WHERE federation = ? AND version = ? AND answered = 0", name, version
         )
         return Snapshot(
             phase=row["phase"],
             version=version,
-            members=frozenset(r["node"] for r in self.members(name)),
+            members=self.members.names(name),
             buffer=tuple(
                 Given(r["digest"], r["node"], r["base_version"], r["counted"], r["decided_at"])
                 for r in self.updates(name, "admitted")
@@ -109,34 +116,12 @@ class Ledger:
     def _refusals(self, name: str) -> dict[str, tuple[int, float]]:
         rows = self._store.all(
             "SELECT node, count(*) AS n, max(decided_at) AS last FROM updates u WHERE federation = ?"
-            " AND state = 'refused' AND fault AND decided_at > coalesce("
-            "  (SELECT max(decided_at) FROM updates o WHERE o.federation = u.federation AND o.node = u.node"
-            "   AND o.state IN ('admitted','merged')), 0) GROUP BY node",
-            name,
-        )
-        return {r["node"]: (r["n"], r["last"]) for r in rows}
-
-    # -- members ---------------------------------------------------------------------------------------------------
-
-    def join(self, name: str, node: str, stats: dict[str, Any], datasets: list[dict[str, Any]]) -> bool:
-        """Add or renew a membership → whether it is new."""
-        with self._store.write() as db:
-            old = self._store.one("SELECT 1 FROM members WHERE federation = ? AND node = ?", name, node)
-            db.execute(
-                "INSERT INTO members (federation, node, stats, datasets, joined_at) VALUES (?, ?, ?, ?, ?)"
-                " ON CONFLICT (federation, node) DO UPDATE SET stats = excluded.stats, datasets = excluded.datasets",
-                (name, node, json.dumps(stats), json.dumps(datasets), self._store.now()),
-            )
-            if old is None:
-                self._store.audit(db, node, "federation.join", name)
-        return old is None
-
-    def members(self, name: str) -> list[Row]:
-        """Those that joined and were not revoked."""
-        return self._store.all(
-            "SELECT m.* FROM members m JOIN nodes n ON n.node = m.node"
-            " WHERE m.federation = ? AND n.state != 'revoked' ORDER BY m.node", name
+            " AND state = 'refused' AND fault AND decided_at > ? AND NOT EXISTS"
+            " (SELECT 1 FROM updates o WHERE o.federation = u.federation AND o.node = u.node"
+            "  AND o.decided_at >= u.decided_at AND o.state IN ('admitted','merged')) GROUP BY node",
+            name, self._store.now() - _REFUSALS_COUNT_S,
         )  # fmt: skip
+        return {r["node"]: (r["n"], r["last"]) for r in rows}
 
     # -- tasks -----------------------------------------------------------------------------------------------------
 
@@ -213,20 +198,32 @@ class Ledger:
         """Whether any federation still needs this blob: published, part of its base, or of its next or last merge."""
         row = self._store.one(
             "SELECT EXISTS (SELECT 1 FROM federations WHERE ? IN (draft_spec, base, exchange, spec))"
-            " OR EXISTS (SELECT 1 FROM versions v WHERE digest = ? OR (master = ? OR instr(moments, ?)) AND number >="
+            " OR EXISTS (SELECT 1 FROM versions WHERE digest = ? AND retired_at IS NULL)"
+            " OR EXISTS (SELECT 1 FROM versions v WHERE master = ? AND number >="
             "  (SELECT max(number) FROM versions w WHERE w.federation = v.federation) - 1)"
+            " OR EXISTS (SELECT 1 FROM federations f CROSS JOIN versions v ON v.federation = f.name AND v.number >="
+            "  (SELECT max(number) FROM versions w WHERE w.federation = f.name) - 1 WHERE instr(v.moments, ?))"
             " OR EXISTS (SELECT 1 FROM updates u WHERE payload = ? AND (state IN ('receiving','admitted')"
             "  OR new_version = (SELECT max(number) FROM versions w WHERE w.federation = u.federation))) AS needed",
             digest, digest, digest, digest, digest,
         )  # fmt: skip
         return row is not None and bool(row["needed"])
 
+    def published_in(self, digest: str) -> list[str]:
+        """The federations whose members may download this blob now."""
+        rows = self._store.all(
+            "SELECT name FROM federations WHERE ? IN (spec, base) AND phase != 'gathering'"
+            " UNION SELECT federation FROM versions WHERE digest = ? AND retired_at IS NULL", digest, digest
+        )  # fmt: skip
+        return [r["name"] for r in rows]
+
     def leftover(self, digest: str) -> bool:
-        """Whether a blob is an update's payload or an old master that nothing needs: what a crash left undeleted."""
+        """Whether a blob is a payload, an old master or a retired version that nothing needs: what a crash left."""
         row = self._store.one(
             "SELECT EXISTS (SELECT 1 FROM updates WHERE payload = ?)"
-            " OR EXISTS (SELECT 1 FROM versions WHERE master = ?) AS known",
-            digest, digest,
+            " OR EXISTS (SELECT 1 FROM versions WHERE master = ?)"
+            " OR EXISTS (SELECT 1 FROM versions WHERE digest = ?) AS known",
+            digest, digest, digest,
         )  # fmt: skip
         return row is not None and bool(row["known"]) and not self.blob_needed(digest)
 
@@ -390,8 +387,11 @@ class Ledger:
             return self._store.one("SELECT * FROM versions WHERE federation = ? ORDER BY number DESC LIMIT 1", name)
         return self._store.one("SELECT * FROM versions WHERE federation = ? AND number = ?", name, number)
 
-    def versions(self, name: str) -> list[Row]:
-        return self._store.all("SELECT * FROM versions WHERE federation = ? ORDER BY number", name)
+    def versions(self, name: str, first: int = 0, before: int = 1 << 62) -> list[Row]:
+        return self._store.all(
+            "SELECT * FROM versions WHERE federation = ? AND number >= ? AND number < ? ORDER BY number",
+            name, first, before,
+        )  # fmt: skip
 
     def merged_into(self, name: str, number: int) -> list[Row]:
         """The updates a version was made of, in node order."""

@@ -18,13 +18,14 @@ import structlog
 
 from zk0d.errors import PayloadError, WorkerError, Zk0Error
 from zk0d.hub import admission, aggregate, recipe, rounds, statistics
-from zk0d.hub.config import parse_federation
 from zk0d.hub.state import FederationState
 from zk0d.hub.store import Row
 from zk0d.supervise import Worker
 
 log = structlog.get_logger("federation")
 
+_LOOKED_AT = 8
+"""Versions before the newest in which a merge looks for what may go; a backup may have held some back."""
 _MERGE_RETRY_S = 30.0
 """After a merge that failed for a reason of this machine (disk full)."""
 
@@ -49,7 +50,7 @@ class Merging:
             return
         self.busy = True
         try:
-            parts = [json.loads(m["stats"]) for m in self._ledger.members(self._fed.name)]
+            parts = [json.loads(m["stats"]) for m in self._ledger.members.of(self._fed.name)]
             spec = self._fed.spec.with_stats(statistics.merge(parts))
             blobs = self._hub.blobs
             exchange, base, out = blobs.path(row["exchange"]), blobs.path(row["base"]), self._work / "master"
@@ -164,7 +165,7 @@ class Merging:
     def _failed(self, merge: rounds.Merge, error: Exception) -> None:
         self._fed.problem = f"version {merge.version} cannot be merged: {error or type(error).__name__}"
         log.error("merge failed", federation=self._fed.name, version=merge.version, error=str(error))
-        self._fed.settle(parse_federation(self._fed.row["config"], f"federation {self._fed.name}"))
+        self._fed.settle()
         self.busy = False
         self._look_again(_MERGE_RETRY_S)
 
@@ -242,19 +243,19 @@ class Merging:
     async def announce(self, number: int) -> None:
         version, row = self._ledger.version(self._fed.name, number), self._fed.row
         assert version is not None
-        self._fed.settle(parse_federation(row["config"], f"federation {self._fed.name}"))
+        self._fed.settle()
         self._hub.version_made(self._fed.name)
         body = {"federation": self._fed.name, "number": number, "digest": version["digest"], "spec_digest": row["spec"],
                 "base_digest": row["base"]}  # fmt: skip
-        for member in self._ledger.members(self._fed.name):
-            await self._hub.push(member["node"], "version.new", body)
+        for member in sorted(self._ledger.members.names(self._fed.name)):
+            await self._hub.push(member, "version.new", body)
 
     def _prune(self, newest: int) -> None:
-        """Delete what no merge needs any more: payloads and masters from before the last merge."""
+        """Delete what no merge needs any more: payloads and masters from before the last merge. What a kill leaves of
+        older ones goes at the next start (refusals.Aftermath.sweep)."""
         old = [r["payload"] for r in self._ledger.merged_into(self._fed.name, newest - 1)]
-        for v in self._ledger.versions(self._fed.name):
-            if v["number"] < newest - 1:
-                old += [v["master"], *json.loads(v["moments"])]
+        for v in self._ledger.versions(self._fed.name, newest - _LOOKED_AT, newest - 1):
+            old += [v["master"], *json.loads(v["moments"])]
         for digest in old:  # most are long gone: the database is asked about those that are there
             if self._hub.blobs.has(digest) and not self._ledger.blob_needed(digest):
                 self._hub.discard(digest)

@@ -131,19 +131,14 @@ class Outlets:
         repo, rule = config["publish.repo"], config["publish.push"]
         if not repo or rule == "never":
             return None
-        known = {
-            int(r["version"]): r
-            for r in self._store.all("SELECT * FROM pushes WHERE federation = ? AND repo = ?", name, repo)
-        }
-        losses = {int(v["number"]): v["loss"] for v in self._evaluated(name)}
-        best = outputs.best(losses)
-        wanted = sorted(losses) if rule == "every" else [] if best is None else [best]
-        for number in wanted:
-            row = known.get(number)
-            given_up = row is not None and (row["state"] == "done" or row["attempts"] >= ATTEMPTS)
-            if not given_up and self._folder(name, number).is_dir():
-                return number
-        return None
+        best = " AND loss IS NOT NULL ORDER BY loss, number LIMIT 1" if rule == "best" else ""
+        rows = self._store.all(
+            "SELECT number FROM (SELECT number FROM versions WHERE federation = ? AND evaluation = 'done'"
+            f" AND retired_at IS NULL{best}) v WHERE NOT EXISTS (SELECT 1 FROM pushes p WHERE p.federation = ?"
+            " AND p.version = v.number AND repo = ? AND (state = 'done' OR attempts >= ?)) ORDER BY number",
+            name, name, repo, ATTEMPTS,
+        )  # fmt: skip
+        return next((r["number"] for r in rows if self._folder(name, r["number"]).is_dir()), None)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,6 @@
-"""Which version is best, when to stop early, which published folders to keep, where a held-out dataset lies.
+"""Which version is best, which published folders to keep, where a held-out dataset lies.
 
-Pure but for looking at folders. The blobs of published versions stay (nodes and rollback need them): retention is about
-the LeRobot folders beside them.
+Pure but for looking at folders. The blobs of published versions go by the same rule, but later (retention.py).
 """
 
 from __future__ import annotations
@@ -17,14 +16,6 @@ def best(losses: Mapping[int, float | None]) -> int | None:
     """The version of lowest held-out loss, the older of equals; None where none has a loss."""
     known = [(loss, number) for number, loss in sorted(losses.items()) if loss is not None]
     return min(known)[1] if known else None
-
-
-def stop_early(losses: Mapping[int, float | None], patience: int) -> bool:
-    """Whether `patience` evaluated versions (0: never) came after the best one and none was better."""
-    found = best(losses)
-    if patience == 0 or found is None:
-        return False
-    return sum(1 for number, loss in losses.items() if number > found and loss is not None) >= patience
 
 
 def superfluous(numbers: Sequence[int], last: int, every: int, best_version: int | None) -> list[int]:

@@ -112,7 +112,9 @@ def _federations(at: Any) -> None:
     back = _json(_add(at, "rollback", commands.rollback, "publish an older version again as the newest"))
     back.add_argument("name")
     back.add_argument("version", type=int, help="the number to go back to")
-    change = _json(_add(at, "set", commands.set_settings, "new settings, from the next version on"))
+    change = _json(
+        _add(at, "set", commands.set_settings, "new settings: [rounds] at once, the rest from the next version on")
+    )
     change.add_argument("name")
     change.add_argument("--config", type=Path, required=True, metavar="FILE", help="the federation's TOML")
 

@@ -56,7 +56,7 @@ class Snapshot:
     receiving: frozenset[str] = frozenset()
     """Nodes whose newest update is still on its way."""
     tasks: Mapping[str, int] = field(default_factory=dict)
-    """Node → version of the task it holds and has not answered."""
+    """Node → version of the task it holds and has not answered; older versions' may be left out."""
     refusals: Mapping[str, tuple[int, float]] = field(default_factory=dict)
     """Node → updates refused in a row, and when the last was."""
     hold: str = ""

@@ -129,5 +129,16 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX downloads_by_time ON downloads (federation, at);
     CREATE INDEX tasks_at_hand ON tasks (federation, node, version) WHERE answered = 0;
     """,
+    """
+    ALTER TABLE versions ADD COLUMN retired_at REAL;
+    CREATE INDEX versions_kept ON versions (federation, number) WHERE retired_at IS NULL;
+    CREATE INDEX versions_by_loss ON versions (federation, loss, number) WHERE loss IS NOT NULL;
+    CREATE INDEX versions_to_evaluate ON versions (created_at, number) WHERE evaluation = 'waiting';
+    CREATE INDEX tasks_of_version ON tasks (federation, version) WHERE answered = 0;
+    CREATE INDEX updates_at_fault ON updates (federation, decided_at) WHERE state = 'refused' AND fault;
+    CREATE INDEX updates_that_count ON updates (federation, node, decided_at) WHERE state IN ('admitted','merged');
+    DROP INDEX tasks_by_node;
+    CREATE INDEX tasks_by_node ON tasks (federation, node, version);
+    """,
 )
 """Each entry takes the schema one version forward. Never edit one that was released: append."""

@@ -68,7 +68,7 @@ class Hub:
         configs: dict[str, Config] = {}
         for row in self.ledger.federations():
             configs[row["name"]] = parse_federation(row["config"], f"federation {row['name']}")
-            self.federations[row["name"]] = FederationRunner(row["name"], configs[row["name"]], self)
+            self.federations[row["name"]] = FederationRunner(row["name"], self)
         self.outlets = Outlets(directory, self.config, self.store, configs)
         self.evaluations = Evaluations(
             directory, self.config, self.ledger, self.blobs, configs, self.outlets.wake
@@ -76,7 +76,6 @@ class Hub:
         self._configs = configs
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
-        self._taken: set[tuple[str, str]] = set()
         listen = parse_address(self.config["hub.listen"])
         assert listen is not None
         self.link = HubLink(
@@ -155,7 +154,10 @@ class Hub:
         return await self.link.fetch(node, digest, limit)
 
     def version_made(self, federation: str) -> None:
-        self._configs[federation] = self.federations[federation].config
+        self._configs[federation] = config = self.federations[federation].config
+        moving = {p.digest for transfers in self.link.transfers().values() for p in transfers}
+        for digest in self.ledger.retention.retire(federation, config, moving):
+            self.discard(digest)
         self.evaluations.wake()
 
     # -- what nodes ask --------------------------------------------------------------------------------------------
@@ -170,13 +172,12 @@ class Hub:
         return {**reply, "receipt_key": self.receipt_key.public, "hub": self.config["hub.name"]}
 
     def _may_fetch(self, node: str, digest: str) -> bool:
-        if (node, digest) in self._taken:
-            return True
-        for federation in self.federations.values():
-            if digest in federation.public_digests() and node in self.ledger.snapshot(federation.name).members:
-                self.ledger.assessments.downloaded(node, digest, federation.name, self.blobs.size(digest))
-                self._taken.add((node, digest))
+        for name in self.ledger.published_in(digest):
+            if self.ledger.members.has(name, node):
+                if not self.ledger.assessments.took(node, digest):
+                    self.ledger.assessments.downloaded(node, digest, name, self.blobs.size(digest))
                 return True
+        self.ledger.retention.refuse_retired(node, digest)
         return False
 
     async def _request(self, node: str, kind: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -186,6 +187,8 @@ class Hub:
                 return self._hello(node, body)
             case "federation.join":
                 return self._federation(body["federation"]).join(node, body)
+            case "federation.leave":
+                return self._federation(body["federation"]).leave(node)
             case "task.request":
                 return self._federation(body["federation"]).task(node)
             case "update.offer":
@@ -348,7 +351,7 @@ class Hub:
         write_text(self.directory / "federations" / name / "federation.toml", toml)
         self.ledger.create(name, toml, draft, base_digest, exchange_digest, actor)
         self._configs[name] = config
-        self.federations[name] = FederationRunner(name, config, self)
+        self.federations[name] = FederationRunner(name, self)
         log.info("federation created", federation=name, parameters=sum(t.elements for t in spec.exchange))
         return {
             "name": name,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from zk0d.hub import rounds
-from zk0d.hub.config import Config
+from zk0d.hub.config import Config, parse_federation
 from zk0d.hub.ledger import Ledger
 from zk0d.hub.receipts import ReceiptKey, Statement
 from zk0d.hub.refusals import Aftermath
@@ -45,19 +45,25 @@ class HubServices(Protocol):
 class FederationState:
     """What the parts of one federation share."""
 
-    def __init__(self, name: str, config: Config, hub: HubServices) -> None:
+    def __init__(self, name: str, hub: HubServices) -> None:
         self.name, self.hub, self.ledger = name, hub, hub.ledger
         self.problem = ""
         """Why it does not go on, for status; "" when it does."""
         self._spec: ModelSpec | None = None
-        self.settle(config)
+        self.config: Config
+        self.rules: rounds.Rules
+        self.settle()
 
-    def settle(self, config: Config) -> None:
-        """Go by these settings from now on."""
-        self.config = config
+    def settle(self) -> None:
+        """Go by the settings in the ledger from now on. [rounds] of new ones holds before the next version, which may
+        be waiting for just that."""
+        row = self.row
+        self.config = parse_federation(row["config"], f"federation {self.name}")
+        waiting = row["next_config"]
+        rule = parse_federation(waiting, f"new settings of federation {self.name}") if waiting else self.config
         self.rules = rounds.Rules(
             *(
-                config[f"rounds.{k}"]
+                rule[f"rounds.{k}"]
                 for k in ("min_nodes", "target", "quorum", "deadline_s", "versions", "max_staleness", "mode")
             )
         )
@@ -73,9 +79,3 @@ class FederationState:
             row = self.row
             self._spec = ModelSpec.load(self.hub.blobs.path(row["spec"] or row["draft_spec"]))
         return self._spec
-
-    def public_digests(self) -> set[str]:
-        """Blobs that members may download now."""
-        row = self.row
-        versions = self.ledger.versions(self.name)
-        return {row["spec"], row["base"], *(v["digest"] for v in versions)} - {None} if versions else set()

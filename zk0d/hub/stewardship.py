@@ -33,10 +33,14 @@ def hold(federation: FederationRunner, state: str, actor: str) -> None:
     federation.consider()
 
 
-def change_settings(federation: FederationRunner, toml: str, where: str, actor: str) -> dict[str, Any]:
-    """Take new settings for the next version → key → [now, then]. Raises ConfigError, UsageError; nothing changes.
+def change_settings(
+    federation: FederationRunner, toml: str, where: str, actor: str
+) -> tuple[dict[str, list[Any]], list[str]]:
+    """Take new settings for the next version → key → [now, then], and the keys that hold at once. Raises ConfigError,
+    UsageError; then nothing changes.
 
-    While the federation gathers they hold at once: a version that waits for more nodes than there are never comes.
+    At once: all of them while the federation gathers, else [rounds] where no merge is under way. A version that waits
+    for more nodes than there are would never come, nor what is to hold from it on.
     """
     if federation.row["phase"] == "finished":
         raise UsageError(f"federation {federation.name} is finished", "its settings no longer matter")
@@ -47,12 +51,14 @@ def change_settings(federation: FederationRunner, toml: str, where: str, actor: 
         key = fixed[0] if fixed else "[model]"
         raise ConfigError(f"{where}: {key} cannot change in a federation that lives", "make a new federation for it")
     gathers = federation.row["phase"] == "gathering"
-    federation.custody.settings(federation.name, toml, changed, actor, at_once=gathers)
-    if gathers:
-        federation.settle(new)
-        federation.hub.spawn(federation.open_if_ready(), f"open {federation.name}")
-    log.info("settings for the next version", federation=federation.name, changed=sorted(changed), actor=actor)
-    return changed
+    soon = [] if federation.is_merging else [k for k in changed if gathers or k.startswith("rounds.")]
+    federation.custody.settings(federation.name, toml, changed, soon, actor)
+    if not federation.is_merging:  # else when its version is out
+        federation.settle()
+    federation.hub.spawn(federation.open_if_ready(), f"open {federation.name}")
+    federation.consider()
+    log.info("new settings", federation=federation.name, changed=sorted(changed), at_once=sorted(soon), actor=actor)
+    return changed, soon
 
 
 async def roll_back(federation: FederationRunner, number: int, actor: str) -> int:
@@ -61,6 +67,12 @@ async def roll_back(federation: FederationRunner, number: int, actor: str) -> in
     source, newest = ledger.version(name, number), ledger.version(name)
     if source is None or newest is None or federation.row["phase"] != "open":
         raise UsageError(f"federation {name} has no version {number} to go back to", f"zk0-hub versions {name}")
+    if source["retired_at"] is not None or not federation.hub.blobs.has(source["digest"]):
+        kept = ", ".join(str(n) for n in ledger.retention.kept(name))
+        raise UsageError(
+            f"version {number} of {name} is not kept any more ([publish] keep_last, keep_every)",
+            f"go back to one of {kept}; or restore a backup that has it beside this hub",
+        )
     if number == newest["number"]:
         raise UsageError(f"version {number} is the newest of {name}", "give an older one")
     with federation.merging():

@@ -78,7 +78,7 @@ def federation(v: dict[str, Any]) -> str:
             f"spec {v['spec_digest'] or 'not fixed yet'}, base {v['base_digest']}",
             *_privacy(v["privacy"]),
             *([] if v["best_version"] is None else [f"best version {v['best_version']}"]),
-            *(["new settings hold from the next version"] if v["settings_waiting"] else []),
+            *(["new settings hold from the next version ([rounds] already)"] if v["settings_waiting"] else []),
             f"members: {', '.join(v['member_ids']) or 'none'}",
         ]
         lines += [

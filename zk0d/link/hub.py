@@ -59,7 +59,7 @@ class HubLink:
         allowed(node_id, certificate fingerprint): may this node link? Called in the terminator's thread, must be quick
             and must not touch the event loop (look in a set, not in SQLite).
         on_request(node_id, type, body) -> reply body; RefusedError(message, hint, reason=code) refuses. Ends at close.
-        may_fetch(node_id, digest): may this node download this blob? In the event loop.
+        may_fetch(node_id, digest): may this node download this blob? In the event loop. RefusedError: no, and why.
         on_enroll(request) -> reply; request has `csr` and whatever the peer sent, and `address` (set here).
         RefusedError refuses.
         """

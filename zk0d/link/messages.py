@@ -66,6 +66,7 @@ REQUESTS: dict[str, dict[str, Field]] = {
         "stats": Field((dict,), each=dict.fromkeys(("mean", "std", "min", "max", "count"), LIST)),
         "datasets": Field((list,), inside={"uuid": TEXT, "episodes": INT, "frames": INT}),
     },
+    "federation.leave": {"federation": TEXT},
     "task.request": {"federation": TEXT},
     "update.offer": {"statement": BYTES, "signature": BYTES, "size": INT},
     "receipt.get": {"update": TEXT},

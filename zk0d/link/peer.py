@@ -374,8 +374,13 @@ class Peer:
 
     async def _serve_manifest(self, message: Message) -> None:
         digest = message.body["digest"]
-        if not self._can_take(digest):
-            self._error("not_found", f"{digest[:80]} is not here, or not for you", message.id)
+        try:
+            found = self._may_take(digest) and self._serving.has(digest)
+            why = f"{digest[:80]} is not here, or not for you"
+        except Zk0Error as error:  # not even a digest, or one that is no longer kept
+            found, why = False, error.message[:1000]
+        if not found:
+            self._error("not_found", why, message.id)
             return
         loop = asyncio.get_running_loop()
         try:
