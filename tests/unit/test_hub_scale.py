@@ -17,13 +17,13 @@ from hub_cast import TOML, free_port, make_parts, stats
 from zk0d.errors import RefusedError
 from zk0d.hub.main import main
 from zk0d.hub.service import Hub
-from zk0d.model.blobs import digest_of
+from zk0d.model.leaves import name_of
 
 NODES = ("node-a", "node-b", "node-c")
 
 
 def digest(kind: str, number: int) -> str:
-    return digest_of(f"{kind} {number}".encode())
+    return name_of(f"{kind} {number}".encode())
 
 
 def fill(hub: Hub, versions: int) -> None:

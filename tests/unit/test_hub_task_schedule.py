@@ -20,7 +20,7 @@ from zk0d.hub.receipts import read_statement
 from zk0d.hub.rounds import Merge, shares
 from zk0d.hub.service import Hub
 from zk0d.link.messages import Message, decode, encode
-from zk0d.model.blobs import digest_of
+from zk0d.model.leaves import name_of
 
 NODES = ("node-a", "node-b")
 
@@ -56,7 +56,7 @@ async def received(folder: Path, settings: str, heldout: list[float], own: list[
                     got.append(task)
                 last = own[version] if node == NODES[0] else 1.0
                 value = {"federation": "fed", "task": task["id"], "node": node, "base_version": version,
-                         "payload": digest_of(task["id"].encode()), "size": 9, "samples": 4, "steps": 5,
+                         "payload": name_of(task["id"].encode()), "size": 9, "samples": 4, "steps": 5,
                          "loss_first": 1.0, "loss_last": last}  # fmt: skip
                 statement = read_statement(canonical_json(value), bytes(64))
                 hub.ledger.offer(statement)

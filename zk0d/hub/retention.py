@@ -1,7 +1,7 @@
 """Which published versions the hub goes on keeping, folders and blobs alike, and letting go of the others.
 
-[publish] keep_last and keep_every, and always version 0, the best, the newest two, those not evaluated yet and those that somebody
-still trains on or downloads. The rule itself is outputs.superfluous; LeRobot folders are deleted by evaluation.py.
+[publish] keep_last and keep_every, and always version 0, the best, the newest two, those not evaluated yet and those
+that somebody trains on or downloads. The rule is outputs.superfluous; LeRobot folders are deleted by evaluation.py.
 """
 
 from __future__ import annotations
