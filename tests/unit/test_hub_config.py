@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -157,8 +159,51 @@ def test_chart_of_any_length(tmp_path: Path, count: int) -> None:
     ]  # fmt: skip
     draw(lines, "fed", tmp_path / "c.png")
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
-    draw(lines, "fed", tmp_path / "c.svg")
-    assert b"<svg" in (tmp_path / "c.svg").read_bytes()
+    assert b"<svg" in draw_svg(lines, tmp_path).encode()
+
+
+def draw_svg(lines: list[dict[str, Any]], folder: Path) -> str:
+    draw(lines, "fed", folder / "c.svg")
+    return (folder / "c.svg").read_text()
+
+
+@pytest.mark.needs("matplotlib")
+def test_the_chart_has_each_series_point_by_point(tmp_path: Path) -> None:
+    """Held-out loss, each node's loss, staleness and bytes: as many marks or bars as there are values, at heights that
+    are theirs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    held = [4.0, None, 2.0, 1.0, 1.5]
+    lines = [
+        {"version": i, "heldout_loss": held[i], "bytes_up": 1000 * i, "bytes_down": 3000,
+         "train_loss": {n: {"first": 2.0, "last": 1.0 + i} for n in ("node-1", "node-2")[: (i + 1) // 2]},
+         "staleness": dict.fromkeys(("node-1", "node-2")[:(i + 1) // 2], i - 1)}
+        for i in range(5)
+    ]  # fmt: skip
+    root = ElementTree.fromstring(draw_svg(lines, tmp_path))
+    space = "{http://www.w3.org/2000/svg}"
+
+    def marks(name: str) -> list[tuple[float, float]]:
+        found = root.findall(f".//{space}g[@id='{name}']")
+        return [(float(u.get("x", "")), float(u.get("y", ""))) for g in found for u in g.iter(f"{space}use")]
+
+    def heights(name: str) -> list[float]:
+        tall = []
+        for group in root.findall(f".//{space}g[@id='{name}']"):
+            for path in group.iter(f"{space}path"):
+                ys = [float(y) for y in re.findall(r"[ML] \S+ (\S+)", path.get("d", ""))]
+                tall.append(max(ys) - min(ys))
+        return tall
+
+    points = marks("heldout_loss")
+    assert len(points) == 4 and points == sorted(points)
+    ys = [y for _, y in points]  # downwards: the lowest loss is lowest on the page
+    assert (ys[0] - ys[2]) / (ys[0] - ys[1]) == pytest.approx((4 - 1) / (4 - 2), rel=1e-3)
+    assert len(marks("train_loss_node-1")) == 4 and len(marks("train_loss_node-2")) == 2
+    assert len(marks("staleness_mean")) == 4 and len(heights("staleness_most")) == 4
+    up, down = heights("bytes_up"), heights("bytes_down")
+    assert len(up) == len(down) == 5 and up == pytest.approx([down[0] * i / 3 for i in range(5)], abs=1e-3)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

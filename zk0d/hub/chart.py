@@ -39,7 +39,8 @@ def main(job: Message, channel: WorkerChannel) -> Message:
 
 
 def draw(lines: list[dict[str, Any]], title: str, out: Path) -> None:
-    """Panels over the version number: held-out loss, each node's training loss, staleness, bytes (PNG or SVG)."""
+    """Panels over the version number: held-out loss, each node's training loss, staleness, bytes (PNG or SVG, in which
+    each series has its name as id)."""
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
@@ -66,7 +67,7 @@ def draw(lines: list[dict[str, Any]], title: str, out: Path) -> None:
 def _heldout(axes: Any, lines: list[dict[str, Any]]) -> None:
     held = [(line["version"], line["heldout_loss"]) for line in lines if line["heldout_loss"] is not None]
     if held:
-        axes.plot(*zip(*held, strict=True), "o-", color=_INK, linewidth=2.4, markersize=7)
+        axes.plot(*zip(*held, strict=True), "o-", color=_INK, linewidth=2.4, markersize=7, gid="heldout_loss")
         best = min(held, key=lambda found: found[1])
         for version, loss in dict.fromkeys((held[0], held[-1], best)):
             axes.annotate(f"{loss:.4g}", (version, loss), xytext=(0, 9), textcoords="offset points", ha="center",
@@ -84,7 +85,8 @@ def _nodes(axes: Any, lines: list[dict[str, Any]]) -> None:
         colour = _NODES[index % len(_NODES)]
         # Beyond a dozen nodes a legend entry each would hide the picture.
         label = node if index < 12 else None
-        axes.plot(*zip(*found, strict=True), "o--", color=colour, linewidth=1, markersize=4, alpha=0.85, label=label)
+        axes.plot(*zip(*found, strict=True), "o--", color=colour, linewidth=1, markersize=4, alpha=0.85, label=label,
+                  gid=f"train_loss_{node}")  # fmt: skip
     axes.set_ylabel("nodes' training loss")
     if nodes:
         axes.legend(frameon=False, fontsize=9, ncols=1 if len(nodes) < 5 else 2)
@@ -97,8 +99,8 @@ def _staleness(axes: Any, lines: list[dict[str, Any]]) -> None:
     found = [(v, sum(s) / len(s), max(s)) for v, s in told if s]
     if found:
         versions, means, most = zip(*found, strict=True)
-        axes.bar(versions, most, width=0.5, color=_BAR_DOWN, label="most")
-        axes.plot(versions, means, "o-", color=_INK, markersize=4, label="mean")
+        axes.bar(versions, most, width=0.5, color=_BAR_DOWN, label="most", gid="staleness_most")
+        axes.plot(versions, means, "o-", color=_INK, markersize=4, label="mean", gid="staleness_mean")
         axes.legend(frameon=False, fontsize=9, ncols=2)
     axes.set_ylabel("staleness")
 
@@ -110,7 +112,7 @@ def _traffic(axes: Any, lines: list[dict[str, Any]]) -> None:
         ("bytes_up", -0.19, _BAR_UP, "updates received"), ("bytes_down", 0.19, _BAR_DOWN, "models sent"),
     ):  # fmt: skip
         axes.bar([line["version"] + shift for line in lines], [line[key] / scale for line in lines], width=0.36,
-                 color=colour, label=label)  # fmt: skip
+                 color=colour, label=label, gid=key)  # fmt: skip
     axes.set_ylabel(unit)
     axes.legend(frameon=False, fontsize=9, ncols=2)
 
