@@ -26,6 +26,7 @@ log = structlog.get_logger("federation")
 
 _LOOKED_AT = 8
 """Versions before the newest in which a merge looks for what may go; a backup may have held some back."""
+_CANNOT_BEGIN = "the next merge cannot be begun"
 _MERGE_RETRY_S = 30.0
 """After a merge that failed for a reason of this machine (disk full)."""
 
@@ -85,10 +86,12 @@ class Merging:
         try:
             due = self._due()
         except (Zk0Error, OSError, sqlite3.Error) as error:
-            self._fed.problem = f"the next merge cannot be begun: {error or type(error).__name__}"
+            self._fed.problem = f"{_CANNOT_BEGIN}: {error or type(error).__name__}"
             log.error("merge cannot begin", federation=self._fed.name, error=str(error))
             self._look_again(_MERGE_RETRY_S)
             return
+        if self._fed.problem.startswith(_CANNOT_BEGIN):
+            self._fed.problem = ""
         if due is not None:
             self.busy = True
             self._hub.spawn(self._merge(due), f"merge {self._fed.name} {due.version}")
