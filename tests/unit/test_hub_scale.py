@@ -7,7 +7,7 @@ Not for the rules themselves (test_hub_rounds.py, test_hub_outputs.py).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from hub_cast import TOML, free_port, make_parts, stats
 
 from zk0d.errors import RefusedError
+from zk0d.hub.admin import Admin
 from zk0d.hub.main import main
 from zk0d.hub.service import Hub
 from zk0d.model.leaves import name_of
@@ -59,6 +60,12 @@ def fill(hub: Hub, versions: int) -> None:
         )
 
 
+def ended(work: Coroutine[Any, Any, Any]) -> None:
+    """Run what waits for nothing to its end."""
+    with pytest.raises(StopIteration):
+        work.send(None)
+
+
 def steps(hub: Hub, work: Callable[[], Any]) -> int:
     """How many instructions SQLite's machine runs for it, in tens."""
     count = [0]
@@ -100,6 +107,7 @@ async def costs(folder: Path, versions: int) -> dict[str, int]:
         work: dict[str, Callable[[], Any]] = {
             "snapshot": lambda: hub.ledger.snapshot("fed"),
             "headline": runner.headline,
+            "status": lambda: ended(Admin(hub).status({}, None)),  # type: ignore[arg-type]
             "a task": lambda: runner.task(NODES[0]),
             "the newest version": runner.latest,
             "a download": lambda: hub._may_fetch(NODES[0], newest),

@@ -101,9 +101,8 @@ class Admin:
         pending = len(hub.registry.nodes("pending"))
         health = [f"federation {f['name']}: {f['problem']}" for f in federations if f["problem"]]
         for f in federations:
-            failed = [v["number"] for v in hub.ledger.versions(f["name"]) if v["evaluation"] == "failed"]
-            if failed:
-                health.append(f"federation {f['name']}: version {failed[-1]} could not be evaluated: see `versions`")
+            if (failed := hub.ledger.assessments.last_failed(f["name"])) is not None:
+                health.append(f"federation {f['name']}: version {failed} could not be evaluated: see `versions`")
         for what, path in (("authority", hub.directory / "ca/ca.pem"), ("server", hub.directory / "keys/server.pem")):
             life = Lifetime.of(path.read_bytes())
             if hub.now() > life.end - (life.end - life.start) / 6:  # the server's should have been renewed long ago

@@ -46,6 +46,13 @@ class Assessments:
         row = self._store.one("SELECT evaluation FROM versions WHERE federation = ? AND number = ?", name, number)
         return row is not None and row["evaluation"] == "failed"
 
+    def last_failed(self, name: str) -> int | None:
+        """The newest version whose evaluation was given up."""
+        row = self._store.one(
+            "SELECT max(number) AS number FROM versions WHERE federation = ? AND evaluation = 'failed'", name
+        )
+        return None if row is None else row["number"]
+
     def downloaded(self, node: str, digest: str, federation: str, size: int) -> None:
         """Note that a node takes a blob; once per node and blob."""
         with self._store.write() as db:

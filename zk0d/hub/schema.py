@@ -140,5 +140,8 @@ MIGRATIONS: tuple[str, ...] = (
     DROP INDEX tasks_by_node;
     CREATE INDEX tasks_by_node ON tasks (federation, node, version);
     """,
+    """
+    CREATE INDEX versions_failed ON versions (federation, number) WHERE evaluation = 'failed';
+    """,
 )
 """Each entry takes the schema one version forward. Never edit one that was released: append."""
