@@ -7,16 +7,19 @@ import sqlite3
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from zk0d.durable import canonical_json
+from zk0d.errors import RefusedError
+from zk0d.hub import intake
 from zk0d.hub.aggregate import Merged
 from zk0d.hub.custody import Custody
 from zk0d.hub.ledger import Ledger
 from zk0d.hub.receipts import ReceiptKey, Statement, read_statement
-from zk0d.hub.rounds import Merge, shares
+from zk0d.hub.rounds import Merge, Rules, shares
 from zk0d.hub.store import Store
 from zk0d.model.blobs import name_of
 
@@ -165,10 +168,46 @@ def test_a_node_that_left_is_waited_for_no_more_and_may_come_back(books: Books) 
     assert (books.state(given), books.state(arriving)) == ("admitted", "refused")
     assert told == [("b", 0, "its node has left the federation")]
     books.join("c")
-    assert books.ledger.snapshot("fed").members == {"c"} and books.task("c")["id"] != held["id"]
+    assert books.ledger.snapshot("fed").members == {"c"} and books.task("c") == held
     said = [
         (r["actor"], r["action"]) for r in books.store.all("SELECT * FROM audit WHERE action LIKE 'federation.%e%'")
     ]
     assert [s for s in said if s[1] == "federation.leave"] == [(n, "federation.leave") for n in "abc"]
     rejoined = books.store.all("SELECT actor FROM audit WHERE action = 'federation.join'")
     assert [r["actor"] for r in rejoined] == ["a", "b", "c", "c"]
+
+
+def test_leaving_and_coming_back_gives_no_second_task_of_a_version(books: Books) -> None:
+    first = books.task("a")
+    for _ in range(3):
+        assert books.ledger.members.leave("fed", "a")
+        ended = books.ledger.task_row(first["id"])
+        assert ended is not None and ended["answered"]
+        books.join("a")
+        assert books.task("a") == first
+    held = books.ledger.task_row(first["id"])
+    assert held is not None and not held["answered"] and books.ledger.snapshot("fed").tasks == {"a": 0}
+    books.ledger.refuse(books.offer("a").digest, "bad", fault=True)  # one that was answered stays answered
+    assert books.task("a")["id"] != first["id"]
+
+
+def test_an_update_of_a_task_that_ended_is_not_taken(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "check_signature", lambda statement, signer: None)
+    hub = SimpleNamespace(
+        blobs=SimpleNamespace(has=lambda d: False), signer=lambda s: b"", check_quota=lambda n, size: None
+    )
+    spec = SimpleNamespace(payload_bytes=1000, exchange=())
+    rules = Rules(2, 2, 1, 600.0, 0, 4)
+    federation: Any = SimpleNamespace(name="fed", hub=hub, ledger=books.ledger, spec=spec, rules=rules)
+    door = intake.Intake(federation, lambda: None)
+    task = books.task("a")
+    statement = read_statement(canonical_json(
+        {"federation": "fed", "task": task["id"], "node": "a", "base_version": 0, "payload": name_of(b"p"), "size": 9,
+         "samples": 40, "steps": 5, "loss_first": 1.0, "loss_last": 0.5}), bytes(64))  # fmt: skip
+    books.ledger.members.leave("fed", "a")
+    books.join("a")
+    with pytest.raises(RefusedError, match="this task ended when its node left") as no:
+        door._check_offer("a", statement)
+    assert no.value.reason == "too_late"  # the node lets it go
+    assert books.task("a")["id"] == task["id"]  # given again, it may be answered
+    door._check_offer("a", statement)

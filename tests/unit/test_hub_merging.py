@@ -1,14 +1,21 @@
-"""What a federation does when the database fails it as it looks for a merge. Not for merges themselves (rounds live)."""
+"""What a federation does when database or disk fail it around a merge. Not for merges themselves (rounds live)."""
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from hub_cast import TOML, free_port, make_parts
 
-from zk0d.hub import merging
+from zk0d.errors import ConfigError, PayloadError
+from zk0d.hub import merging, rounds, stewardship
+from zk0d.hub.aggregate import Merged
+from zk0d.hub.discards import LOCK
 from zk0d.hub.main import main
 from zk0d.hub.service import Hub
 
@@ -42,3 +49,147 @@ def test_a_database_that_fails_once_is_told_and_looked_at_again(
             await hub.close()
 
     asyncio.run(play())
+
+
+TWO = TOML.format(nodes=2, versions=0, dtype="bfloat16", deadline_s=600) + "[publish]\nkeep_last = 3\n"
+
+
+def with_hub(folder: Path, play: Callable[[Hub], Awaitable[None]]) -> None:
+    """Play on a hub that does not listen, with an open federation `fed` at version 0."""
+    make_parts(folder / "parts", elements=100)
+    assert main(["--dir", str(folder / "hub"), "init", "--listen", f"127.0.0.1:{free_port()}", "--name", "t"]) == 0
+
+    async def run() -> None:
+        hub = Hub(folder / "hub")
+        try:
+            parts = [folder / "parts" / n for n in ("spec.json", "base.safetensors", "exchange.safetensors")]
+            await hub.create_from_files("fed", TWO, "admin:me", *parts)
+            with hub.store.write() as db:
+                row = hub.ledger.federation("fed")
+                db.execute("UPDATE federations SET phase = 'open', spec = draft_spec")
+                add_version(db, 0, row["exchange"])
+            await play(hub)
+        finally:
+            await hub.close()
+
+    asyncio.run(run())
+
+
+def add_version(db: sqlite3.Connection, number: int, digest: str, master: str = "", moments: str = "[]") -> None:
+    db.execute(
+        "INSERT INTO versions (federation, number, digest, master, size, created_at, merge_s, updates, samples,"
+        " evaluation, moments) VALUES ('fed', ?, ?, ?, 1, 1, 0, 0, 0, 'done', ?)",
+        (number, digest, master or digest, moments),
+    )
+
+
+@pytest.mark.parametrize("trouble", ["database", "lock"])
+def test_a_version_that_is_out_is_told_whatever_retention_cannot_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    async def play(hub: Hub) -> None:
+        merges = hub.federations["fed"]._merging
+        told: list[str] = []
+        old = [hub.blobs.add_bytes(bytes([n]) * 64) for n in range(5)]
+        with hub.store.write() as db:
+            for number, digest in enumerate(old, 1):
+                add_version(db, number, digest)
+
+        async def made(merge: rounds.Merge) -> tuple[Merged, float]:
+            return Merged("blob:" + "1" * 64, "blob:" + "2" * 64, 9), 0.1
+
+        def fails(*_: object) -> list[str]:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        monkeypatch.setattr(merges, "_aggregate", made)
+        monkeypatch.setattr(merges, "consider", lambda: told.append("considered"))
+        monkeypatch.setattr(hub.evaluations, "wake", lambda: told.append("woken"))
+        if trouble == "database":
+            monkeypatch.setattr(hub.ledger.retention, "retire", fails)
+        else:
+            (hub.directory / LOCK).mkdir()  # as one of root's, to a hub that is not root: it cannot be opened
+        merge = rounds.Merge(6, ())
+        hub.ledger.begin_merge("fed", merge)
+        merges.busy = True
+        await merges._merge(merge)
+        assert told == ["woken", "considered"] and not merges.busy
+        newest = hub.ledger.version("fed")
+        assert newest is not None and newest["number"] == 6
+        assert all(hub.blobs.has(d) for d in old)
+        if trouble == "lock":  # once it can be, they go
+            assert hub.ledger.retention.kept("fed") == [0, 4, 5, 6]
+            (hub.directory / LOCK).rmdir()
+            hub.discard.catch_up()
+            assert [hub.blobs.has(d) for d in old] == [False] * 3 + [True] * 2
+
+    with_hub(tmp_path, play)
+
+
+def test_settings_given_during_a_merge_hold_when_it_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def play(hub: Hub) -> None:
+        federation = hub.federations["fed"]
+        merges = federation._merging
+        merge = rounds.Merge(1, (rounds.Share("sha256:x", "a", 0, 1.0),))
+        hub.ledger.begin_merge("fed", merge)
+        merges.busy = True
+        new = TWO.replace("deadline_s = 600", "deadline_s = 5")
+        assert stewardship.change_settings(federation, new, "new.toml", "admin:me")[1] == []
+        assert federation.rules.deadline_s == 600
+        monkeypatch.setattr(hub.ledger, "update", lambda digest: {"norm": 1.0, "digest": digest})
+        merges._give_up(merge, PayloadError("infinite"))
+        assert not merges.busy and federation.rules.deadline_s == federation.config["rounds.deadline_s"] == 5
+
+    with_hub(tmp_path, play)
+
+
+def test_an_old_federation_lets_few_versions_go_at_a_time(tmp_path: Path) -> None:
+    async def play(hub: Hub) -> None:
+        with hub.store.write() as db:
+            for number in range(1, 41):
+                add_version(db, number, hub.blobs.add_bytes(os.urandom(64)))
+        left = []
+        for _ in range(4):
+            hub.version_made("fed")
+            left.append(len(hub.ledger.retention.kept("fed")))
+        assert left == [25, 9, 4, 4]  # 0 and the newest three
+        assert len(list(hub.blobs.digests())) == 3 + 3  # spec, base and version 0
+
+    with_hub(tmp_path, play)
+
+
+def test_what_a_rollback_and_a_kill_left_goes(tmp_path: Path) -> None:
+    async def play(hub: Hub) -> None:
+        blobs = [hub.blobs.add_bytes(f"{n}".encode() * 99) for n in range(4)]
+        old, new, payload, version = blobs
+        with hub.store.write() as db:
+            db.execute("INSERT INTO nodes (node, label, state, key, csr, address, requested_at)"
+                       " VALUES ('a', 'a', 'approved', 'k', x'', '', 0)")  # fmt: skip
+        hub.ledger.members.join("fed", "a", {}, [])
+        zero = hub.ledger.version("fed")
+        assert zero is not None
+        task = hub.ledger.task("fed", "a", zero, {})
+        with hub.store.write() as db:
+            add_version(db, 1, "blob:" + "1" * 64, moments=json.dumps([old]))
+            add_version(db, 2, zero["digest"])  # rolled back to
+            add_version(db, 3, version, moments=json.dumps([new]))
+            db.execute("INSERT INTO updates (digest, federation, task, node, base_version, payload, size, samples,"
+                       " statement, signature, state, offered_at, new_version)"
+                       " VALUES ('u', 'fed', ?, 'a', 0, ?, 1, 1, x'', x'', 'merged', 1, 1)", (task["id"], payload))  # fmt: skip
+        hub.federations["fed"]._merging._prune(3)
+        assert [hub.blobs.has(d) for d in blobs] == [False, True, False, True]
+        hub.blobs.add_bytes(b"0" * 99)  # as if a kill had come before it went
+        hub.aftermath.sweep()
+        assert [hub.blobs.has(d) for d in blobs] == [False, True, False, True]
+
+    with_hub(tmp_path, play)
+
+
+def test_blobs_of_an_earlier_layout_are_refused_before_the_database_is_touched(tmp_path: Path) -> None:
+    assert main(["--dir", str(tmp_path), "init", "--listen", f"127.0.0.1:{free_port()}", "--name", "t"]) == 0
+    (tmp_path / "hub.db").unlink(missing_ok=True)
+    (tmp_path / "blobs" / "sha256").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="earlier zk0d"):
+        Hub(tmp_path)
+    assert not (tmp_path / "hub.db").exists()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zk0d.errors import WorkerError
-from zk0d.hub.outputs import best, dataset_root, superfluous
+from zk0d.hub.outputs import best, dataset_root, metrics_lines, superfluous
 
 
 def test_best() -> None:
@@ -36,3 +36,11 @@ def test_datasets_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (made / "meta").mkdir(parents=True)
     (made / "meta/info.json").write_text("{}")
     assert dataset_root("hf:a/b") == str(made) and dataset_root("local:/x") == "/x"
+
+
+def test_a_torn_last_line_of_the_metrics_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"version": 0}\n{"version": 1}\n{"vers')
+    assert [line["version"] for line in metrics_lines(path)] == [0, 1]
+    path.write_text("")
+    assert metrics_lines(path) == []

@@ -100,7 +100,7 @@ async def costs(folder: Path, versions: int) -> dict[str, int]:
         await runner.open_if_ready()
         fill(hub, versions)
         config, retention = hub.federations["fed"].config, hub.ledger.retention
-        retention.retire("fed", config, ())
+        retention.retire("fed", config, (), at_once=versions)
         assert set(retention.kept("fed")) >= {0, *range(versions - 4, versions + 1)}
         assert len(retention.kept("fed")) <= 12 + versions // 2000
         newest = digest("version", versions)

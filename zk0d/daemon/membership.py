@@ -107,8 +107,8 @@ class Membership:
                 for d in own
             ],
         }
-        if self._joined_as.get(federation.name) == body:
-            return
+        if self._joined_as.get(federation.name) == body and federation.state != "joining":
+            return  # one that was left and is joined again says it again
         if not own and federation.state == "joining":
             there = [str(f["name"]) for f in self._store.get("offered", [])]
             reason = "waits for a dataset to train on"

@@ -5,13 +5,13 @@ A process of its own, so that the hub needs no matplotlib and no time for it. Jo
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from zk0d.errors import WorkerError
+from zk0d.hub import outputs
 from zk0d.worker import Message, WorkerChannel, run_worker
 
 _INK, _GRID, _BAR_UP, _BAR_DOWN = "#1f2933", "#e4e7eb", "#3e7cb1", "#a9c6de"
@@ -27,7 +27,7 @@ def main(job: Message, channel: WorkerChannel) -> Message:
             "matplotlib is not installed, so there is no chart", "install zk0d's `ml` packages"
         ) from error
     matplotlib.use("Agg")
-    lines = [json.loads(line) for line in Path(job["metrics"]).read_text().splitlines()]
+    lines = outputs.metrics_lines(Path(job["metrics"]))
     for out in (Path(job[k]) for k in ("out", "svg") if k in job):
         part = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
         try:

@@ -50,7 +50,7 @@ class FederationRunner(FederationState):
         try:
             yield
         finally:
-            self._merging.busy = False
+            self._merging.end()
 
     @property
     def is_merging(self) -> bool:

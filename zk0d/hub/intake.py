@@ -60,6 +60,8 @@ class Intake:
             raise RefusedError("this task has been answered by another update", reason="task_answered")
         if why := rounds.unacceptable(self._fed.rules, self._ledger.snapshot(self._fed.name), node, s.base_version):
             raise RefusedError(f"the update is not accepted: {why}", reason="too_late")
+        if task["answered"]:
+            raise RefusedError("this task ended when its node left the federation", reason="too_late")
         limit = admission.size_limit(self._fed.spec)
         if s.size > limit:
             raise RefusedError(

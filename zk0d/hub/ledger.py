@@ -126,12 +126,16 @@ class Ledger:
     # -- tasks -----------------------------------------------------------------------------------------------------
 
     def task(self, name: str, node: str, version: Row, settings: dict[str, Any]) -> dict[str, Any]:
-        """The node's task of this version: the one it holds, or a new one with these settings."""
+        """The node's task of this version: the one it holds, or held when it left, or a new one with these settings."""
         old = self._store.one(
-            "SELECT body FROM tasks WHERE federation = ? AND node = ? AND version = ? AND answered = 0",
+            "SELECT task, body, answered FROM tasks t WHERE federation = ? AND node = ? AND version = ? AND NOT EXISTS"
+            " (SELECT 1 FROM updates u WHERE u.task = t.task) ORDER BY answered LIMIT 1",
             name, node, version["number"],
         )  # fmt: skip
         if old is not None:
+            if old["answered"]:
+                with self._store.write() as db:
+                    db.execute("UPDATE tasks SET answered = 0 WHERE task = ?", (old["task"],))
             return dict(json.loads(old["body"]))
         row = self._store.one(
             "SELECT count(*) AS n FROM tasks WHERE federation = ? AND node = ? AND version = ?",

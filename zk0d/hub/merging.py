@@ -60,14 +60,14 @@ class Merging:
             await asyncio.to_thread(blobs.add_file, out, move=True)
             digest = blobs.add_bytes(spec.to_bytes())
             self._ledger.open(self._fed.name, digest, row["exchange"], made)
-        except (Zk0Error, OSError) as error:
+        except (Zk0Error, OSError, sqlite3.Error) as error:
             self._fed.problem = f"version 0 cannot be published: {error}"
             log.error("federation cannot open", federation=self._fed.name, error=str(error))
             if not self._hub.stopping():
                 asyncio.get_running_loop().call_later(_MERGE_RETRY_S, self._open_again)
             return
         finally:
-            self.busy = False
+            self.end()
         self._fed.problem = ""
         log.info("federation open", federation=self._fed.name, nodes=len(parts), spec=digest)
         await self.announce(0)
@@ -75,6 +75,14 @@ class Merging:
     def _open_again(self) -> None:
         if not self._hub.stopping():
             self._hub.spawn(self.open_if_ready(), f"open {self._fed.name}")
+
+    def end(self) -> None:
+        """No version is in the making any more, however that ended: what was set meanwhile holds from now on."""
+        self.busy = False
+        try:
+            self._fed.settle()
+        except (Zk0Error, sqlite3.Error) as error:
+            log.error("settings cannot be read", federation=self._fed.name, error=str(error))
 
     def consider(self) -> None:
         """Merge if a merge is due, or look again when it may be."""
@@ -142,7 +150,7 @@ class Merging:
                 self._fed.rules.max_staleness,
             )
         except admission.CancelledError:
-            self.busy = False
+            self.end()
             return
         except WorkerError as error:  # Flower's worker: planned anew, so that another strategy can be set meanwhile
             self._ledger.drop_merge(self._fed.name, merge.version, [], "")
@@ -155,21 +163,22 @@ class Merging:
             log.exception("merge broke", federation=self._fed.name, version=merge.version)
             self._failed(merge, error)
             return
-        self.busy = False
+        self.end()
         self._fed.problem = ""
         log.info("version", federation=self._fed.name, version=merge.version, updates=len(merge.shares),
                  digest=made.published, seconds=round(seconds, 3), finished=last)  # fmt: skip
-        await self.announce(merge.version)
-        for node, receipt, signature in receipts:
-            await self._hub.push(node, "receipt", {"receipt": receipt, "signature": signature})
-        self._prune(merge.version)
-        self.consider()
+        try:
+            await self.announce(merge.version)
+            for node, receipt, signature in receipts:
+                await self._hub.push(node, "receipt", {"receipt": receipt, "signature": signature})
+            self._prune(merge.version)
+        finally:  # the version is out, whatever else fails: its federation goes on
+            self.consider()
 
     def _failed(self, merge: rounds.Merge, error: Exception) -> None:
         self._fed.problem = f"version {merge.version} cannot be merged: {error or type(error).__name__}"
         log.error("merge failed", federation=self._fed.name, version=merge.version, error=str(error))
-        self._fed.settle()
-        self.busy = False
+        self.end()
         self._look_again(_MERGE_RETRY_S)
 
     async def _aggregate(self, merge: rounds.Merge) -> tuple[aggregate.Merged, float]:
@@ -240,13 +249,12 @@ class Merging:
         self._ledger.drop_merge(
             self._fed.name, merge.version, [worst["digest"]], f"it could not be merged: {error.message}"
         )
-        self.busy = False
+        self.end()
         self.consider()
 
     async def announce(self, number: int) -> None:
         version, row = self._ledger.version(self._fed.name, number), self._fed.row
         assert version is not None
-        self._fed.settle()
         self._hub.version_made(self._fed.name)
         body = {"federation": self._fed.name, "number": number, "digest": version["digest"], "spec_digest": row["spec"],
                 "base_digest": row["base"]}  # fmt: skip
@@ -256,12 +264,17 @@ class Merging:
     def _prune(self, newest: int) -> None:
         """Delete what no merge needs any more: payloads and masters from before the last merge. What a kill leaves of
         older ones goes at the next start (refusals.Aftermath.sweep)."""
-        old = [r["payload"] for r in self._ledger.merged_into(self._fed.name, newest - 1)]
-        for v in self._ledger.versions(self._fed.name, newest - _LOOKED_AT, newest - 1):
-            old += [v["master"], *json.loads(v["moments"])]
-        for digest in old:  # most are long gone: the database is asked about those that are there
-            if self._hub.blobs.has(digest) and not self._ledger.blob_needed(digest):
-                self._hub.discard(digest)
+        try:
+            old = []
+            for v in self._ledger.versions(self._fed.name, newest - _LOOKED_AT, newest):
+                # A version that was rolled back to has no payloads of its own: those before it may still be here.
+                old += [r["payload"] for r in self._ledger.merged_into(self._fed.name, v["number"])]
+                old += [v["master"], *json.loads(v["moments"])]
+            for digest in old:  # most are long gone: the database is asked about those that are there
+                if self._hub.blobs.has(digest) and not self._ledger.blob_needed(digest):
+                    self._hub.discard(digest)
+        except (OSError, sqlite3.Error) as error:
+            log.warning("what is needed no more stays for now", federation=self._fed.name, error=str(error))
 
     def close(self) -> None:
         if self._timer is not None:

@@ -5,9 +5,11 @@ Pure but for looking at folders. The blobs of published versions go by the same 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from zk0d.errors import WorkerError
 
@@ -25,6 +27,11 @@ def superfluous(numbers: Sequence[int], last: int, every: int, best_version: int
         return []
     kept = {*sorted(numbers)[-last:], best_version, *(n for n in numbers if every and n % every == 0)}
     return [n for n in sorted(numbers) if n not in kept]
+
+
+def metrics_lines(path: Path) -> list[dict[str, Any]]:
+    """A metrics.jsonl; a last line without its end was torn by a crash, or is being written: it is not there yet."""
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
 def dataset_root(location: str) -> str:

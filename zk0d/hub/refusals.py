@@ -139,7 +139,10 @@ class Aftermath:
     def sweep(self) -> None:
         """At the start: delete what an interruption left, blobs and parts of blobs, and keep a look at what was bad."""
         ledger, blobs = self._hub.ledger, self._hub.blobs
-        for digest in [d for d in blobs.digests() if ledger.leftover(d)]:
+        moments = ledger.retention.moments()
+        for digest in list(blobs.digests()):
+            if not (ledger.leftover(digest) or (digest in moments and not ledger.blob_needed(digest))):
+                continue
             for row in self._refusals.with_payload(digest):
                 self._put_away(row)
             self._hub.discard(digest)

@@ -17,6 +17,9 @@ from zk0d.hub.store import Store
 
 log = structlog.get_logger("federation")
 
+AT_ONCE = 16
+"""Versions let go at a time, each a file that is deleted between two messages; the others at the next versions."""
+
 
 class Retention:
     """The queries over versions that are kept: their number, not that of all there ever were."""
@@ -39,12 +42,14 @@ class Retention:
         )
         return 0 if best is None else len(rows)
 
-    def retire(self, name: str, config: Config, moving: Collection[str]) -> list[str]:
+    def retire(self, name: str, config: Config, moving: Collection[str], at_once: int = AT_ONCE) -> list[str]:
         """Let go of what the rule gives up → digests that may be deleted. `moving`: those being downloaded now."""
         if config["publish.keep_last"] == 0:
             return []
         kept = self._store.all(
-            "SELECT number, digest, evaluation FROM versions WHERE federation = ? AND retired_at IS NULL", name
+            "SELECT number, digest, evaluation FROM versions WHERE federation = ? AND retired_at IS NULL"
+            " ORDER BY number",
+            name,
         )
         numbers = [int(r["number"]) for r in kept]
         given_up = outputs.superfluous(
@@ -62,7 +67,7 @@ class Retention:
             r for r in kept
             if r["number"] in given_up and 0 < r["number"] < newest - 1 and r["evaluation"] != "waiting"
             and r["number"] not in held and r["digest"] not in moving
-        ]  # fmt: skip
+        ][:at_once]  # fmt: skip
         if old:
             with self._store.write() as db:
                 for row in old:
@@ -72,6 +77,11 @@ class Retention:
                 self._store.audit(db, "hub", "versions.retire", name, versions=told)
             log.info("versions retired", federation=name, versions=told)
         return [str(r["digest"]) for r in old]
+
+    def moments(self) -> set[str]:
+        """The optimiser moments of every version there ever was."""
+        return {r["digest"] for r in self._store.all("SELECT DISTINCT j.value AS digest FROM versions,"
+                                                     " json_each(versions.moments) j")}  # fmt: skip
 
     def kept(self, name: str) -> list[int]:
         rows = self._store.all(

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import shutil
 import socket
+import sqlite3
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -54,13 +55,13 @@ class Hub:
         self.config = load_hub(directory)
         self.authority = Authority.load(directory / "ca")
         self.receipt_key = ReceiptKey.load(directory / "keys")
+        self.blobs = BlobStore(directory / "blobs")  # refuses an older layout: before the database is migrated
         self.store = Store(directory / "hub.db")
         self.now = self.store.now
         self.started_at = self.now()
         self.registry = Registry(self.store, self.authority, _bounds(self.config))
         self.registry.on_replaced = self._replaced
         self.ledger = Ledger(self.store, self.receipt_key)
-        self.blobs = BlobStore(directory / "blobs")
         self.discard = Discards(directory, self.blobs, self.ledger.blob_needed)
         quota = (self.config["quota.updates_per_day"], self.config["quota.bytes_per_day"])
         self.check_quota = Quotas(self.store, *quota).check
@@ -154,11 +155,15 @@ class Hub:
         return await self.link.fetch(node, digest, limit)
 
     def version_made(self, federation: str) -> None:
+        """The version is committed: nothing that fails here may keep it from being told."""
         self._configs[federation] = config = self.federations[federation].config
-        moving = {p.digest for transfers in self.link.transfers().values() for p in transfers}
-        for digest in self.ledger.retention.retire(federation, config, moving):
-            self.discard(digest)
         self.evaluations.wake()
+        moving = {p.digest for transfers in self.link.transfers().values() for p in transfers}
+        try:
+            for digest in self.ledger.retention.retire(federation, config, moving):
+                self.discard(digest)
+        except (OSError, sqlite3.Error) as error:
+            log.warning("old versions stay for now", federation=federation, error=str(error))
 
     # -- what nodes ask --------------------------------------------------------------------------------------------
 

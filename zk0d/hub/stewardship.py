@@ -91,6 +91,8 @@ async def roll_back(federation: FederationRunner, number: int, actor: str) -> in
         federation.custody.roll_back(name, source, made, master, actor)
     federation.problem = ""  # of what was rolled back from
     log.warning("rolled back", federation=name, to=number, version=made, actor=actor)
-    await federation.announce(made)
-    federation.consider()
+    try:
+        await federation.announce(made)
+    finally:
+        federation.consider()
     return made

@@ -6,13 +6,13 @@ A process of its own, so that the hub needs no wandb. Job {"project", "entity", 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from zk0d.errors import WorkerError
+from zk0d.hub import outputs
 from zk0d.worker import Message, WorkerChannel, run_worker
 
 
@@ -36,7 +36,7 @@ def main(job: Message, channel: WorkerChannel) -> Message:
         import wandb
     except ImportError as error:
         raise WorkerError("wandb is not installed", "install zk0d's `ml` packages") from error
-    lines = [json.loads(line) for line in Path(job["metrics"]).read_text().splitlines()]
+    lines = outputs.metrics_lines(Path(job["metrics"]))
     new = [line for line in lines if line["version"] > job["after"]]
     # Nothing of this machine but the numbers: no host, no code, no console.
     settings = wandb.Settings(

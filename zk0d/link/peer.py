@@ -307,6 +307,7 @@ class Peer:
 
     def _dispatch(self, message: Message) -> None:
         if message.type == "ping":
+            self._serving.let_go()
             self.say("pong", {}, message.id)
         elif message.type in ANSWERS:
             self._answered(message)

@@ -44,6 +44,7 @@ class Serving:
 
     def begin(self, digest: str, size: int) -> None:
         """The peer has had the manifest."""
+        self.let_go()
         self._progress["up", digest] = Progress(digest, "up", size, 0)
         self._served[digest] = set()
         while len(self._progress) > 2 * MAX_CHUNKS_WAITING:
@@ -63,6 +64,11 @@ class Serving:
         self._queue.clear()
         self._first = None
         self._lent.clear()
+
+    def let_go(self) -> None:
+        """Close what was deleted meanwhile (call it now and then): until then it keeps its place on the disk."""
+        for digest in [d for d, blob in self._lent.items() if not os.path.exists(blob.path)]:
+            del self._lent[digest]
 
     @property
     def waiting(self) -> int:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from zk0d.durable import fsync_dir, write_bytes
+from zk0d.durable import fsync_dir, mkdir, write_bytes
 from zk0d.errors import ConfigError, PayloadError
 from zk0d.model.leaves import LEAF, NAME, Leaves, hex_of, name_of
 from zk0d.model.lent import LentBlob
@@ -47,8 +47,8 @@ class BlobStore:
                 f"{directory} holds blobs of an earlier zk0d, which named them by another rule",
                 "begin with an empty folder",
             )
-        self.partials.mkdir(parents=True, exist_ok=True)
-        self._whole.mkdir(exist_ok=True)
+        mkdir(self.partials)
+        mkdir(self._whole)
         for leftover in [*self.partials.glob("add-*"), *self.partials.glob(".add-*")]:
             if not Path("/proc", leftover.name.split("-")[1]).exists():  # whoever was adding it was killed
                 leftover.unlink(missing_ok=True)
