@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from typing import Any
 
 from robot.carried import carry
 from zk0d import durable
-from zk0d.errors import DatasetError, UsageError, from_os
+from zk0d.errors import DatasetError, UsageError, Zk0Error, from_os
+from zk0d.filetree import PART
 from zk0d.worker import Message, WorkerChannel, run_worker
 
 Say = Callable[..., None]
@@ -35,24 +37,37 @@ def load(root: Path) -> Any:
         ) from error
 
 
-def made(target: Path, make: Callable[[Path], None]) -> Path:
-    """Let `make` fill a folder beside `target`, open it as a check, then give it its name. Raises DatasetError."""
+def made(target: Path, make: Callable[[Path], None], source: Path | None = None) -> Path:
+    """Let `make` fill a folder beside `target`, open it as a check, then give it its name. Raises DatasetError.
+
+    `source`: what `make` uses up, as which errors name the folder that is being made.
+    """
     if target.exists():
         raise DatasetError(f"{target} is there already", "choose another name")
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    part = target.with_name(f".{target.name}.{os.getpid()}{PART}")
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
         make(part)
         load(part)
         durable.publish(part, target)
+    except Zk0Error as error:
+        error.message = _renamed(error.message, part, source or target)
+        raise
     except OSError as error:
         why = from_os(error, f"{target} could not be made")
-        raise DatasetError(why.message, why.hint) from error
+        raise DatasetError(_renamed(why.message, part, source or target), why.hint) from error
     except (ValueError, RuntimeError, KeyError) as error:
-        raise DatasetError(f"{target} could not be made: {error}", "the sources are unchanged") from error
+        text = _renamed(f"{target} could not be made: {error}", part, source or target)
+        raise DatasetError(text, "the sources are unchanged") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target
+
+
+def _renamed(text: str, part: Path, known: Path) -> str:
+    """`text` with the folder's real name: when a person reads it, `part` and what a converter puts beside are gone."""
+    names = f"(?:{re.escape(str(part))}|(?:local/)?{re.escape(part.name)})(?:_old|_v30)?"
+    return re.sub(names, lambda _: str(known), text)
 
 
 def chosen(episodes: list[int], total: int) -> list[int]:
@@ -126,7 +141,7 @@ def take_in(job: Message, say: Say) -> dict[str, Any]:
         if not version.startswith("v3."):
             _convert(part, say)
 
-    return {**_counts(made(Path(job["target"]), fill)), "was": version}
+    return {**_counts(made(Path(job["target"]), fill, source)), "was": version}
 
 
 def _lacks(error: Exception) -> str:
@@ -155,7 +170,7 @@ def _convert(root: Path, say: Say) -> None:
     try:
         convert_dataset(f"local/{root.name}", root=root, push_to_hub=False)
     except Exception as error:
-        raise DatasetError(f"LeRobot's converter failed: {error!r}", "is the v2.1 dataset whole?") from error
+        raise DatasetError(f"{root}: LeRobot's converter failed: {error!r}", "is the v2.1 dataset whole?") from error
     finally:
         for suffix in ("_old", "_v30"):
             shutil.rmtree(root.with_name(root.name + suffix), ignore_errors=True)

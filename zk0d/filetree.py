@@ -14,13 +14,19 @@ from zk0d.errors import DatasetError, ProtocolError, os_reason
 
 OURS = (".zk0", ".cache")
 """A recorder's and a download's own folders: they stay where they are."""
+PART = ".zk0d-part"
+"""Ends the name of a dataset that a worker is making, beside its place (a conversion adds `_v30`, `_old`)."""
 _LONGEST = 4000
+_DEEPEST = 32
+"""A dataset has four or so; thousands, and whatever walks through them by recursion fails."""
 
 
 def named(path: object) -> Path:
     """`path` as the relative path of a file below a folder. Raises ProtocolError for one that could lead elsewhere."""
     parts = path.split("/") if isinstance(path, str) and len(path.encode(errors="replace")) <= _LONGEST else []
-    if not parts or any(p in ("", ".", "..") or "\0" in p or len(p.encode(errors="replace")) > 255 for p in parts):
+    if not 0 < len(parts) <= _DEEPEST or any(
+        p in ("", ".", "..") or "\0" in p or len(p.encode(errors="replace")) > 255 for p in parts
+    ):
         raise ProtocolError(f"no file below a folder can have the name {str(path)[:200]!r}")
     return Path(*parts)
 
@@ -65,8 +71,20 @@ def listed(root: Path, within: Path) -> dict[str, int]:
             path = os.path.join(folder, name)
             if not stat.S_ISREG(_mode(path, within)):
                 raise _strange(path, root)
-            found[os.path.relpath(path, root)] = os.stat(path).st_size
+            found[_nameable(path, root)] = os.stat(path).st_size
     return found
+
+
+def _nameable(path: str, root: Path) -> str:
+    relative = os.path.relpath(path, root)
+    try:
+        named(relative)
+    except ProtocolError as error:
+        raise DatasetError(
+            f"{path[:300]} lies too deep, or has too long a name: {root} is not copied",
+            f"no more than {_DEEPEST} folders deep, and {_LONGEST} bytes",
+        ) from error
+    return relative
 
 
 def opened_within(path: str, within: Path) -> int:

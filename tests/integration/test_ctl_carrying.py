@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,13 +48,13 @@ def left(node: Daemon) -> None:
 class Sender:
     """A client of the control socket that may send anything."""
 
-    def __init__(self, node: Daemon, **carry: Any) -> None:
+    def __init__(self, node: Daemon, name: str = "x", version: str = "v3.0", **carry: Any) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(20)
         self.sock.connect(str(node.socket))
         self.lines = self.sock.makefile("rb")
         carried = {"files": 1, "bytes": 10, "folder": "/home/alice/cubes", **carry}
-        self.tell({"op": "dataset_import", "name": "x", "carry": carried})
+        self.tell({"op": "dataset_import", "name": name, "version": version, "carry": carried})
 
     def __enter__(self) -> Sender:
         return self
@@ -91,6 +92,11 @@ def test_only_what_truly_lies_in_the_folder_is_carried(node: Daemon, mine: Path,
     os.mkfifo(mine / "pipe")
     assert "mine/pipe is no regular file" in refused()
     (mine / "pipe").unlink()
+    (deep := mine.joinpath(*"d" * 32)).mkdir(parents=True)
+    (deep / "file").touch()
+    ran = node.ctl("dataset", "import", f"local:{mine}", "--name", "x")
+    assert ran.code == 1 and f"{deep / 'file'} lies too deep" in ran.err and "32 folders" in ran.err, ran
+    shutil.rmtree(mine / "d")
     # A link inside it is that file; what comes is what the worker then looks at, and it names the sender's folder.
     (mine / "meta/info.json").rename(mine / "blob")
     (mine / "meta/info.json").symlink_to("../blob")
@@ -102,8 +108,8 @@ def test_only_what_truly_lies_in_the_folder_is_carried(node: Daemon, mine: Path,
 
 
 def test_a_name_or_a_size_that_was_not_announced_is_refused(node: Daemon, tmp_path: Path) -> None:
-    long = "/".join(["d" * 200] * 30)
-    for name in ("../x", "/etc/x", "a/../../x", "", "a//b", "./a", "a\0b", "n" * 256, long, 7, None):
+    long, deep = "/".join(["d" * 200] * 30), "/".join(["d"] * 33)
+    for name in ("../x", "/etc/x", "a/../../x", "", "a//b", "./a", "a\0b", "n" * 256, long, deep, 7, None):
         with Sender(node) as sender:
             assert sender.hear() == {"event": "send"}
             sender.tell({"path": name, "size": 1})
@@ -123,20 +129,46 @@ def test_a_name_or_a_size_that_was_not_announced_is_refused(node: Daemon, tmp_pa
         sender.hear()
         sender.sock.sendall(b'{"path": "a", "size": 3}\nabc{"end": true}\n')
         assert sender.refused() == "protocol: other files came than were announced"
-    for wrong in ({"bytes": -1}, {"files": "many"}, {"files": 10**9}):
+    for wrong in ({"bytes": -1}, {"files": "many"}, {"files": 10**9}):  # and none of it kept the name
         with Sender(node, **wrong) as sender:
             assert sender.refused().startswith("usage: "), wrong
+
+
+def test_what_fails_after_whoever_asked_has_left_is_an_event(node: Daemon) -> None:
+    with Sender(node, bytes=len(INFO)) as sender:
+        sender.hear()
+        sender.sock.sendall(b'{"path": "meta/info.json", "size": %d}\n' % len(INFO))
+        sender.sock.sendall(INFO.encode() + b'{"end": true}\n')
+
+    def told() -> bool:
+        return any("import of 'x' for" in e["text"] and "failed" in e["text"] for e in node.ask("why")["events"])
+
+    wait_until(told, "the failure is an event", 60)
 
 
 def test_no_more_is_taken_than_there_is_room_for(node: Daemon, mine: Path) -> None:
     (mine / "big").write_bytes(bytes(11_000_000))
     ran = node.ctl("dataset", "import", f"local:{mine}", "--name", "x")
-    assert ran.code == 1 and "it has 0.01 GB, and the quota of all datasets leaves 0.01 GB" in ran.err, ran
+    assert ran.code == 1 and "it has 0.01 GB, and as much again while it is made anew, and the quota" in ran.err, ran
+    with Sender(node, version="v2.1", bytes=6_000_000) as sender:
+        assert "the quota of all datasets leaves 0.01 GB" in sender.refused()
     with Sender(node, bytes=10**15) as sender:
         assert "and the disk has" in sender.refused()
-    with Sender(node, bytes=8_000_000) as first, Sender(node, bytes=8_000_000) as second:
+    with Sender(node, bytes=8_000_000) as first, Sender(node, "y", bytes=8_000_000) as second:
         told = {first.hear().get("event"), second.hear().get("event")}
         assert told == {"send", None}  # what the one is promised is not promised to the other
+
+
+def test_a_name_that_is_taken_is_refused_before_anything_comes(node: Daemon) -> None:
+    (there := node.state / "datasets/x").mkdir(parents=True)  # no dataset of the node's, and on its disk
+    with Sender(node) as sender:
+        error = sender.hear()["error"]
+        assert error["message"] == f"{there} is there already" and f"dataset add local:{there}" in error["hint"]
+    there.rmdir()
+    with Sender(node) as first, Sender(node) as second:
+        told = [first.hear(), second.hear()]
+        assert [t.get("event") for t in told] in (["send", None], [None, "send"])
+        assert "'x' is just being taken in" in str(told)
 
 
 def test_cut_or_killed_nothing_half_is_left(tmp_path: Path) -> None:
@@ -145,11 +177,11 @@ def test_cut_or_killed_nothing_half_is_left(tmp_path: Path) -> None:
 
         def half(sender: Sender) -> Path:
             sender.hear()
-            sender.sock.sendall(b'{"path": "data/a", "size": 9}\nabc')
+            sender.sock.sendall(b'{"path": "data/a", "size": 2000000}\n' + bytes(1_500_000))
             found = wait_until(lambda: [p for p in place.glob("*/data/a") if p.stat().st_size], "the file comes", 10)
             return Path(found[0])
 
-        with Sender(node) as sender:
+        with Sender(node, bytes=2_000_000) as sender:
             came = half(sender)
             assert all(p.stat().st_mode & 0o077 == 0 for p in (place, came.parents[1], came.parent, came))
         left(node)
@@ -161,14 +193,30 @@ def test_cut_or_killed_nothing_half_is_left(tmp_path: Path) -> None:
             said = cancelled.communicate(timeout=20)[0]
             assert cancelled.returncode == 130 and "cancelled: zk0d keeps nothing of it" in said, said
         left(node)
-        with Sender(node) as sender:
+        with Sender(node, bytes=2_000_000) as sender:
             half(sender)
-            (node.state / "datasets/.x.77.part/meta").mkdir(parents=True)  # of a worker that was killed
+            _deep(place / "0_1")  # such as no longer comes: shutil.rmtree fails there
+            (others := node.state / "datasets/.x.77.part/meta").mkdir(parents=True)  # an export, by zk0ctl
+            (node.state / "datasets/.x.77.zk0d-part_v30/meta").mkdir(parents=True)  # of a worker that was killed
             (node.state / "work/results/sheet_1").mkdir(parents=True)
             node.kill()
         assert list(place.glob("*/data/a"))
         node.start()
-        assert not list((node.state / "datasets").iterdir()) and not (node.state / "work/results").exists()
+        swept = [node.state / "datasets", node.state / "work"]
+        names = {"datasets": [".x.77.part"], "work": list[str]()}
+        wait_until(lambda: all([p.name for p in s.iterdir()] == names[s.name] for s in swept), "all is swept", 10)
+        assert others.exists()
+
+
+def _deep(folder: Path) -> None:
+    folder.mkdir()
+    fd = os.open(folder, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = below
+    os.close(fd)
 
 
 def _file(path: Path) -> Path:

@@ -128,6 +128,19 @@ def test_other_versions_are_refused(whole: Path, tmp_path: Path) -> None:
         curation.take_in({"source": str(root), "target": str(tmp_path / "new")}, quiet)
 
 
+def test_what_cannot_be_converted_is_called_by_its_own_name(tmp_path: Path) -> None:
+    (root := tmp_path / "cubes").joinpath("meta").mkdir(parents=True)
+    (root / "meta/info.json").write_text(json.dumps({"codebase_version": "v2.1"}))
+    with pytest.raises(DatasetError) as failed:
+        curation.take_in({"source": str(root), "target": str(tmp_path / "x")}, quiet)
+    assert str(root) in failed.value.message and "part" not in failed.value.message
+    (whole := tmp_path / "later").joinpath("meta").mkdir(parents=True)
+    (whole / "meta/info.json").write_text(json.dumps({"codebase_version": "v3.0"}))
+    with pytest.raises(DatasetError, match=f"{whole} does not open") as failed:
+        curation.take_in({"source": str(whole), "target": str(tmp_path / "x")}, quiet)
+    assert "part" not in failed.value.message and not list(tmp_path.iterdir())
+
+
 def test_v21_becomes_v30(tmp_path: Path) -> None:
     parts = [make_dataset(tmp_path / f"p{n}", episodes=1, frames=10 + n, seed=n, task="t") for n in range(2)]
     as_v21(parts, tmp_path / "old")

@@ -87,6 +87,14 @@ class Cargo:
             self._progress.update(transfer({"done": self._sent, "size": self._size, "rate": rate, "remaining_s": left}))
 
 
+def version(folder: Path) -> str:
+    """Of a dataset's format, as it says itself; "" when it does not. What must be converted needs twice the room."""
+    try:
+        return str(json.loads((folder / "meta/info.json").read_bytes())["codebase_version"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+
+
 def cached(name: str) -> tuple[Path, Path]:
     """Where this person's caches have the dataset USER/NAME: its folder, and the one where its links lead.
 

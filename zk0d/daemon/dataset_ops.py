@@ -6,8 +6,10 @@ Nothing is deleted without `confirmed`, and then the former folder is kept besid
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from zk0d.daemon import datasets, names, staged
 from zk0d.daemon.dataset_swap import held, renumbered, swap
 from zk0d.daemon.delivery import deliver, spool
 from zk0d.daemon.store import Dataset
-from zk0d.errors import DatasetError, UnseenError, UsageError
+from zk0d.errors import DatasetError, UnseenError, UsageError, Zk0Error
 
 if TYPE_CHECKING:
     from zk0d.control_server import ControlConnection
@@ -61,7 +63,11 @@ def _target(service: Service, name: str) -> Path:
     names.checked(name, "dataset")
     if any(d.name == name for d in service.store.datasets()):
         raise DatasetError(f"there is a dataset {name!r} already", "choose another name")
-    return service.datasets_folder / name
+    _idle(service, name)
+    target = service.datasets_folder / name
+    if os.path.lexists(target):
+        raise DatasetError(f"{target} is there already", f"another name, or zk0ctl dataset add local:{target}")
+    return target
 
 
 def seen(service: Service, path: Path) -> None:
@@ -206,12 +212,26 @@ async def op_dataset_merge(service: Service, request: dict[str, Any], connection
     return result
 
 
+@contextlib.contextmanager
+def _told(service: Service, connection: ControlConnection, what: str) -> Iterator[None]:
+    """Failed after whoever asked had left, it is an event, so that they find out."""
+    try:
+        yield
+    except Zk0Error as error:
+        if connection.closed.is_set():
+            service.store.event("dataset", f"{what} for {connection.user} failed: {error}")
+        raise
+
+
 async def op_dataset_import(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
     """Take in the dataset that the client sends, converted to v3.0 where needed."""
     target = _target(service, str(request.get("name")))
-    async with service.carrying.folder(target.parent, request, connection) as source:
-        result = await _work(service, {"action": "take_in", "source": str(source), "target": str(target)}, connection)
-        made = _add(service, target.name, target, None, datasets.renamed_cameras(request.get("rename") or {}))
+    anew = not str(request.get("version")).startswith("v3.")
+    with _told(service, connection, f"import of {target.name!r}"):
+        async with service.carrying.folder(target, request, connection, anew) as source:
+            job = {"action": "take_in", "source": str(source), "target": str(target)}
+            result = await _work(service, job, connection)
+            made = _add(service, target.name, target, None, datasets.renamed_cameras(request.get("rename") or {}))
     service.store.event("dataset", f"{made.episodes} episodes copied in as {made.name!r} by {connection.user}")
     return result
 
@@ -240,8 +260,10 @@ async def op_dataset_exported(service: Service, request: dict[str, Any], connect
 async def op_dataset_repair(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
     """Save what can be saved of the broken folder that the client sends, as a new dataset of this node."""
     target = _target(service, str(request.get("into")))
-    async with service.carrying.folder(target.parent, request, connection) as root:
-        result = await _work(service, {"action": "repair", "root": str(root), "target": str(target)}, connection)
-        dataset = _add(service, target.name, target, None)
-        service.store.put_dataset(replace(dataset, train=False))
+    with _told(service, connection, f"repair of {target.name!r}"):
+        async with service.carrying.folder(target, request, connection, anew=True) as root:
+            result = await _work(service, {"action": "repair", "root": str(root), "target": str(target)}, connection)
+            dataset = _add(service, target.name, target, None)
+            service.store.put_dataset(replace(dataset, train=False))
+    service.store.event("dataset", f"{dataset.episodes} episodes saved as {target.name!r} for {connection.user}")
     return result

@@ -19,7 +19,7 @@ import structlog
 from zk0d.control_server import ControlConnection, ControlServer
 from zk0d.daemon.arbiter import Decision
 from zk0d.daemon.arm import Arm
-from zk0d.daemon.carrying import Carrying, sweep
+from zk0d.daemon.carrying import Carrying
 from zk0d.daemon.config import Config
 from zk0d.daemon.dataset_swap import settle
 from zk0d.daemon.models import Models
@@ -30,6 +30,7 @@ from zk0d.daemon.sessions import Sessions
 from zk0d.daemon.signals.all import sources
 from zk0d.daemon.signals.board import Board
 from zk0d.daemon.store import Store
+from zk0d.daemon.sweeping import Sweeper
 from zk0d.daemon.training import Training
 from zk0d.daemon.uplink import Uplink
 from zk0d.daemon.workers import Workers
@@ -57,7 +58,8 @@ class Service:
         self.uplink = Uplink(self.store, state, config, self.changed, self._may_ask)
         self.selection = self.uplink.selection
         self.datasets_folder = Path(config["datasets", "folder"] or state / "datasets")
-        self.carrying = Carrying(config, self.store)
+        self.sweeper = Sweeper()
+        self.carrying = Carrying(config, self.store, self.sweeper)
         self._loop: asyncio.AbstractEventLoop | None = None
         paces = Paces(self.store)
         self.board = Board(sources(config, state, self._own_pids, paces.save_s), self._sensed)
@@ -86,7 +88,7 @@ class Service:
         for kind in await self.workers.reap_orphans(survivor):
             self.store.event("daemon", f"the last run of zk0d left a {kind}, which has ended now")
         settle(self.store, self.selection)
-        sweep(self.datasets_folder, self.workers.work)
+        self.sweeper.begin(self.datasets_folder, self.workers.work)
         self.sessions.note_cut(but=survivor)
         if survivor:
             self.sessions.take_over()
@@ -124,6 +126,7 @@ class Service:
         await asyncio.gather(self.arm.close(), self.training.close(), return_exceptions=True)
         await self.uplink.close()
         await self._control.close()
+        self.sweeper.close()
         self.store.event("daemon", "zk0d ended")
         self.store.close()
         log.info("ended")
