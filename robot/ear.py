@@ -51,14 +51,18 @@ class Ear:
         """The next command, one that was put aside first; waits up to `timeout_s` seconds, None if there is none."""
         return self._kept.popleft() if self._kept else self._channel.poll(timeout_s)
 
-    def end(self, wait_s: float = 0.0, ends: tuple[str, ...] = ENDS) -> str:
-        """The first command of `ends`, which is taken; "" when none comes in `wait_s` seconds, which are waited out."""
+    def end(self, wait_s: float = 0.0, ends: tuple[str, ...] = ENDS, *, by_person: bool = False) -> str:
+        """The first command of `ends`, which is taken; "" when none comes in `wait_s` seconds, which are waited out.
+
+        `by_person`: a `stop` counts only where it carries `"by": "person"`.
+        """
         deadline = time.perf_counter() + wait_s
         while True:
             for message in self._kept:
-                if message.get("cmd") in ends:
+                word = message.get("cmd")
+                if word in ends and not (by_person and word == "stop" and message.get("by") != "person"):
                     self._kept.remove(message)
-                    return str(message["cmd"])
+                    return str(word)
             heard = self._channel.poll(max(0.0, deadline - time.perf_counter()))
             if heard is None:
                 return ""

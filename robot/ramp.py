@@ -36,12 +36,13 @@ _REST_WITHIN_S = 9.0
 
 def ramp(
     bench: Bench, target: Callable[[], Pose], ear: Ear, speed: float = SPEED, ends: tuple[str, ...] = ENDS,
-    within_s: float = math.inf,
+    within_s: float = math.inf, *, by_person: bool = False,
 ) -> str:  # fmt: skip
     """Move the followers to `target()`, which is asked each period and may move itself, in the bench's units.
 
     Gives "" once they are there, or as near as limits let them; else what ended it: a command of `ends`, which is
-    taken, "care" when the arm was let go, "time". Raises RobotError when a device does not answer.
+    taken (`by_person`: see Ear.end), "care" when the arm was let go, "time". Raises RobotError when a device does not
+    answer.
     """
     period, began = 1.0 / bench.fps, time.perf_counter()
     goal = bench.positions().copy()
@@ -61,7 +62,7 @@ def ramp(
         there = there + period if arrived else 0.0
         if there >= _SETTLE_S:
             return ""
-        if word := ear.end(0.0 if bench.stepped else sent + period - time.perf_counter(), ends):
+        if word := ear.end(0.0 if bench.stepped else sent + period - time.perf_counter(), ends, by_person=by_person):
             return word
         bench.positions()
     return "time"
@@ -70,15 +71,17 @@ def ramp(
 def put_down(bench: Bench, home: Pose, ear: Ear, *, limp: bool = False) -> None:
     """The session is over: slowly back to `home`, where the arms stood, then let down and without torque.
 
-    `limp`: let down where they are, at once, as after another `stop` or `release` on the way and where the way back
-    is barred; the reason is told. What goes wrong here is told, too, and hides nothing that went wrong before.
+    `limp`: let down where they are, at once, as after a person's `stop` or a `release` on the way and where the way
+    back is barred; the reason is told. A `stop` that no person said means only what the session's end means already:
+    at a poweroff systemd and zk0d say one each. What goes wrong here is told, too, and hides nothing that went wrong
+    before.
     """
     if bench.virtual:
         return  # a simulation has no arm that could drop
     why = "told to release it" if limp else ""
     if not limp and not bench.released:
         try:
-            word = ramp(bench, lambda: home, ear, REST_SPEED, ("stop", "release"), _REST_WITHIN_S)
+            word = ramp(bench, lambda: home, ear, REST_SPEED, ("stop", "release"), _REST_WITHIN_S, by_person=True)
             why = {"": "", "care": "", "time": f"it did not get back to rest in {_REST_WITHIN_S:.0f} s"}.get(
                 word, f"told to {word} on its way to rest"
             )

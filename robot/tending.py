@@ -101,9 +101,9 @@ def _teleop(work: Tending, steps: Steps) -> dict[str, Any]:
         try:
             if not bench.virtual:  # no leap to the leader
                 word = ramp(bench, bench.leader_pose, steps.ear)
-            steps.say("ready", ports=bench.ports, cameras=list(bench.cameras))
             began = time.perf_counter()
             if not word:
+                steps.say("ready", ports=bench.ports, cameras=list(bench.cameras))
                 done, word = _follow(bench, work, steps, began)
             seconds = time.perf_counter() - began
         finally:
@@ -161,6 +161,8 @@ def _release(work: Tending, steps: Steps) -> dict[str, Any]:
         wrong = sink([device.bus for device in arms.values()])
         failed += [f"{arm}: {first_line(wrong[n])}" for n, arm in enumerate(arms) if n in wrong]
         released = [arm for n, arm in enumerate(arms) if n not in wrong]
+        for name in released:
+            steps.say("torque", arm=name, port=arms[name].config.port, on=False, text="")
     if failed:
         done = f" ({', '.join(released)}: limp now)" if released else ""
         raise RobotError(

@@ -247,9 +247,9 @@ class Worker:
         self._process.thaw()
         self.frozen = False
 
-    async def stop(self, grace_s: float = 5.0, cmd: str = "stop") -> None:
+    async def stop(self, grace_s: float = 5.0, cmd: str = "stop", **fields: Any) -> None:
         """Ask it to end (`stop` or `yield`), thaw it if it is frozen, kill it after `grace_s` seconds."""
-        self.send(cmd)
+        self.send(cmd, **fields)
         self.thaw()
         try:
             await asyncio.wait_for(self.ended(), grace_s)

@@ -64,7 +64,8 @@ class WorkerChannel:
             threading.Thread(target=self._read, name="worker-channel", daemon=True).start()
 
     def _on_signal(self, number: int, frame: object) -> None:
-        self.commands.put({"cmd": "stop", "signal": signal.Signals(number).name})
+        by = {"by": "person"} if number == signal.SIGINT and self._sock is None else {}  # Ctrl-C at a run by hand
+        self.commands.put({"cmd": "stop", "signal": signal.Signals(number).name, **by})
 
     def _read(self) -> None:
         assert self._sock is not None

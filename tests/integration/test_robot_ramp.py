@@ -98,6 +98,32 @@ def test_teleop_goes_to_the_leader_and_back_to_rest_slowly_and_is_let_down(stati
     assert [(e["on"], e["text"]) for e in told.of("torque")] == [(True, ""), (False, "")]
 
 
+@pytest.mark.parametrize("by", ["", "person"])
+def test_only_a_persons_second_stop_drops_the_arm_on_its_way(station: Any, tmp_path: Path, by: str) -> None:
+    """At a poweroff systemd's SIGTERM and zk0d each say one, which no person meant."""
+    away(station)
+    written = Written(station)
+
+    class Stops(Says):
+        again = False
+
+        def poll(self, timeout_s: float = 0.0) -> dict[str, Any] | None:
+            if self.heard and not self.again:  # at once, as the arm begins its way back
+                self.again = True
+                return {"cmd": "stop", "by": by} if by else {"cmd": "stop"}
+            return super().poll(timeout_s)
+
+    told = Stops("stop", "progress", lambda fields: fields.get("seconds", 0) > 1)
+    tending.main({"action": "teleop", "robot": table(station, tmp_path)}, told)
+    goals = np.array([g[:5] for _, g in written.goals])
+    left, text = np.abs(goals[-1] - goals[0]).max(), told.of("torque")[-1]["text"]
+    assert written.torque() == [0] * 6
+    if by:
+        assert left > 20 * STEPS and "where it stood: told to stop on its way to rest" in text
+    else:
+        assert left < 6 * STEPS and text == ""
+
+
 def test_a_recording_that_is_told_to_release_lets_the_arm_down_where_it_is(station: Any, tmp_path: Path) -> None:
     away(station)
     written, told = Written(station), Says("release", "progress", lambda fields: fields.get("seconds", 0) > 1)
@@ -126,7 +152,9 @@ def test_release_lets_down_what_another_program_left_and_says_what_it_cannot_rea
     robot = table(station, tmp_path)
     station._do(lambda: [s.write(TORQUE_ENABLE, b"\1") for s in station._follower.servos])
     written = Written(station)
-    (arm,) = tending.main({"action": "release", "robot": robot}, Told())["released"]
+    told = Told()
+    (arm,) = tending.main({"action": "release", "robot": robot}, told)["released"]
+    assert [(e["port"], e["on"]) for e in told.of("torque")] == [(station.follower_port, False)]
     assert arm == f"the follower on {station.follower_port}" and written.torque() == [0] * 6
     assert written.limits == [600, 400, 250, 120, -1, 1000]
     with pytest.raises(recorder.RobotError, match="perhaps under torque: follower: there is no /dev/nowhere") as said:

@@ -68,7 +68,7 @@ def test_torque_is_remembered_and_told_where_nobody_is_at_it(store: Store) -> No
     assert "it could not be told" in str(torque.problem(store, session=True))
     assert [e["text"] for e in store.events(5)] == ["it could not be told"]
     held.torque.heard({"port": "/dev/a", "on": False, "text": ""}, {"follower": "/dev/a"})
-    assert held.torque.robot is None and not [p for p in status(store, None)["health"] if p["code"] == "arm"]
+    assert held.torque.robots == [] and not [p for p in status(store, None)["health"] if p["code"] == "arm"]
 
 
 def test_a_session_that_does_not_let_go_is_killed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_a_session_that_does_not_let_go_is_killed(store: Store, monkeypatch: pyt
 
         async def kill(self) -> None:
             self.said.append("killed")
-            held.torque.over()  # as Arm.run does then, by a job of its own
+            held.torque.over({"follower": "/dev/a"})  # as Arm.run does then, by a job of its own
 
     assert held.live is not None
     held.live.robot, held.live.worker = {"follower": "/dev/a"}, Hangs()  # type: ignore[assignment]

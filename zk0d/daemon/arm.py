@@ -21,7 +21,7 @@ from zk0d.daemon.config import Config
 from zk0d.daemon.quality import keep_out
 from zk0d.daemon.robot_table import SIDES, check_robot, is_virtual, pairs
 from zk0d.daemon.store import Store
-from zk0d.daemon.torque import Torque, after_death, left_behind
+from zk0d.daemon.torque import SETTLE_S, Torque, after_death, left_behind
 from zk0d.daemon.workers import ARM_GRACE_S, Workers
 from zk0d.errors import RobotError, UsageError, WorkerError
 from zk0d.supervise import Worker
@@ -163,7 +163,7 @@ class Arm:
         if live.worker is not None:
             if action == "stop":
                 idle = live.kind == "recording" and live.worker.last.get("event") in (None, "ready")
-                self.background(live.worker.stop(ARM_GRACE_S if idle else _SAVE_S))
+                self.background(live.worker.stop(ARM_GRACE_S if idle else _SAVE_S, by="person"))
             else:
                 live.worker.send(action, **({"note": note} if note else {}))
         return {"kind": live.kind, "by": live.by, "dataset": live.dataset, "saved": live.saved, "goal": live.goal}
@@ -221,8 +221,8 @@ class Arm:
 
     async def _left(self, live: Live, how: str, tell: Callable[[dict[str, Any]], None]) -> None:
         """What its worker has left under torque is let down, unless zk0d ends: then the next one does it."""
-        if self.torque.ports and not self._closing:
-            said = await after_death(self, live, how)
+        if self.torque.of(live.robot) and not self._closing:
+            said = await after_death(self, live, how, live.robot)
             tell({"event": "care", "level": "release", "joint": "", "kind": "torque", "text": said})
 
     def begin_letting_go(self) -> None:
@@ -231,9 +231,9 @@ class Arm:
             self._letting_go = self.background(left_behind(self))
 
     async def settled(self) -> None:
-        """Until the arms that an earlier daemon left under torque are limp, or cannot be reached."""
+        """Until the arms that an earlier daemon left under torque are limp, or cannot be reached; SETTLE_S at most."""
         if self._letting_go is not None:
-            await asyncio.wait({self._letting_go})
+            await asyncio.wait({self._letting_go}, timeout=SETTLE_S)
 
     async def run(self, live: Live, kind: str, job: dict[str, Any], emit: Emit) -> dict[str, Any]:
         """One worker of the session; its events go to the caller in order, and into `live`."""
@@ -258,9 +258,9 @@ class Arm:
                 self._cared(event)
             elif event["event"] == "torque":
                 self.torque.heard(event, live.robot)
+                if event.get("on") and not event.get("text"):  # opened again; `ready` comes too late to say that
+                    self.store.put(LET_GO, None)
                 return
-            elif event["event"] == "ready":
-                self.store.put(LET_GO, None)
             events.put_nowait(event)
 
         async def relay() -> None:

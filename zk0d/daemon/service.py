@@ -79,7 +79,10 @@ class Service:
     # -- life --------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Start, serve until SIGTERM or SIGINT, end everything within five seconds."""
+        """Start, serve until SIGTERM or SIGINT, end everything: within five seconds where no arm is held.
+
+        A worker that holds one has CLOSE_ARM_GRACE_S (workers.py) to bring it to rest and save its take.
+        """
         loop = self._loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.ending.set)
