@@ -144,6 +144,9 @@ def test_what_fails_after_whoever_asked_has_left_is_an_event(node: Daemon) -> No
         return any("import of 'x' for" in e["text"] and "failed" in e["text"] for e in node.ask("why")["events"])
 
     wait_until(told, "the failure is an event", 60)
+    with Sender(node, "y") as sender:  # it leaves in the midst of sending
+        sender.hear()
+    wait_until(lambda: "import of 'y' for" in str(node.ask("why")["events"]), "that is an event too", 10)
 
 
 def test_no_more_is_taken_than_there_is_room_for(node: Daemon, mine: Path) -> None:

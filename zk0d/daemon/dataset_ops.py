@@ -18,7 +18,7 @@ from zk0d.daemon import datasets, names, staged
 from zk0d.daemon.dataset_swap import held, renumbered, swap
 from zk0d.daemon.delivery import deliver, spool
 from zk0d.daemon.store import Dataset
-from zk0d.errors import DatasetError, UnseenError, UsageError, Zk0Error
+from zk0d.errors import DatasetError, LinkLostError, UnseenError, UsageError, Zk0Error
 
 if TYPE_CHECKING:
     from zk0d.control_server import ControlConnection
@@ -218,7 +218,7 @@ def _told(service: Service, connection: ControlConnection, what: str) -> Iterato
     try:
         yield
     except Zk0Error as error:
-        if connection.closed.is_set():
+        if connection.closed.is_set() or isinstance(error, LinkLostError):
             service.store.event("dataset", f"{what} for {connection.user} failed: {error}")
         raise
 
