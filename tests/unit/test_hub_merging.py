@@ -15,9 +15,10 @@ from hub_cast import TOML, free_port, make_parts
 from zk0d.errors import ConfigError, PayloadError
 from zk0d.hub import merging, rounds, stewardship
 from zk0d.hub.aggregate import Merged
-from zk0d.hub.discards import LOCK
+from zk0d.hub.discards import LOCK, Discards
 from zk0d.hub.main import main
 from zk0d.hub.service import Hub
+from zk0d.model.blobs import BlobStore
 
 
 def test_a_database_that_fails_once_is_told_and_looked_at_again(
@@ -123,6 +124,23 @@ def test_a_version_that_is_out_is_told_whatever_retention_cannot_do(
             assert [hub.blobs.has(d) for d in old] == [False] * 3 + [True] * 2
 
     with_hub(tmp_path, play)
+
+
+def test_one_blob_that_cannot_be_deleted_holds_no_other_up(tmp_path: Path) -> None:
+    blobs = BlobStore(tmp_path / "blobs", reserve=0)
+    names = sorted(blobs.add_bytes(bytes([n]) * 9) for n in range(3))
+    stuck = blobs.path(names[0])
+    stuck.unlink()
+    stuck.mkdir()
+    discard = Discards(tmp_path, blobs, lambda digest: False)
+    for name in names:
+        discard(name)
+    assert [blobs.path(n).exists() for n in names] == [True, False, False]
+    stuck.rmdir()
+    for n in range(3):
+        blobs.add_bytes(bytes([n]) * 9)
+    discard.catch_up()  # it was kept in mind, and the others were not
+    assert [blobs.has(n) for n in names] == [False, True, True]
 
 
 def test_settings_given_during_a_merge_hold_when_it_is_given_up(

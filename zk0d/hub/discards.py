@@ -64,10 +64,17 @@ class Discards:
         fd = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            failed: OSError | None = None
             for digest in sorted(self._late):
-                if not self._needed(digest):
-                    self._blobs.delete(digest)
-                self._late.discard(digest)
+                try:
+                    if not self._needed(digest):
+                        self._blobs.delete(digest)
+                except OSError as error:  # of this one: the others may go
+                    failed = error
+                else:
+                    self._late.discard(digest)
+            if failed is not None:
+                raise failed
             self._problem = ""
         finally:
             os.close(fd)
