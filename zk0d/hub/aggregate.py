@@ -7,15 +7,19 @@ writes to a blob since (read-only, in the hub's own folder): it is not hashed ag
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zk0d.errors import PayloadError
 from zk0d.hub.admission import CancelledError
@@ -26,15 +30,11 @@ from zk0d.hub.master import Master, off_ties, own, rest_entries
 from zk0d.hub.recipe import Recipe
 from zk0d.model.codec import BLOCK, Float32, encode_bfloat16
 from zk0d.model.manifest import Manifest
-from zk0d.model.payload import Payload, PayloadWriter, exchange_entries, write_exchange
+from zk0d.model.payload import DTYPES, WIRE, Payload, PayloadWriter, exchange_entries, write_exchange
 from zk0d.model.spec import ModelSpec
 
-_UNDER_WAY = 4 << 20
-"""Bytes of all updates together in one block: mapped pages are this process's memory, and are not to grow with the
-nodes."""
-_RELEASE = 8 << 20
-"""Bytes of all updates whose pages are given back together: not blocks, whose size depends on the number of nodes."""
-_BYTES = {"bfloat16": 2, "float32": 4}
+_RELEASE = 1 << 20
+"""Elements of the hub's own files whose mapped pages are given back together: they count as this process's memory."""
 CORES = min(4, os.cpu_count() or 1)
 MEAN = Recipe()
 
@@ -73,6 +73,7 @@ def merge(
     float32 is published, that is the master, and `out_master` is not written. Raises PayloadError when a file is not
     what was admitted or the result is not finite; Zk0Error when a file of the hub's own is damaged; CancelledError.
     """
+    _trim()
     with ExitStack() as stack:
         base = stack.enter_context(Master(*before))
         deltas = [stack.enter_context(Payload.open(path)) for path, _ in updates]
@@ -85,33 +86,53 @@ def merge(
             files.append(stack.enter_context(PayloadWriter(out_master, rest_entries(spec))))
         for path in out_moments:
             files.append(stack.enter_context(PayloadWriter(path, exchange_entries(spec, "float32"))))
+        rooms = _Rooms(spec.dtype)
         weights, given = np.array([w for _, w in updates]), np.array(scales or [1.0] * len(updates))
         if recipe.strategy in ("krum", "multi_krum"):
-            weights = krum_weights(recipe, _distances(spec, deltas, given, cancelled), weights)
-        size = _block_size(spec, len(deltas))
-        together = size * max(1, _RELEASE // (size * max(1, len(deltas)) * _BYTES[spec.dtype]))
-        job = _Job(Work(recipe, weights, given, spec.dtype), base, deltas, state, cancelled, together)
+            weights = krum_weights(recipe, _distances(spec, deltas, given, cancelled, rooms), weights)
+        job = _Job(Work(recipe, weights, given, spec.dtype), base, deltas, state, cancelled, rooms)
         slots = [Slot(spec.dtype, len(out_moments)) for _ in range(CORES + 3)]
-        run(job.fill, slots, _blocks(spec, size), files, CORES, job.passed)
+        run(job.fill, slots, _blocks(spec), files, CORES, job.passed)
     master_file, kept = files[-1 - len(out_moments)], files[len(files) - len(out_moments) :]
     summed = None if recipe.strategy in ("median", "trimmed_mean") else tuple(float(w) for w in weights)
     return Merged(master_file.digest, published.digest, published.size, tuple(w.digest for w in kept), summed,
                   published.manifest)  # fmt: skip
 
 
-def _block_size(spec: ModelSpec, updates: int) -> int:
-    """Elements of a block, a power of two; the same for a merge that is begun again."""
-    size = BLOCK
-    while size > 1 << 14 and size * updates * _BYTES[spec.dtype] > _UNDER_WAY:
-        size //= 2
-    return size
+def _trim() -> None:
+    """Give the system what the C library keeps of the transfers before: the more nodes, the more that is (glibc)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
-def _blocks(spec: ModelSpec, size: int) -> Iterator[Block]:
+def _blocks(spec: ModelSpec) -> Iterator[Block]:
     for number, tensor in enumerate(spec.exchange):
-        for start in range(0, tensor.elements, size):
-            stop = min(start + size, tensor.elements)
+        for start in range(0, tensor.elements, BLOCK):
+            stop = min(start + BLOCK, tensor.elements)
             yield Block(number, tensor.name, start, stop, stop == tensor.elements)
+
+
+class _Rooms(threading.local):
+    """Each thread's own buffer for a piece of an update: however many nodes there are, one piece is there at a time."""
+
+    def __init__(self, dtype: str) -> None:
+        self.room = np.empty(BLOCK, DTYPES[WIRE[dtype]])
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One update's part of a block, from element `start` of the tensor on. A piece of it is read when it is asked for,
+    and stands until this thread asks for another."""
+
+    payload: Payload
+    name: str
+    start: int
+    rooms: _Rooms
+
+    def __getitem__(self, part: slice) -> NDArray[Any]:
+        into = self.rooms.room[: part.stop - part.start]
+        self.payload.read(self.name, self.start + part.start, into)
+        return into
 
 
 @dataclass
@@ -123,8 +144,7 @@ class _Job:
     deltas: list[Payload]
     state: list[Payload]
     cancelled: Callable[[], bool]
-    release: int
-    """Elements of a tensor whose pages are given back together."""
+    rooms: _Rooms
 
     def fill(self, block: Block, slot: Slot) -> None:
         """One block of all outputs."""
@@ -132,7 +152,8 @@ class _Job:
             raise CancelledError
         start, stop = block.start, block.stop
         base = self.base.block(block.name, start, stop, slot.base, slot.signed)
-        rows, old = ([p.tensor(block.name).reshape(-1)[start:stop] for p in some] for some in (self.deltas, self.state))
+        rows = [_Row(payload, block.name, start, self.rooms) for payload in self.deltas]
+        old = [p.tensor(block.name).reshape(-1)[start:stop] for p in self.state]
         try:
             slot.fill(self.work, block.tensor, start, base, rows, old)
         except InfiniteError:
@@ -141,21 +162,23 @@ class _Job:
     def passed(self, block: Block) -> None:
         """Give pages back that no block under way reads, as mapped files count as this process's memory; those of some
         blocks at once, since each time costs all cores a moment."""
-        if block.stop % self.release == 0 or block.last:
-            begun = (block.stop - 1) // self.release * self.release
+        if block.stop % _RELEASE == 0 or block.last:
+            begun = (block.stop - 1) // _RELEASE * _RELEASE
             self.base.release(block.name, begun, block.stop)
-            for payload in (*self.deltas, *self.state):
+            for payload in self.state:
                 payload.release(block.name, begun, block.stop)
 
 
-def _distances(spec: ModelSpec, deltas: list[Payload], scales: Float64, cancelled: Callable[[], bool]) -> Float64:
+def _distances(
+    spec: ModelSpec, deltas: list[Payload], scales: Float64, cancelled: Callable[[], bool], rooms: _Rooms
+) -> Float64:
     """Squared Euclidean distance between each two updates, summed over blocks in order."""
     count = len(deltas)
 
     def of(block: Block) -> Float64:
         if cancelled():
             raise CancelledError
-        rows = [p.tensor(block.name).reshape(-1)[block.start : block.stop] for p in deltas]
+        rows = [_Row(payload, block.name, block.start, rooms) for payload in deltas]
         found = np.zeros((count, count), np.float64)
         for part in pieces(block.stop - block.start, width(count)):
             values = wide_rows(rows, scales, part)
@@ -163,13 +186,11 @@ def _distances(spec: ModelSpec, deltas: list[Payload], scales: Float64, cancelle
                 for j in range(i):
                     apart = values[i] - values[j]
                     found[i, j] += float(np.dot(apart, apart))
-        for payload in deltas:
-            payload.release(block.name, block.start, block.stop)
         return found + found.T
 
     total = np.zeros((count, count), np.float64)
     with ThreadPoolExecutor(CORES) as pool:
-        for some in itertools.batched(_blocks(spec, BLOCK), 4 * CORES):  # a failure ends it soon
+        for some in itertools.batched(_blocks(spec), 4 * CORES):  # a failure ends it soon
             for part in pool.map(of, some):
                 total += part
     return total

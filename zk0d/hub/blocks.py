@@ -6,9 +6,9 @@ more (median, optimisers, noise) in float64. The formulas are in combine.py, fil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,12 @@ _ROWS = 1 << 20
 """Elements of all updates together, where a formula needs them side by side: 8 MiB of float64, however many nodes."""
 _LARGEST = {"bfloat16": np.float32(np.uint32(0x7F7F7FFF).view(np.float32)), "float32": np.finfo(np.float32).max}
 """The largest float32 that is still finite in the published dtype."""
+
+
+class Row(Protocol):
+    """An update's part of a block; a piece of it stands only until the next is asked for."""
+
+    def __getitem__(self, part: slice, /) -> NDArray[Any]: ...
 
 
 class InfiniteError(Exception):
@@ -61,7 +67,7 @@ class Slot:
         self._sum = np.empty(PIECE, np.float32)
 
     def fill(
-        self, work: Work, tensor: int, start: int, base: Float32, rows: Sequence[NDArray[Any]], old: Sequence[Float32]
+        self, work: Work, tensor: int, start: int, base: Float32, rows: Sequence[Row], old: Sequence[Float32]
     ) -> None:
         """Work a block out: `start` is where it begins in tensor number `tensor`, all arrays are the block's part,
         flat. Raises InfiniteError."""
@@ -75,18 +81,18 @@ class Slot:
             if work.dtype == "bfloat16":
                 split_float32(new, self.outputs[0][part], self.outputs[1][part], self._bits)
 
-    def _plain(self, work: Work, base: Float32, rows: Sequence[NDArray[Any]]) -> Iterator[slice]:
+    def _plain(self, work: Work, base: Float32, rows: Sequence[Row]) -> Iterator[slice]:
         factors = [np.float32(w * s * work.recipe.lr) for w, s in zip(work.weights, work.scales, strict=True)]
         used = [(r, f) for r, f in zip(rows, factors, strict=True) if f]
         for part in pieces(base.size, PIECE):
             total = self._sum[: part.stop - part.start]
             with np.errstate(over="ignore", invalid="ignore"):
-                weighted_sum([(row[part], f) for row, f in used], total, self._bits[: total.size])
+                weighted_sum(((row[part], f) for row, f in used), total, self._bits[: total.size])
                 np.add(base[part], total, out=self._master[part])
             yield part
 
     def _wide(
-        self, work: Work, tensor: int, start: int, base: Float32, rows: Sequence[NDArray[Any]], old: Sequence[Float32]
+        self, work: Work, tensor: int, start: int, base: Float32, rows: Sequence[Row], old: Sequence[Float32]
     ) -> Iterator[slice]:
         how = work.recipe
         added = noise(how, tensor, start, base.size, len(rows)) if how.seed else None
@@ -106,11 +112,10 @@ class Slot:
             yield part
 
 
-def weighted_sum(terms: Sequence[tuple[NDArray[Any], np.float32]], total: Float32, bits: NDArray[np.uint32]) -> None:
+def weighted_sum(terms: Iterable[tuple[NDArray[Any], np.float32]], total: Float32, bits: NDArray[np.uint32]) -> None:
     """Σ row * factor into `total`, in the given order, in float32; rows are float32, or bfloat16 as uint16."""
     term = bits.view(np.float32)
-    if not terms:
-        total[:] = 0
+    number = -1
     for number, (row, factor) in enumerate(terms):
         into = term if number else total
         if row.dtype == np.uint16:
@@ -121,6 +126,8 @@ def weighted_sum(terms: Sequence[tuple[NDArray[Any], np.float32]], total: Float3
             np.multiply(row, factor, out=into)
         if number:
             np.add(total, term, out=total)
+    if number < 0:
+        total[:] = 0
 
 
 def pieces(size: int, width: int) -> Iterator[slice]:
@@ -134,7 +141,7 @@ def width(updates: int) -> int:
     return max(256, min(PIECE, _ROWS // max(1, updates)))
 
 
-def wide_rows(rows: Sequence[NDArray[Any]], scales: Float64, part: slice) -> Float64:
+def wide_rows(rows: Sequence[Row], scales: Float64, part: slice) -> Float64:
     """(updates, size) in float64, each row multiplied by its scale."""
     made = np.empty((len(rows), part.stop - part.start), np.float64)
     for into, row, scale in zip(made, rows, scales, strict=True):

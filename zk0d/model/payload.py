@@ -42,12 +42,14 @@ WIRE = {"float32": "F32", "bfloat16": "BF16"}
 class Payload:
     """A safetensors file, header checked, tensors mapped. `Payload.open(path)`; the file must not change under it."""
 
-    def __init__(self, path: Path, entries: dict[str, Entry], metadata: dict[str, str], data: mmap.mmap, offset: int):
+    def __init__(
+        self, path: Path, entries: dict[str, Entry], metadata: dict[str, str], data: mmap.mmap, offset: int, fd: int
+    ) -> None:
         self.path = path
         self.entries = entries
         self.metadata = metadata
         self._map: mmap.mmap | None = data
-        self._offset = offset
+        self._offset, self._fd = offset, fd
 
     @classmethod
     def open(cls, path: Path, max_header: int = MAX_HEADER) -> Payload:
@@ -65,6 +67,7 @@ class Payload:
                     raise PayloadError(f"{path.name}: header of {length} bytes, file of {size} (limit {max_header})")
                 header = f.read(length)
                 data = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+                fd = os.dup(f.fileno())
         except OSError as error:
             # All but its absence is this machine's trouble (descriptors, memory, disk): no reason to judge the bytes.
             kind = PayloadError if isinstance(error, FileNotFoundError) else Zk0Error
@@ -73,8 +76,9 @@ class Payload:
             entries, metadata = parse_header(header, size - 8 - length)
         except PayloadError as error:
             data.close()
+            os.close(fd)
             raise PayloadError(f"{path.name}: {error.message}", error.hint) from None
-        return cls(path, entries, metadata, data, 8 + length)
+        return cls(path, entries, metadata, data, 8 + length, fd)
 
     def __enter__(self) -> Self:
         return self
@@ -88,6 +92,7 @@ class Payload:
         """Give up the map. Arrays handed out keep it alive until they go."""
         data, self._map = self._map, None
         if data is not None:
+            os.close(self._fd)
             try:
                 data.close()
             except BufferError:
@@ -107,6 +112,20 @@ class Payload:
             raise ValueError(f"{self.path.name}: payload is closed")
         flat = np.frombuffer(self._map, DTYPES[entry.dtype], entry.elements, self._offset + entry.start)
         return flat.reshape(entry.shape)
+
+    def read(self, name: str, start: int, into: NDArray[Any]) -> None:
+        """Fill `into`, flat and of the tensor's dtype, with its elements from `start` on: read, so that no page of the
+        file counts as this process's memory. Zk0Error where the disk does not give them."""
+        place = self._offset + self.entries[name].start + start * into.itemsize
+        left = memoryview(into).cast("B")
+        while left:
+            try:
+                n = os.preadv(self._fd, [left], place)
+            except OSError as error:
+                raise Zk0Error(f"{self.path}: cannot be read: {error.strerror or error}") from error
+            if not n:
+                raise Zk0Error(f"{self.path}: is shorter than it was", "restore it from a backup")
+            left, place = left[n:], place + n
 
     def float32(self, name: str) -> Float32:
         """The tensor as float32: a view for F32, a decoded copy for BF16, F16, F64; others raise PayloadError."""
