@@ -48,13 +48,13 @@ def left(node: Daemon) -> None:
 class Sender:
     """A client of the control socket that may send anything."""
 
-    def __init__(self, node: Daemon, name: str = "x", version: str = "v3.0", **carry: Any) -> None:
+    def __init__(self, node: Daemon, name: str = "x", **carry: Any) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(20)
         self.sock.connect(str(node.socket))
         self.lines = self.sock.makefile("rb")
-        carried = {"files": 1, "bytes": 10, "folder": "/home/alice/cubes", **carry}
-        self.tell({"op": "dataset_import", "name": name, "version": version, "carry": carried})
+        carried = {"files": 1, "bytes": 10, "folder": "/home/alice/cubes", "version": "v3.0", **carry}
+        self.tell({"op": "dataset_import", "name": name, "carry": carried})
 
     def __enter__(self) -> Sender:
         return self

@@ -26,7 +26,7 @@ async def _carried(tmp_path: Path, files: int, sent: bytes, during: Any) -> dict
     room = Carrying(Config.load([]), store, Sweeper())
 
     async def handler(request: dict[str, Any], connection: ControlConnection) -> Any:
-        async with room.folder(tmp_path / "datasets/x", request, connection, anew=False) as place:
+        async with room.folder(tmp_path / "datasets/x", request, connection) as place:
             return {"files": sum(1 for p in place.rglob("*") if p.is_file())}
 
     server = ControlServer(tmp_path / "s", handler)

@@ -37,7 +37,8 @@ class Cargo:
         self._root = root.resolve()
         self._within = (within or self._root).resolve()
         self._files = listed(self._root, self._within)
-        self.announced = {"files": len(self._files), "bytes": sum(self._files.values()), "folder": str(root)}
+        self.announced = {"files": len(self._files), "bytes": sum(self._files.values()), "folder": str(root),
+                          "version": _version(self._root)}  # fmt: skip
         self._size, self._sent = sum(self._files.values()), 0
         self._all_sent = False
         self._begun = self._shown = 0.0
@@ -87,10 +88,10 @@ class Cargo:
             self._progress.update(transfer({"done": self._sent, "size": self._size, "rate": rate, "remaining_s": left}))
 
 
-def version(folder: Path) -> str:
+def _version(folder: Path) -> str:
     """Of a dataset's format, as it says itself; "" when it does not. What must be converted needs twice the room."""
     try:
-        return str(json.loads((folder / "meta/info.json").read_bytes())["codebase_version"])
+        return str(json.loads((folder / "meta/info.json").read_bytes())["codebase_version"])[:100]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
 

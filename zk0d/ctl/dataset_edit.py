@@ -135,7 +135,7 @@ def sent(context: Context, op: str, folder: Path, within: Path | None = None, **
 
 
 def _import(context: Context, args: Args) -> int:
-    from zk0d.ctl.carrying import cached, version
+    from zk0d.ctl.carrying import cached
     from zk0d.ctl.dataset_cmd import renames
 
     if args.source.startswith("hf:"):
@@ -145,7 +145,7 @@ def _import(context: Context, args: Args) -> int:
         folder = within = Path(_path(args.source.removeprefix("local:")))
         name = folder.name
     r = sent(context, "dataset_import", folder, within, name=args.name or name.rpartition("/")[2],
-             version=version(folder), rename=renames(args.rename))  # fmt: skip
+             rename=renames(args.rename))  # fmt: skip
     print(_made(r) + ("" if r["was"].startswith("v3.") else f" (converted from {safe(r['was'])})"))
     return 0
 

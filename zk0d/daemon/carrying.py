@@ -60,18 +60,19 @@ class Carrying:
 
     @asynccontextmanager
     async def folder(
-        self, target: Path, request: dict[str, Any], connection: ControlConnection, anew: bool
+        self, target: Path, request: dict[str, Any], connection: ControlConnection, anew: bool = False
     ) -> AsyncIterator[Path]:
         """A copy, beside `target`, of the folder that the client has: its `carry` says how many files and bytes come.
 
         Asked with the event `send`, it sends for each file a JSON line of `path` and `size` and the bytes as they are,
-        then `{"end": true}`. `anew`: what is made of it needs as much room again. Raises DatasetError where there is
-        no room, ProtocolError, and LinkLostError when the client goes away before its end or is too slow.
+        then `{"end": true}`. `anew`: what is made of it needs as much room again, as what is not v3.x always does.
+        Raises DatasetError where there is no room, ProtocolError, and LinkLostError when the client goes away before
+        its end or is too slow.
         """
-        files, size, told = _announced(request)
+        files, size, told, version = _announced(request)
         datasets = target.parent
         place = datasets / FOLDER / f"{connection.uid}_{time.time_ns():x}"
-        with self._promised(_Promise(target, size, size if anew else 0)) as promise:
+        with self._promised(_Promise(target, size, size if anew or not version.startswith("v3.") else 0)) as promise:
             await self._fits(datasets, promise, files)
             floor = max(1, int(self._config["datasets", "floor_gb"] * 1e9))
             try:
@@ -243,8 +244,8 @@ async def _heard(reading: Any) -> bytes:
     return heard
 
 
-def _announced(request: dict[str, Any]) -> tuple[int, int, str]:
-    """How many files, their bytes, and what their folder is called where they come from."""
+def _announced(request: dict[str, Any]) -> tuple[int, int, str, str]:
+    """How many files, their bytes, what their folder is called where they come from, and its version."""
     carry = request.get("carry")
     told = carry if isinstance(carry, dict) else {}
     files, size = told.get("files"), told.get("bytes")
@@ -252,7 +253,7 @@ def _announced(request: dict[str, Any]) -> tuple[int, int, str]:
         raise UsageError("the request does not say how many files and bytes are to come", "is zk0ctl as new as zk0d?")
     if files > _MOST_FILES:
         raise UsageError(f"it has {files} files: at most {_MOST_FILES} are taken in", "v3.0 needs far fewer")
-    return files, size, str(told.get("folder") or "the folder")[:4096]
+    return files, size, str(told.get("folder") or "the folder")[:4096], str(told.get("version"))
 
 
 def _header(line: bytes, left: int) -> tuple[Path, int]:

@@ -226,9 +226,8 @@ def _told(service: Service, connection: ControlConnection, what: str) -> Iterato
 async def op_dataset_import(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
     """Take in the dataset that the client sends, converted to v3.0 where needed."""
     target = _target(service, str(request.get("name")))
-    anew = not str(request.get("version")).startswith("v3.")
     with _told(service, connection, f"import of {target.name!r}"):
-        async with service.carrying.folder(target, request, connection, anew) as source:
+        async with service.carrying.folder(target, request, connection) as source:
             job = {"action": "take_in", "source": str(source), "target": str(target)}
             result = await _work(service, job, connection)
             made = _add(service, target.name, target, None, datasets.renamed_cameras(request.get("rename") or {}))
