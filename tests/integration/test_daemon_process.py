@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from daemon_process import Daemon, Ran, loads, wait_until
 
 from zk0d.control import call
 from zk0d.errors import UnseenError
+from zk0d.moments import clock
 
 HEAVY = {"torch", "lerobot", "transformers", "pandas", "pyarrow", "datasets", "mujoco", "cv2"}
 
@@ -90,7 +90,7 @@ def test_state_is_private(lasting: Daemon) -> None:
 def test_overrides_show_and_end(lasting: Daemon) -> None:
     assert "paused: by " in lasting.ctl("train", "pause", "--for", "2h").out
     assert lasting.status()["training"]["override"]["kind"] == "pause"
-    end = time.strftime("%H:%M", time.localtime(lasting.status()["training"]["override"]["until"]))
+    end = clock(lasting.status()["training"]["override"]["until"])  # two hours on may be tomorrow
     told = lasting.ctl("status").out
     assert "told to pause by " in told and f" until {end}" in told
     why = lasting.ctl("why").out

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from zk0d.daemon import trainer_job, training
-from zk0d.daemon.arbiter import Action, Activity, LinkSignal, clock
+from zk0d.daemon.arbiter import Action, Activity, LinkSignal
 from zk0d.daemon.config import Config
 from zk0d.daemon.paces import Paces
 from zk0d.daemon.signals.reading import Level, Reading
 from zk0d.daemon.store import Hub, Store, Task
 from zk0d.daemon.training import Training
 from zk0d.daemon.workers import KINDS, Workers
+from zk0d.moments import clock
 
 TASK = {"id": "t1", "federation": "pick", "version": 0, "local_steps": 1}
 

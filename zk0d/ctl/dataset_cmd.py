@@ -7,8 +7,9 @@ from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.dataset_edit import SUBS
-from zk0d.ctl.render import clock, paint, plural, safe, show_json, table
+from zk0d.ctl.render import paint, plural, safe, show_json, table
 from zk0d.errors import UnseenError, UsageError
+from zk0d.moments import clock
 
 _JSON = arg("--json", help="as JSON", action="store_true")
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
-from zk0d.ctl.render import Progress, clock, paint, safe, show_json, table, transfer
+from zk0d.ctl.render import Progress, paint, safe, show_json, table, transfer
+from zk0d.moments import clock
 
 _JSON = arg("--json", help="as JSON", action="store_true")
 _VERSION = arg("version", help='"3", "latest", or with several federations "NAME/3"', metavar="VERSION")

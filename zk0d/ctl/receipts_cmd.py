@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
-from zk0d.ctl.render import clock, plural, safe, show_json, size, table
+from zk0d.ctl.render import plural, safe, show_json, size, table
 from zk0d.errors import ProtocolError, UnknownStateError, UsageError
+from zk0d.moments import clock
 
 
 def _load(context: Context) -> dict[str, Any]:

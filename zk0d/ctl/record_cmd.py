@@ -14,8 +14,9 @@ from typing import Any
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.keys import HELP, keys_steer
 from zk0d.ctl.preview import Block, picture
-from zk0d.ctl.render import Progress, clock, paint, plural, safe, show_json
+from zk0d.ctl.render import Progress, paint, plural, safe, show_json
 from zk0d.errors import Zk0Error
+from zk0d.moments import clock
 from zk0d.watching import watch
 
 DEGRADED, INTERRUPTED = 2, 130

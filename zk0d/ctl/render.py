@@ -9,7 +9,6 @@ import json
 import os
 import re
 import sys
-import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,12 +55,6 @@ def duration(seconds: float) -> str:
     if s < 86400:
         return f"{s // 3600} h {s % 3600 // 60:02d} min"
     return f"{s // 86400} days"
-
-
-def clock(at: float) -> str:
-    """Local time of day, with the date when it is not today."""
-    there = time.localtime(at)
-    return time.strftime("%H:%M" if there[:3] == time.localtime()[:3] else "%-d %b %Y %H:%M", there)
 
 
 def transfer(t: dict[str, Any]) -> str:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
-from zk0d.ctl.render import Progress, clock, duration, show_json, size
+from zk0d.ctl.render import Progress, duration, show_json, size
 from zk0d.errors import UsageError, Zk0Error
+from zk0d.moments import clock
 from zk0d.runtime import COMPLETE, base
 
 

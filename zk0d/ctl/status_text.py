@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import time
 
-from zk0d.ctl.render import clock, duration, paint, plural, safe, show_json, size, transfer
+from zk0d.ctl.render import duration, paint, plural, safe, show_json, size, transfer
 from zk0d.errors import NotRunningError, UnknownStateError
+from zk0d.moments import clock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

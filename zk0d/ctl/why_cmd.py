@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
-from zk0d.ctl.render import clock, paint, safe, show_json
+from zk0d.ctl.render import paint, safe, show_json
+from zk0d.moments import clock
 
 
 def _value(key: str, value: Any) -> str:

@@ -6,11 +6,11 @@ stops and asks nothing: the loop in training.py gathers the signals and carries 
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from enum import StrEnum
 
 from zk0d.daemon.signals.reading import Level, Reading
+from zk0d.moments import clock
 
 
 class Action(StrEnum):
@@ -174,12 +174,6 @@ def decide(signals: Signals, policy: Policy, now: float) -> Decision:
         "then the update goes to the hub",
         "train",
     )
-
-
-def clock(at: float, now: float) -> str:
-    """Local time of day for `at`, with the date when it is not today's; absolute, so that it stays true on a page."""
-    there, here = time.localtime(at), time.localtime(now)
-    return time.strftime("%H:%M" if there[:3] == here[:3] else "%-d %b %H:%M", there)
 
 
 def duration(seconds: float) -> str:

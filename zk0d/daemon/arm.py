@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from zk0d.daemon.arbiter import Activity, clock
+from zk0d.daemon.arbiter import Activity
 from zk0d.daemon.config import Config
 from zk0d.daemon.quality import keep_out
 from zk0d.daemon.robot_table import SIDES, check_robot, is_virtual, pairs
@@ -24,6 +24,7 @@ from zk0d.daemon.store import Store
 from zk0d.daemon.torque import SETTLE_S, Torque, after_death, left_behind
 from zk0d.daemon.workers import ARM_GRACE_S, Workers
 from zk0d.errors import RobotError, UsageError, WorkerError
+from zk0d.moments import clock
 from zk0d.supervise import Worker
 
 Emit = Callable[..., Awaitable[None]]

@@ -15,7 +15,6 @@ from typing import Any
 import structlog
 
 from zk0d.daemon import datasets, room, staged
-from zk0d.daemon.arbiter import clock
 from zk0d.daemon.arm import Arm, Emit, Live
 from zk0d.daemon.config import Config
 from zk0d.daemon.record_request import RecordRequest
@@ -23,6 +22,7 @@ from zk0d.daemon.robot_table import is_virtual
 from zk0d.daemon.store import Dataset, Store
 from zk0d.daemon.workers import Workers
 from zk0d.errors import UsageError, WorkerError, Zk0Error
+from zk0d.moments import clock
 
 log = structlog.get_logger("sessions")
 

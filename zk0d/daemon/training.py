@@ -29,7 +29,6 @@ from zk0d.daemon.arbiter import (
     Policy,
     Signals,
     TaskSignal,
-    clock,
     decide,
     duration,
     held_back,
@@ -43,6 +42,7 @@ from zk0d.daemon.signals.reading import Reading
 from zk0d.daemon.store import Store, Task
 from zk0d.daemon.workers import GRACE_S, SAVE_GRACE_S, Workers
 from zk0d.errors import WorkerError, Zk0Error
+from zk0d.moments import clock
 from zk0d.supervise import Worker
 
 log = structlog.get_logger("training")

@@ -12,6 +12,7 @@ import math
 import mmap
 import os
 import struct
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -50,6 +51,7 @@ class Payload:
         self.metadata = metadata
         self._map: mmap.mmap | None = data
         self._offset, self._fd = offset, fd
+        self._close_fd = weakref.finalize(self, os.close, fd)  # also where nobody closes, as with the map
 
     @classmethod
     def open(cls, path: Path, max_header: int = MAX_HEADER) -> Payload:
@@ -92,7 +94,7 @@ class Payload:
         """Give up the map. Arrays handed out keep it alive until they go."""
         data, self._map = self._map, None
         if data is not None:
-            os.close(self._fd)
+            self._close_fd()
             try:
                 data.close()
             except BufferError:
