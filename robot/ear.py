@@ -42,6 +42,8 @@ class Ear:
     def __init__(self, channel: Channel | None = None) -> None:
         self._channel = channel or Nobody()
         self._kept: deque[dict[str, Any]] = deque()
+        self.stopped = False
+        """Whether a person's `stop` was heard and taken."""
 
     def emit(self, event: str, **fields: Any) -> None:
         """Send one event."""
@@ -49,7 +51,12 @@ class Ear:
 
     def poll(self, timeout_s: float = 0.0) -> dict[str, Any] | None:
         """The next command, one that was put aside first; waits up to `timeout_s` seconds, None if there is none."""
-        return self._kept.popleft() if self._kept else self._channel.poll(timeout_s)
+        message = self._kept.popleft() if self._kept else self._channel.poll(timeout_s)
+        self._note(message or {})
+        return message
+
+    def _note(self, message: dict[str, Any]) -> None:
+        self.stopped |= message.get("cmd") == "stop" and message.get("by") == "person"
 
     def end(self, wait_s: float = 0.0, ends: tuple[str, ...] = ENDS, *, by_person: bool = False) -> str:
         """The first command of `ends`, which is taken; "" when none comes in `wait_s` seconds, which are waited out.
@@ -62,6 +69,7 @@ class Ear:
                 word = message.get("cmd")
                 if word in ends and not (by_person and word == "stop" and message.get("by") != "person"):
                     self._kept.remove(message)
+                    self._note(message)
                     return str(word)
             heard = self._channel.poll(max(0.0, deadline - time.perf_counter()))
             if heard is None:

@@ -71,20 +71,28 @@ def ramp(
 def put_down(bench: Bench, home: Pose, ear: Ear, *, limp: bool = False) -> None:
     """The session is over: slowly back to `home`, where the arms stood, then let down and without torque.
 
-    `limp`: let down where they are, at once, as after a person's `stop` or a `release` on the way and where the way
-    back is barred; the reason is told. A `stop` that no person said means only what the session's end means already:
-    at a poweroff systemd and zk0d say one each. What goes wrong here is told, too, and hides nothing that went wrong
-    before.
+    `limp`: let down where they are, at once, as after a person's second `stop` or a `release` on the way and where the
+    way back is barred; the reason is told. A first one, which crosses the session's own end, and a `stop` that no person
+    said mean only what that end means already: at a poweroff systemd and zk0d say one each. What goes wrong here is
+    told, too, and hides nothing that went wrong before.
     """
     if bench.virtual:
         return  # a simulation has no arm that could drop
     why = "told to release it" if limp else ""
     if not limp and not bench.released:
         try:
-            word = ramp(bench, lambda: home, ear, REST_SPEED, ("stop", "release"), _REST_WITHIN_S, by_person=True)
+            first, until = not ear.stopped, time.perf_counter() + _REST_WITHIN_S
+            word = _back(bench, home, ear, until)
+            if word == "stop" and first:
+                word = _back(bench, home, ear, until)
             why = {"": "", "care": "", "time": f"it did not get back to rest in {_REST_WITHIN_S:.0f} s"}.get(
                 word, f"told to {word} on its way to rest"
             )
         except RobotError as error:
             why = f"it cannot go back to rest: {error.message}"
     bench.lower(why)
+
+
+def _back(bench: Bench, home: Pose, ear: Ear, until: float) -> str:
+    within_s = until - time.perf_counter()
+    return ramp(bench, lambda: home, ear, REST_SPEED, ("stop", "release"), within_s, by_person=True)

@@ -98,9 +98,13 @@ def test_teleop_goes_to_the_leader_and_back_to_rest_slowly_and_is_let_down(stati
     assert [(e["on"], e["text"]) for e in told.of("torque")] == [(True, ""), (False, "")]
 
 
-@pytest.mark.parametrize("by", ["", "person"])
-def test_only_a_persons_second_stop_drops_the_arm_on_its_way(station: Any, tmp_path: Path, by: str) -> None:
-    """At a poweroff systemd's SIGTERM and zk0d each say one, which no person meant."""
+@pytest.mark.parametrize(("first", "second", "drops"), [
+    ("person", "", False), ("person", "person", True), ("", "person", False),
+])  # fmt: skip
+def test_only_a_persons_second_stop_drops_the_arm_on_its_way(
+    station: Any, tmp_path: Path, first: str, second: str, drops: bool
+) -> None:
+    """At a poweroff systemd's SIGTERM and zk0d each say one, which no person meant; and one may cross another end."""
     away(station)
     written = Written(station)
 
@@ -110,15 +114,16 @@ def test_only_a_persons_second_stop_drops_the_arm_on_its_way(station: Any, tmp_p
         def poll(self, timeout_s: float = 0.0) -> dict[str, Any] | None:
             if self.heard and not self.again:  # at once, as the arm begins its way back
                 self.again = True
-                return {"cmd": "stop", "by": by} if by else {"cmd": "stop"}
-            return super().poll(timeout_s)
+                return {"cmd": "stop", "by": second}
+            said = super().poll(timeout_s)
+            return said and {**said, "by": first}
 
     told = Stops("stop", "progress", lambda fields: fields.get("seconds", 0) > 1)
     tending.main({"action": "teleop", "robot": table(station, tmp_path)}, told)
     goals = np.array([g[:5] for _, g in written.goals])
     left, text = np.abs(goals[-1] - goals[0]).max(), told.of("torque")[-1]["text"]
     assert written.torque() == [0] * 6
-    if by:
+    if drops:
         assert left > 20 * STEPS and "where it stood: told to stop on its way to rest" in text
     else:
         assert left < 6 * STEPS and text == ""
