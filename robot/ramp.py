@@ -72,9 +72,9 @@ def put_down(bench: Bench, home: Pose, ear: Ear, *, limp: bool = False) -> None:
     """The session is over: slowly back to `home`, where the arms stood, then let down and without torque.
 
     `limp`: let down where they are, at once, as after a person's second `stop` or a `release` on the way and where the
-    way back is barred; the reason is told. A first one, which crosses the session's own end, and a `stop` that no person
-    said mean only what that end means already: at a poweroff systemd and zk0d say one each. What goes wrong here is
-    told, too, and hides nothing that went wrong before.
+    way back is barred; the reason is told. A first one, which crosses the session's own end, and a `stop` that no
+    person said mean only what that end means already: at a poweroff systemd and zk0d say one each. What goes wrong
+    here is told, too, and hides nothing that went wrong before.
     """
     if bench.virtual:
         return  # a simulation has no arm that could drop
