@@ -97,9 +97,10 @@ async def stream(hub: HubLink, digest: str, size: int, chunk: int) -> None:
 
     peer.arrivals[digest] = arrival
     try:
-        for _ in range(WINDOW):
-            ask()
-        await asyncio.wait_for(done, 300)
+        with peer.expected.lasting((WINDOW + 1) * chunk):  # the hub holds no more than that
+            for _ in range(WINDOW):
+                ask()
+            await asyncio.wait_for(done, 300)
     finally:
         del peer.arrivals[digest]
 

@@ -348,7 +348,7 @@ class PeerTarget:
         assert len(peer._control) <= MAX_CONTROL and peer._serving.waiting <= MAX_CHUNKS_WAITING + 1
         assert peer._answers is not None and len(peer._answers._remembered) <= MAX_REMEMBERED
         assert len(peer._tasks) <= peer.limits.max_requests
-        assert len(peer.progress) <= 2 * MAX_CHUNKS_WAITING and not peer._chunk_asks and not peer._pending
+        assert len(peer.progress) <= 2 * MAX_CHUNKS_WAITING and not peer._chunk_asks and not peer._questions._pending
         return got
 
     async def _hear(self, frames: list[bytes]) -> bool:

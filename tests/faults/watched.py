@@ -45,11 +45,11 @@ class Watched:
         self.stored: Counter[int] = Counter()
         self.ran: Counter[str] = Counter()
         self.beats = 0
-        read, write = BlobStore.read_chunk, Partial.write
+        read, write = LentBlob.from_disk, Partial.write
 
-        def read_chunk(store: BlobStore, digest: str, index: int, chunk_size: int = CHUNK) -> bytes:
+        def from_disk(blob: LentBlob, index: int, chunk_size: int) -> LentChunk:
             self.sent[index] += 1
-            return read(store, digest, index, chunk_size)
+            return read(blob, index, chunk_size)
 
         def stored(partial: Partial, index: int, data: bytes) -> bool:
             new = index not in partial.have
@@ -64,7 +64,7 @@ class Watched:
             self.sent[index] += chunk is not None
             return chunk
 
-        patch.setattr(BlobStore, "read_chunk", read_chunk)
+        patch.setattr(LentBlob, "from_disk", from_disk)
         patch.setattr(LentBlob, "chunk", lent)
         patch.setattr(Partial, "write", stored)
 

@@ -24,7 +24,7 @@ from zk0d.hub.store import Store
 from zk0d.link.enroll import enroll
 from zk0d.model.blobs import BlobStore, Manifest, name_of
 from zk0d.model.leaves import leaves_of
-from zk0d.model.lent import LentBlob
+from zk0d.model.lent import LentBlob, LentChunk
 from zk0d.model.payload import PayloadWriter
 from zk0d.model.spec import ModelSpec
 
@@ -321,11 +321,24 @@ def test_bad_updates_are_refused_with_the_reason_and_the_round_goes_on(hub: HubP
     assert hub.stop() < 5
 
 
-class NotLent(LentBlob):
-    """On a disk that would have to be waited for: chunks are read, and so can be altered."""
+class Altered(LentChunk):
+    """A chunk whose last byte is another."""
 
-    def chunk(self, index: int, chunk_size: int) -> None:
+    def read_into(self, at: int, into: memoryview) -> None:
+        super().read_into(at, into)
+        if at + len(into) == len(self):
+            into[-1] ^= 1
+
+
+class Lying(LentBlob):
+    """Gives out altered chunks."""
+
+    def chunk(self, index: int, chunk_size: int) -> LentChunk | None:
         return None
+
+    def from_disk(self, index: int, chunk_size: int) -> LentChunk:
+        true = super().from_disk(index, chunk_size)
+        return Altered(true._blob, true._start, len(true))
 
 
 class LyingStore(BlobStore):
@@ -334,7 +347,7 @@ class LyingStore(BlobStore):
     lie = ""
 
     def lend(self, digest: str) -> LentBlob:
-        return NotLent(self.path(digest))
+        return Lying(self.path(digest)) if self.lie else super().lend(digest)
 
     def read_chunk(self, digest: str, index: int, chunk_size: int = 1 << 20) -> bytes:
         data = super().read_chunk(digest, index, chunk_size)

@@ -24,12 +24,13 @@ def held(path: Path) -> list[str]:
     return [found for found in links if found.startswith(str(path))]
 
 
+def say(ask: Ask, lent: Any) -> list[Any]:
+    return [b"", lent]
+
+
 def test_a_deleted_blob_is_not_held_open_for_a_peer_that_took_a_part(tmp_path: Path) -> None:
     blobs = BlobStore(tmp_path, reserve=0)
     digest = blobs.add_bytes(os.urandom(4 << 20))
-
-    def say(ask: Ask, data: bytes | None, lent: Any) -> list[Any]:
-        return [b"", data if data is not None else bytes(lent)]
 
     async def play() -> None:
         with ThreadPoolExecutor(1) as pool:
@@ -43,5 +44,26 @@ def test_a_deleted_blob_is_not_held_open_for_a_peer_that_took_a_part(tmp_path: P
             blobs.delete(digest)
             serving.let_go()
             assert not held(blobs.path(digest))
+
+    asyncio.run(play())
+
+
+def test_a_chunk_that_the_disk_was_asked_for_is_lent_as_well(tmp_path: Path) -> None:
+    """Else each slow node that fetches what is not in the page cache costs the hub some chunks' memory."""
+    blobs, data, refused = BlobStore(tmp_path, reserve=0), os.urandom((1 << 20) + 5), []
+    digest = blobs.add_bytes(data)
+
+    async def play() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            serving = Serving(blobs, pool, Bucket(None), {}, say, refused.append)
+            serving._lend(digest)._nowait = False  # as on a file system that cannot say what is in memory
+            for index in (0, 1, 2):
+                assert serving.want((digest, index, 1 << 20, 1))
+                assert serving.from_memory() is None
+                frames = await serving.from_disk()
+                if index < 2:
+                    assert frames is not None and not isinstance(frames[1], bytes)
+                    assert bytes(frames[1]) == data[index << 20 : (index + 1) << 20]
+            assert [ask[1] for ask in refused] == [2]
 
     asyncio.run(play())

@@ -19,6 +19,7 @@ from zk0d.link.storing import Storing
 from zk0d.link.transfer import Receiver
 from zk0d.model import tensors
 from zk0d.model.blobs import Manifest, Partial
+from zk0d.model.leaves import LEAF, LEAF_DIGEST
 
 log = structlog.get_logger("zk0d.link.download")
 
@@ -39,7 +40,9 @@ async def download(peer: Peer, digest: str, size_limit: int, like: Sequence[str]
 async def _download(peer: Peer, digest: str, size_limit: int, like: Sequence[str]) -> Path:
     loop = asyncio.get_running_loop()
     like = [d for d in like if peer.blobs.has(d)]
-    manifest, offered = await _manifest(peer, digest, bool(like))
+    leaves = -(-size_limit // LEAF) * LEAF_DIGEST
+    with peer.expected.lasting(leaves):
+        manifest, offered = await _manifest(peer, digest, bool(like))
     if manifest.size > size_limit:
         raise PayloadError(f"{digest} is {manifest.size} bytes, at most {size_limit} are accepted here")
     partial = await loop.run_in_executor(peer.pool, peer.blobs.partial, digest, manifest)
@@ -88,7 +91,10 @@ class _Fetch:
         self._timer: asyncio.TimerHandle | None = None
         self._storing = Storing(peer.pool, partial, self._stored)
         self._taken: set[int] = set()
-        self._held = False  # by the bandwidth limit, at the last look
+        self._held = False  # by the bandwidth limit or for others' turns, at the last look
+        self._piece = min(manifest.chunk_size, manifest.size)
+        self._charged = 0  # chunks whose bytes are taken of the credit
+        self._expected = 0  # chunks that the link was told of
         self._pause = 0.0  # the peer was busy: until then nothing is asked for
 
     async def run(self) -> None:
@@ -107,7 +113,10 @@ class _Fetch:
             peer.interruptions.remove(self._interrupted)
             peer.progress.pop(("down", self.digest), None)
             self._end(None)
+            peer.credit.leave(self._turn)
+            self._settle(0, len(self._taken))
             await asyncio.shield(self._storing.close())  # nobody may write to a partial that is closed
+            self._settle(0, 0)
 
     def _end(self, error: BaseException | None) -> None:
         if self._timer is not None:
@@ -132,28 +141,59 @@ class _Fetch:
         except Exception as error:  # it is this transfer's end, and its owner hears of it
             self._end(error)
 
+    def _turn(self) -> None:
+        """It is this transfer's turn to take of the credit."""
+        self._loop.call_soon(self._look)
+
+    def _settle(self, outstanding: int, held: int) -> None:
+        """So many chunks are waited for, and so many not stored yet: the credit of others is given back."""
+        self.peer.expected.add((outstanding - self._expected) * self._piece)
+        self._expected = outstanding
+        if (over := self._charged - max(outstanding, held)) > 0:
+            self._charged -= over
+            self.peer.credit.give(over * self._piece)
+
     def _ask(self) -> float:
-        """Ask for what the credit window and the bandwidth limit let through; seconds to wait for what comes."""
+        """Ask for what may be asked for now; seconds to wait for what comes."""
         peer, receiver, now = self.peer, self.receiver, time.monotonic()
         if peer.held or (self._held and not receiver.outstanding):  # it is we who hold it, not the peer
             receiver.progressed = now
-        self._held = False
+        self._held = queued = False
         if now - receiver.progressed > peer.limits.stall_s:
             raise LinkLostError(
                 f"no chunk of {self.digest} came from {peer.name} for {peer.limits.stall_s:g} s", "what came is kept"
             )
         if not peer.linked.is_set() or peer.held:  # else `up` interrupts
-            return 1.0
-        if now < self._pause:
-            return self._pause - now
+            wait = 1.0
+        elif now < self._pause:
+            wait = self._pause - now
+        else:
+            wait, queued = self._ask_on(now)
+        if not queued:
+            peer.credit.leave(self._turn)  # a turn that is not used is the next one's
+        return wait
+
+    def _ask_on(self, now: float) -> tuple[float, bool]:
+        """Ask for what the window, the bandwidth limit and the credit let through; whether the credit's turn is waited
+        for."""
+        peer, receiver = self.peer, self.receiver
+        if peer.expected.coming:
+            receiver.comes(now)
         while not (held := peer.download.delay(now)):
-            indexes = receiver.asks(now, min(1, peer.credit.left(receiver.outstanding)))
+            most = min(1, peer.credit.left(receiver.outstanding))
+            if most and receiver.wants:
+                if not peer.credit.take(self._turn, self._piece):
+                    self._held = True
+                    return 1.0, True
+                self._charged += 1
+            indexes = receiver.asks(now, most)
+            self._settle(receiver.outstanding, len(self._taken))
             if not indexes:
-                return min(1.0, receiver.next_look(now))
+                return min(1.0, receiver.next_look(now)), False
             peer.download.spend(self.manifest.length(indexes[0]))
             peer.ask_chunk(self.digest, indexes[0], self.manifest.chunk_size)
         self._held = True
-        return min(1.0, held)
+        return min(1.0, held), False
 
     # What is heard
 
@@ -165,6 +205,7 @@ class _Fetch:
             self._storing.put(index, data)
         elif code == "busy":
             self.receiver.unavailable(index)
+            self._settle(self.receiver.outstanding, len(self._taken))
             self._pause = time.monotonic() + _BUSY_PAUSE_S
             self._look()
         else:
@@ -176,6 +217,8 @@ class _Fetch:
             self._end(LinkClosedError("the link is closed", "what came is kept"))
             return
         self.receiver.interrupted()
+        self._expected = 0
+        self._settle(0, len(self._taken))
         self._loop.call_soon(self._look)  # a link that comes back stands only after this
 
     def _stored(self, index: int, size: int, good: bool | None, error: BaseException | None) -> None:
@@ -190,6 +233,7 @@ class _Fetch:
         except PayloadError as wrong:
             self._end(wrong)
             return
+        self._settle(self.receiver.outstanding, len(self._taken))
         self.progress.done += size if good else 0
         self.progress.moved = time.time()
         self._look()

@@ -15,6 +15,7 @@ import structlog
 import zmq
 
 from zk0d.errors import ConfigError, LinkClosedError, LinkLostError, PayloadError
+from zk0d.link.alone import Alone
 from zk0d.link.buffers import Bytes
 from zk0d.link.download import download
 from zk0d.link.enroll import hello_frame, serve_enroll
@@ -71,9 +72,9 @@ class HubLink:
         self._run_dir = run_dir
         self._peers: dict[str, Peer] = {}
         self._rooms: dict[str, asyncio.Event] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._alone = Alone()
         self._upload, self._download = Meter(self._limits.max_upload), Meter(self._limits.max_download)
-        self._credit = Credit()
+        self._credit = Credit(self._limits.receive_bytes)
         self._enrolling: set[asyncio.Task[None]] = set()
         self._closed = False
         self._terminator = Terminator(
@@ -139,15 +140,13 @@ class HubLink:
         if self._closed:
             raise LinkClosedError("the hub's links are closed")
         hex_of(digest)
-        async with self._locks.setdefault(digest, asyncio.Lock()):
+        async with self._alone.of(digest):
             try:
-                path = await download(self._peer(node_id), digest, min(size_limit, self._limits.max_blob))
+                return await download(self._peer(node_id), digest, min(size_limit, self._limits.max_blob))
             except PayloadError as error:
                 log.warning("transfer.given_up", node=node_id, digest=digest, reason=error.message)
                 self.disconnect(node_id, f"it sent bad data: {error.message}")
                 raise
-        self._locks.pop(digest, None)
-        return path
 
     def use(self, server_identity: ServerIdentity) -> None:
         """Show another server certificate from the next connection on; links that stand go on. ConfigError."""
@@ -207,8 +206,8 @@ class HubLink:
 
     # From the terminator's thread
 
-    def _from_up(self, node_id: str) -> None:
-        self._soon(self._up, node_id)
+    def _from_up(self, node_id: str, inbox: Inbox) -> None:
+        self._soon(self._up, node_id, inbox)
 
     def _from_down(self, node_id: str, reason: str) -> None:
         self._soon(self._down, node_id)
@@ -222,9 +221,9 @@ class HubLink:
     def _from_room(self, node_id: str) -> None:
         self._soon(self._room, node_id)
 
-    def _up(self, node_id: str) -> None:
+    def _up(self, node_id: str, inbox: Inbox) -> None:
         if not self._closed:
-            self._peer(node_id).up()
+            self._peer(node_id).up(inbox)
 
     def _down(self, node_id: str) -> None:
         if node_id in self._peers:

@@ -8,12 +8,14 @@ No I/O here but reading a lent chunk; not for what messages mean.
 from __future__ import annotations
 
 import struct
+import time
 from collections import deque
 from collections.abc import Callable
 
 from zk0d.link.buffers import SLICE, Buffers, Bytes
 from zk0d.link.gate import GREETING, MAX_FRAMES, MAX_READY, GateError
 from zk0d.link.messages import MAX_BULK, MAX_ENVELOPE, Frame, Lent
+from zk0d.link.rates import LOWEST
 
 _MORE, _LONG, _COMMAND = 1, 2, 4
 WAITING_OUT = 8
@@ -26,11 +28,22 @@ _BYTES_IN = 8 << 20
 _DIRECT = 4096
 
 
+class Skipped(bytes):
+    """Stands, empty, for a raw frame that nobody asked for: its `size` bytes were thrown away as they came."""
+
+    size = 0
+
+
 class Inbox:
     """Counts the messages that one wire delivered and the event loop has not handled yet.
 
     Each counter has one writer (the wire's thread, the event loop), so that no lock is needed.
     """
+
+    asked: int | None = None
+    """Bytes of raw frames that this end waits for (event loop); what goes beyond is not held. None: all is."""
+    coming = 0
+    """Bytes of the raw frame that is half here (wire's thread)."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         """`wake`, called in the event loop, makes the wire's thread look at `full` again."""
@@ -42,6 +55,14 @@ class Inbox:
         """One more message, of `size` bytes, was handed over (wire's thread)."""
         self._delivered += 1
         self._bytes_in += size
+        self.coming = 0
+
+    def begins(self, size: int) -> bool:
+        """A raw frame of `size` bytes begins: whether to hold it (wire's thread)."""
+        if self.asked is not None and self._bytes_in - self._bytes_done + size > self.asked + MAX_ENVELOPE:
+            return False
+        self.coming = size
+        return True
 
     def handled(self, size: int) -> None:
         """One of them was dealt with (event loop)."""
@@ -54,7 +75,8 @@ class Inbox:
     def full(self) -> bool:
         """Whether to stop reading (wire's thread); the flag goes up before the look, so that no wake-up is missed."""
         self._paused = True
-        self._paused = self._delivered - self._handled >= WAITING_IN or self._bytes_in - self._bytes_done >= _BYTES_IN
+        most = _BYTES_IN if self.asked is None else min(_BYTES_IN, self.asked + 2 * MAX_ENVELOPE)
+        self._paused = self._delivered - self._handled >= WAITING_IN or self._bytes_in - self._bytes_done >= most
         return self._paused
 
 
@@ -92,7 +114,8 @@ class Frames:
         flags, size = self.head[0], int.from_bytes(self.head[1:], "big")
         if flags & ~7:
             raise GateError("bad_zmtp", f"a frame with flags {flags:#x}")
-        limit = MAX_READY if flags & _COMMAND else MAX_ENVELOPE if flags & _MORE else self._max_frame
+        envelope = flags & _MORE or not self.frames
+        limit = MAX_READY if flags & _COMMAND else MAX_ENVELOPE if envelope else self._max_frame
         if size > limit:
             raise GateError("too_large", f"a frame of {size} bytes, at most {limit}")
         if flags & _COMMAND:
@@ -111,16 +134,20 @@ class Frames:
 class Splitter:
     """Inbound: commands pass on to libzmq, messages are gathered and handed to `deliver`.
 
-    Nothing is held but the one message that is being gathered: at most MAX_ENVELOPE + `max_frame` bytes.
+    Nothing is held but the one message that is being gathered: at most MAX_ENVELOPE + `max_frame` bytes. A raw frame
+    that `begins(size)` does not want is thrown away as it comes, and told as Skipped.
     """
 
     def __init__(
-        self, deliver: Callable[[list[Bytes]], None], buffers: Buffers, max_frame: int = MAX_BULK, skip: int = 0
-    ) -> None:
-        self._deliver, self._buffers = deliver, buffers
+        self, deliver: Callable[[list[Bytes]], None], buffers: Buffers, max_frame: int = MAX_BULK, skip: int = 0,
+        begins: Callable[[int], bool] = lambda size: True,
+    ) -> None:  # fmt: skip
+        self._deliver, self._buffers, self._begins = deliver, buffers, begins
         self._walk = Frames(max_frame, skip)
         self._envelope: bytes | None = None
-        self._into: memoryview | None = None  # where the present frame's body goes; None: it passes
+        self._into: memoryview | None = None  # where the present frame's body goes; None: it passes, or is thrown away
+        self._skipped: Skipped | None = None
+        self._since, self._size = 0.0, 0
         self._at = 0
         self._more = False
 
@@ -133,6 +160,10 @@ class Splitter:
     def coming(self) -> int:
         """Bytes that are sure to come still: the rest of the frame that is being gathered."""
         return self._walk.left
+
+    def overdue(self, now: float, grace: float) -> bool:
+        """Whether the frame that is being gathered comes slower than any line that is served, and so holds memory."""
+        return self._walk.left > 0 and now - self._since > grace + self._size / LOWEST
 
     def wanted(self) -> memoryview | None:
         """Where the next plaintext belongs, if that is the body of one frame and worth it; then call `filled`."""
@@ -159,7 +190,8 @@ class Splitter:
             if walk.left:
                 n = min(walk.left, end - at)
                 if self._into is None:
-                    passed.append(view[at : at + n])
+                    if self._skipped is None:
+                        passed.append(view[at : at + n])
                 else:
                     self._into[self._at : self._at + n] = view[at : at + n]
                     self._at += n
@@ -170,24 +202,31 @@ class Splitter:
                 if not walk.whole:
                     break
                 passed.extend(self._begin())
-            if not walk.left and self._into is not None:
+            if not walk.left and (self._into is not None or self._skipped is not None):
                 self._gathered()
         return passed[0] if len(passed) == 1 else b"".join(passed)
 
     def _begin(self) -> list[Bytes]:
         header = bytes(self._walk.head)
         flags, size = self._walk.begin()
+        self._since, self._size = time.monotonic(), size
         if flags & _COMMAND:
             if self._envelope is not None:
                 raise GateError("bad_zmtp", "a command within a message")
             self._into = None
             return [header]
-        self._into, self._at, self._more = self._buffers.take(size), 0, bool(flags & _MORE)
+        self._at, self._more = 0, bool(flags & _MORE)
+        if self._envelope is None or self._begins(size):
+            self._into = self._buffers.take(size)
+        else:
+            self._skipped = Skipped()
+            self._skipped.size = size
         return []
 
     def _gathered(self) -> None:
-        assert self._into is not None
-        body, self._into = self._into, None
+        found: Bytes | None = self._into if self._skipped is None else self._skipped
+        assert found is not None
+        body, self._into, self._skipped = found, None, None
         if self._more:
             self._envelope = bytes(body)
         elif self._envelope is None:

@@ -17,6 +17,7 @@ import structlog
 import zmq
 
 from zk0d.errors import LinkClosedError, LinkLostError
+from zk0d.link.alone import Alone
 from zk0d.link.buffers import Bytes
 from zk0d.link.download import download
 from zk0d.link.lane import Inbox
@@ -61,7 +62,7 @@ class NodeLink:
         """Called with the state after every change of phase or reason, in the event loop."""
         self._upload, self._download = Meter(self._limits.max_upload), Meter(self._limits.max_download)
         self._shared: set[str] = set()
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._alone = Alone()
         self._connected = asyncio.Event()
         self._ping = asyncio.Event()
         self._room = asyncio.Event()
@@ -153,10 +154,8 @@ class NodeLink:
         """
         self._require_open()
         hex_of(digest)
-        async with self._locks.setdefault(digest, asyncio.Lock()):
-            path = await download(self._peer, digest, self._limits.max_blob, like)
-        self._locks.pop(digest, None)  # it is here now: whoever still waits on the old lock finds it at once
-        return path
+        async with self._alone.of(digest):
+            return await download(self._peer, digest, self._limits.max_blob, like)
 
     def share(self, digest: str) -> None:
         """Let the hub take this blob (which is in the store). Nothing else can be taken."""

@@ -18,8 +18,10 @@ from typing import Any
 
 import structlog
 
-from zk0d.errors import LinkClosedError, LinkLostError, RefusedError, Zk0Error
+from zk0d.errors import LinkClosedError, LinkLostError, Zk0Error
 from zk0d.link.answers import Answers, OnRequest
+from zk0d.link.expected import Expected
+from zk0d.link.lane import Inbox, Skipped
 from zk0d.link.messages import (
     ANSWERS,
     PUSHES,
@@ -33,7 +35,8 @@ from zk0d.link.messages import (
     encode,
     new_id,
 )
-from zk0d.link.rates import Limiter
+from zk0d.link.questions import MAX_PENDING, Questions
+from zk0d.link.rates import Limiter, Pace
 from zk0d.link.serving import MAX_CHUNKS_WAITING, Ask, Serving
 from zk0d.link.state import LinkLimits, Progress
 from zk0d.link.transfer import Credit
@@ -44,25 +47,24 @@ from zk0d.model.manifest import may_be
 log = structlog.get_logger("zk0d.link.peer")
 
 MAX_CONTROL = 1024
-MAX_PENDING = 256
 MAX_UNASKED = 64 << 20
 """Bytes of chunks that were not asked for after which a link is ended: limits of bandwidth hold for what is asked."""
 MAX_MALFORMED = 1 << 20
 """Bytes of messages that cannot be parsed after which a link is ended. A type that is only unknown counts for none."""
+_TROUBLE = 256  # an empty one counts as much: it is told and logged like any other
 
 Transmit = Callable[[list[Frame]], Awaitable[None]]
 Arrival = Callable[[int, bytes | memoryview | None, str], None]
 """(index, data or None, error code) of a chunk that was asked for."""
 
 
-@lru_cache(16)
+@lru_cache(256)
 def _packed(path: Path) -> bytes:
     return tensors.pack(tensors.pieces(path))  # a blob never changes under its name
 
 
 class Peer:
-    """`transmit` sends frames or raises LinkLostError; it waits while there is no room. `offer` does not wait: it sends
-    them, or says False."""
+    """`transmit` sends frames or raises LinkLostError; it waits while there is no room. `offer` says False then."""
 
     def __init__(
         self,
@@ -93,16 +95,18 @@ class Peer:
         self._fetching: set[asyncio.Future[None]] = set()
         self._transmit, self._offer, self._may_take = transmit, offer, may_take
         self.download = download
-        self.credit = credit or Credit()
+        self.credit = credit or Credit(limits.receive_bytes)
+        self.expected = Expected()
         self._on_push = on_push
         self._next_id = new_id()
-        self._pending: dict[int, tuple[asyncio.Future[Message], list[Frame]]] = {}
+        self._questions = Questions(name, self._ident, self._enqueue)
         self._chunk_asks: OrderedDict[int, tuple[str, int]] = OrderedDict()
         self._answers = Answers(name, on_request, self._ident, self._enqueue) if on_request is not None else None
         self._control: deque[list[Frame]] = deque()
         self._manifests: deque[list[Frame]] = deque()  # they wait for the room of bulk, so never among control
         self._unsent: list[Frame] | None = None  # a chunk that found no room
         self._serving = Serving(blobs, pool, upload, self.progress, self._say_chunk, self._no_chunk)
+        self._pace = Pace(limits.requests_per_s, limits.requests_at_once)
         self._sending = False
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -111,12 +115,12 @@ class Peer:
 
     # State of the link below
 
-    def up(self) -> None:
-        """A link stands: ask again whatever has had no answer."""
+    def up(self, inbox: Inbox | None = None) -> None:
+        """A link stands: ask again whatever has had no answer. `inbox`: of a link that holds only what is asked for."""
         self._flush()
+        self.expected.up(inbox)
         self.linked.set()
-        for _, frames in self._pending.values():
-            self._enqueue(frames)
+        self._questions.again()
 
     def down(self) -> None:
         """The link is gone; what waited to be sent on it is forgotten (askers ask again)."""
@@ -124,6 +128,7 @@ class Peer:
         self._flush()
 
     def _flush(self) -> None:
+        self.expected.down()
         self._control.clear()
         self._manifests.clear()
         self._serving.clear()
@@ -160,9 +165,7 @@ class Peer:
         """End: everything that waits gets LinkClosedError."""
         self._closed = True
         self.down()
-        for future, _ in self._pending.values():
-            if not future.done():
-                future.set_exception(LinkClosedError("the link is closing"))
+        self._questions.close()
         for task in [self._sender, *self._tasks]:
             task.cancel()
         await asyncio.gather(self._sender, *self._tasks, *self._fetching, return_exceptions=True)
@@ -190,27 +193,7 @@ class Peer:
 
     async def ask(self, type: str, body: Body, timeout: float) -> Message:
         """Send a request and give the message that answers it; RefusedError, LinkLostError, LinkClosedError."""
-        if self._closed:
-            raise LinkClosedError("the link is closed")
-        if len(self._pending) >= MAX_PENDING:
-            raise LinkLostError(f"{MAX_PENDING} requests are waiting for {self.name}", "the peer is away or very slow")
-        ident = self._ident()
-        frames = encode(Message(type, ident, body))
-        future: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._pending[ident] = (future, frames)
-        try:
-            self._enqueue(frames)
-            answer = await asyncio.wait_for(future, timeout)
-        except TimeoutError:
-            raise LinkLostError(f"no answer to {type} from {self.name} within {timeout:g} s") from None
-        finally:
-            del self._pending[ident]
-        if answer.type == "error":
-            refused = RefusedError(answer.body["message"], answer.body.get("hint") or "", reason=answer.body["code"])
-            if "refusal" in answer.body and "refusal_signature" in answer.body:
-                refused.signed = (answer.body["refusal"], answer.body["refusal_signature"])
-            raise refused
-        return answer
+        return await self._questions.ask(type, body, timeout)
 
     def ask_chunk(self, digest: str, index: int, chunk_size: int) -> bool:
         """Ask for one chunk; it arrives in `arrivals[digest]`."""
@@ -276,9 +259,9 @@ class Peer:
         if self._unsent or self._serving.due:
             self._wake.set()
 
-    def _say_chunk(self, ask: Ask, data: bytes | None, lent: Lent | None) -> list[Frame]:
+    def _say_chunk(self, ask: Ask, lent: Lent) -> list[Frame]:
         digest, index, _, re = ask
-        return encode(Message("chunk", self._ident(), {"digest": digest, "index": index}, re, data), lent)
+        return encode(Message("chunk", self._ident(), {"digest": digest, "index": index}, re), lent)
 
     def _no_chunk(self, ask: Ask) -> None:
         self._error("not_found", f"{ask[0]} has no chunk {ask[1]} here", ask[3])
@@ -295,7 +278,7 @@ class Peer:
         except MessageError as error:
             log.warning("link.bad_message", peer=self.name, code=error.wire_code, reason=error.message)
             self._error(error.wire_code, error.message, error.re)
-            self._malformed += sum(map(len, frames)) if error.wire_code == "malformed" else 0
+            self._malformed += max(_TROUBLE, sum(map(len, frames))) if error.wire_code == "malformed" else 0
             if self._malformed > MAX_MALFORMED and self._on_flood is not None:
                 self._on_flood(f"it sent {self._malformed >> 10} KiB of messages that cannot be parsed")
             return None
@@ -325,11 +308,7 @@ class Peer:
             self._error("unknown_type", f"{message.type} is not for this end", message.id)
 
     def _answered(self, message: Message) -> None:
-        if message.re in self._pending:
-            future, _ = self._pending[message.re]
-            if not future.done():
-                future.set_result(message)
-        elif message.type == "error":
+        if not self._questions.answered(message) and message.type == "error":
             asked = self._chunk_asks.pop(message.re, None) if message.re is not None else None
             if asked is not None and (arrival := self.arrivals.get(asked[0])):
                 arrival(asked[1], None, message.body["code"])
@@ -339,13 +318,14 @@ class Peer:
                 )
 
     def _chunk_came(self, message: Message) -> None:
+        bulk = message.bulk if message.bulk is not None else b""
         if message.re is None or self._chunk_asks.pop(message.re, None) is None:
-            self._unasked += len(message.bulk or b"")
+            self._unasked += bulk.size if isinstance(bulk, Skipped) else len(bulk)
             if self._unasked > MAX_UNASKED and self._on_flood is not None:
                 self._on_flood(f"it sent {self._unasked >> 20} MiB of chunks that nobody asked for")
         arrival = self.arrivals.get(message.body["digest"])
-        if arrival is not None and message.bulk is not None:
-            arrival(message.body["index"], message.bulk, "")
+        if arrival is not None and not isinstance(bulk, Skipped):
+            arrival(message.body["index"], bulk, "")
 
     def _chunk_wanted(self, message: Message) -> None:
         digest, index, size = message.body["digest"], message.body["index"], message.body["chunk_size"]
@@ -362,9 +342,11 @@ class Peer:
             return False  # not even a digest
 
     def _start(self, message: Message, work: Coroutine[Any, Any, None]) -> bool:
-        if len(self._tasks) >= self.limits.max_requests:
+        many = len(self._tasks) >= self.limits.max_requests
+        if many or not self._pace.go(time.monotonic()):
             work.close()
-            self._error("busy", f"{self.limits.max_requests} requests are being answered", message.id)
+            why = f"{self.limits.max_requests} requests are being answered" if many else "ask more slowly"
+            self._error("busy", why, message.id)
             return False
         # At once: what needs no waiting is answered before the loop looks around again.
         task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)

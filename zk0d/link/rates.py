@@ -101,6 +101,25 @@ def _minute(text: Any) -> int:
     return int(match[1]) * 60 + int(match[2])
 
 
+class Pace:
+    """Lets `burst` things happen at once and `rate` a second in the long run; None: any number."""
+
+    def __init__(self, rate: float | None, burst: float) -> None:
+        self._rate, self._burst, self._left = rate, burst, burst
+        self._at = 0.0
+
+    def go(self, now: float) -> bool:
+        """Whether one more may happen; it then counts."""
+        if self._rate is None:
+            return True
+        self._left = min(self._burst, self._left + (now - self._at) * self._rate)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
 class Meter:
     """One token bucket under a rate that may change with the hour."""
 

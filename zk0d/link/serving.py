@@ -25,11 +25,11 @@ _MAX_LENT = 4
 
 Ask = tuple[str, int, int, int]
 """Digest, index, chunk size, id of the question."""
-Say = Callable[[Ask, bytes | None, Lent | None], list[Frame]]
+Say = Callable[[Ask, Lent], list[Frame]]
 
 
 class Serving:
-    """In the event loop. `say` makes the message of a chunk (given or lent), `refuse(ask)` tells that there is none."""
+    """In the event loop. `say` makes the message of a chunk, `refuse(ask)` tells that there is none."""
 
     def __init__(
         self, blobs: BlobStore, pool: Executor, upload: Limiter, progress: dict[tuple[str, str], Progress],
@@ -93,7 +93,7 @@ class Serving:
                 self._refuse(ask)
                 continue
             if lent is not None:
-                return self._made(ask, None, lent)
+                return self._made(ask, lent)
             self._first = ask
         return None
 
@@ -103,11 +103,12 @@ class Serving:
         if ask is None:
             return None
         try:
-            data = await asyncio.get_running_loop().run_in_executor(self._pool, self._blobs.read_chunk, *ask[:3])
+            blob = self._lend(ask[0])
+            lent = await asyncio.get_running_loop().run_in_executor(self._pool, blob.from_disk, *ask[1:3])
         except (Zk0Error, OSError):
             self._refuse(ask)
             return None
-        return self._made(ask, data, None)
+        return self._made(ask, lent)
 
     def _lend(self, digest: str) -> LentBlob:
         """The open blob; a file stays open while its chunks are wanted."""
@@ -117,10 +118,10 @@ class Serving:
             self._lent.popitem(last=False)
         return blob
 
-    def _made(self, ask: Ask, data: bytes | None, lent: Lent | None) -> list[Frame]:
+    def _made(self, ask: Ask, lent: Lent) -> list[Frame]:
         digest, index, _, _ = ask
-        frames = self._say(ask, data, lent)
-        size = len(frames[1])
+        frames = self._say(ask, lent)
+        size = len(lent)
         self._upload.spend(size)
         progress, served = self._progress.get(("up", digest)), self._served.setdefault(digest, set())
         if progress is not None and index not in served:

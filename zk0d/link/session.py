@@ -134,8 +134,11 @@ class Session:
             self._refuse("idle", f"{self.stage.value} not finished in time")
         elif self.stage is Stage.OPEN:
             self.wire.calm(now)
-            if now - self.wire.moved > self._desk.limits.silence_s:
-                self.close(f"silent for {self._desk.limits.silence_s:.0f} s")
+            inbox, limits = self.wire.inbox, self._desk.limits
+            if now - self.wire.moved > limits.silence_s:
+                self.close(f"silent for {limits.silence_s:.0f} s")
+            elif self._split.overdue(now, limits.reask_s) and inbox is not None and not inbox.full:  # then it is we
+                self.close("a message of it takes too long")
 
     def _established(self) -> None:
         protocol = self.wire.pump.tls.selected_alpn_protocol()
@@ -172,11 +175,13 @@ class Session:
         except OSError:
             app.close()
             raise
-        self._split = split = Splitter(self._came, self.wire.pump.scratch.buffers)
+        inbox = Inbox(lambda: self._desk.nudge(self))
+        inbox.asked = 0
+        self._split = split = Splitter(self._came, self.wire.pump.scratch.buffers, begins=inbox.begins)
         self._gate = Gate(self.node_id, beyond=split.feed)
         self.stage, self.deadline = Stage.GATE, time.monotonic() + self._desk.limits.handshake_s
         lane = Lane(self.wire.pump.scratch.slice, lambda: split.spoken)
-        self.wire.lane, self.wire.inbox = lane, Inbox(lambda: self._desk.nudge(self))
+        self.wire.lane, self.wire.inbox = lane, inbox
         self.wire.inbound = self._gate_in
         self.wire.outbound = lambda data: lane.pass_through(self._hold.feed(data))
         self.wire.attach(app)

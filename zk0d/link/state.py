@@ -48,6 +48,11 @@ class LinkLimits:
     max_blob: int = 16 << 30
     max_requests: int = 16
     """Requests of one peer being answered at once; more get `busy`."""
+    receive_bytes: int = 256 << 20
+    """Bytes of chunks that a hub has asked for of all nodes together, and so those that its memory holds of them."""
+    requests_per_s: float | None = None
+    """Requests of one peer in the long run (a burst of `requests_at_once` before); more get `busy`. None: any."""
+    requests_at_once: int = 400
     max_links: int = 4096
     max_handshakes: int = 64
 

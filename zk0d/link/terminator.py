@@ -44,7 +44,7 @@ class Terminator:
         context: ssl.SSLContext,
         enroll_hello: bytes,
         allowed: Callable[[str, str], bool],
-        on_up: Callable[[str], None],
+        on_up: Callable[[str, Inbox], None],
         on_down: Callable[[str, str], None],
         on_enroll: Callable[[int, bytes, str], None],
         on_message: Callable[[str, list[Bytes], int, Inbox], None],
@@ -53,7 +53,7 @@ class Terminator:
     ) -> None:
         """`on_message(node, frames, size, inbox)`: a message came; `inbox.handled(size)` when it is dealt with.
         `on_room(node)`: its lane has room again.
-        `on_up(node)`, `on_down(node, reason)`, `on_enroll(token, request, address)` (then call `answer`)."""
+        `on_up(node, inbox)`, `on_down(node, reason)`, `on_enroll(token, request, address)` (then call `answer`)."""
         self._context = context
         self.router_path = Path()  # set before start
         self.enroll_hello = enroll_hello
@@ -161,9 +161,9 @@ class Terminator:
             earlier.drop("the same node has linked anew")
         with self._lock:
             self._open[session.node_id] = session
-        if session.wire.lane is not None:
-            session.wire.lane.on_room = lambda: self._on_room(session.node_id)
-        self._on_up(session.node_id)
+        assert session.wire.lane is not None and session.wire.inbox is not None
+        session.wire.lane.on_room = lambda: self._on_room(session.node_id)
+        self._on_up(session.node_id, session.wire.inbox)
 
     def message(self, session: Session, frames: list[Bytes], size: int) -> None:
         assert session.wire.inbox is not None

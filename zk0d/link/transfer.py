@@ -6,7 +6,7 @@ The sender keeps no state: it serves any chunk of a blob it has. Proving and sto
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from zk0d.errors import PayloadError
 from zk0d.link.state import LinkLimits
@@ -49,6 +49,15 @@ class Receiver:
     def expects(self, index: int) -> bool:
         """Whether chunk `index` was asked for and has not come: what was not asked for is not even looked at."""
         return index in self._asked
+
+    @property
+    def wants(self) -> bool:
+        """Whether there is a chunk to ask for, and the credit window has room for it."""
+        return bool(self._missing) and len(self._asked) < self._window
+
+    def comes(self, now: float) -> None:
+        """A chunk is half here: the sender is slow, not silent."""
+        self._heard = max(self._heard, now)
 
     def asks(self, now: float, most: int | None = None) -> list[int]:
         """The chunks to ask for now: fills the credit window; after a silence, what was asked before is asked again.
@@ -126,17 +135,54 @@ class Receiver:
 
 
 class Credit:
-    """Chunks that all transfers to one end may have asked for together, shared evenly: a hub's memory does not grow
-    with the nodes that send to it at a time. One transfer alone is bound by `LinkLimits.window_max`."""
+    """What all transfers to one end may have asked for together, so that a hub's memory does not grow with the nodes
+    that send to it at a time: in chunks, shared evenly, which keeps few fast nodes small; and in bytes, chunk by chunk
+    in turn, which holds for any number of them. One transfer alone is bound by `LinkLimits.window_max`.
+
+    `again` is a transfer's name here: a callable that looks again, soon and not at once.
+    """
 
     MOST, LEAST = 16, 2
 
-    def __init__(self) -> None:
+    def __init__(self, most_bytes: int) -> None:
         self.transfers = 0
+        self._most = self._free = most_bytes
+        self._waiting: dict[Callable[[], object], int] = {}
 
     def left(self, outstanding: int) -> int:
-        """How many more a transfer may ask for that waits for `outstanding`."""
+        """How many more chunks a transfer may ask for that waits for `outstanding`."""
         return max(0, max(self.LEAST, self.MOST // max(1, self.transfers)) - outstanding)
+
+    def take(self, again: Callable[[], object], size: int) -> bool:
+        """Whether `size` bytes may be asked for now. If not, `again` is called when its turn has come; whoever does not
+        use his turn must `leave`, or nobody else has one."""
+        first = next(iter(self._waiting), again)
+        if first != again or not self._fits(size):
+            self._waiting[again] = size
+            return False
+        self._waiting.pop(again, None)
+        self._free -= size
+        self._next()
+        return True
+
+    def leave(self, again: Callable[[], object]) -> None:
+        """It wants nothing now."""
+        if self._waiting.pop(again, None) is not None:
+            self._next()
+
+    def give(self, size: int) -> None:
+        """`size` bytes that were taken have come and gone, or will not come."""
+        self._free += size
+        self._next()
+
+    def _fits(self, size: int) -> bool:
+        return self._free >= min(size, self._most)  # one that is larger than all there is goes alone
+
+    def _next(self) -> None:
+        for again, size in self._waiting.items():
+            if self._fits(size):
+                again()
+            return
 
 
 class Bucket:

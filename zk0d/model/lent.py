@@ -1,6 +1,6 @@
 """Chunks of a finished blob, lent where they lie: read only when they go out, straight from the page cache.
 
-Not for data that is not in memory: that would make the reader wait for the disk, so `LentBlob.chunk` says None.
+What is not in memory would make the reader wait for the disk: `LentBlob.chunk` says None, `from_disk` reads it first.
 """
 
 from __future__ import annotations
@@ -30,10 +30,7 @@ class LentBlob:
 
     def chunk(self, index: int, chunk_size: int) -> LentChunk | None:
         """Chunk `index`, None when the disk would have to be asked for it (or we cannot tell); PayloadError outside."""
-        start = index * chunk_size
-        size = min(chunk_size, self.size - start)
-        if index < 0 or size <= 0:
-            raise PayloadError(f"there is no chunk {index}")
+        start, size = self._extent(index, chunk_size)
         probe = bytearray(1)
         try:
             for at in (*range(start, start + size, _PROBE), start + size - 1) if self._nowait else ():
@@ -43,6 +40,26 @@ class LentBlob:
                 self._nowait = False  # a file system that cannot say
             return None
         return LentChunk(self, start, size) if self._nowait else None
+
+    def from_disk(self, index: int, chunk_size: int) -> LentChunk:
+        """Chunk `index` once the disk was asked for it, from a thread: it lies in the page cache then, so that however
+        many slow peers wait for chunks, none lies in this process's memory. PayloadError outside; OSError."""
+        start, size = self._extent(index, chunk_size)
+        room = memoryview(bytearray(min(size, _PROBE)))
+        at, end = start, start + size
+        while at < end:
+            n = os.preadv(self.fd, [room[: end - at]], at)
+            if not n:
+                raise PayloadError(f"{self.path} became shorter")
+            at += n
+        return LentChunk(self, start, size)
+
+    def _extent(self, index: int, chunk_size: int) -> tuple[int, int]:
+        start = index * chunk_size
+        size = min(chunk_size, self.size - start)
+        if index < 0 or size <= 0:
+            raise PayloadError(f"there is no chunk {index}")
+        return start, size
 
 
 class LentChunk:
