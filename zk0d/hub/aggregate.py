@@ -39,6 +39,14 @@ CORES = min(4, os.cpu_count() or 1)
 MEAN = Recipe()
 
 
+class DamagedError(PayloadError):
+    """The file of update `number` of a merge is not what was admitted: this disk's fault, and no other update's."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(f"the hub has lost its bytes: {message}")
+        self.number = number
+
+
 @dataclass(frozen=True)
 class Merged:
     """Blob names of the new master (see master.py) and of what is published; the published file's bytes."""
@@ -76,9 +84,13 @@ def merge(
     _trim()
     with ExitStack() as stack:
         base = stack.enter_context(Master(*before))
-        deltas = [stack.enter_context(Payload.open(path)) for path, _ in updates]
-        for payload in deltas:
-            payload.check_against(spec)
+        deltas = []
+        for number, (path, _) in enumerate(updates):
+            try:
+                deltas.append(stack.enter_context(Payload.open(path)))
+                deltas[-1].check_against(spec)
+            except PayloadError as error:
+                raise DamagedError(number, error.message) from None
         state = [stack.enter_context(own(path)) for path in moments]
         published = PayloadWriter(out_published, exchange_entries(spec))
         files = [stack.enter_context(published)]

@@ -7,6 +7,7 @@ Everything decided is in the ledger before it is said; what a kill interrupts is
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,10 +20,14 @@ from zk0d.hub.custody import Custody
 from zk0d.hub.intake import Intake
 from zk0d.hub.merging import Merging
 from zk0d.hub.state import FederationState, HubServices
+from zk0d.link.rates import Pace
 
 log = structlog.get_logger("federation")
 
 MAX_DATASETS = 256
+LEAVES, LEAVE_S = 10, 300.0
+"""How often a node may leave at once, and then once in so many seconds: to leave and to join are lines of an audit that
+is never cut."""
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 """Version 4, random (RFC 9562): one that is made of an address or a time is not."""
 
@@ -34,6 +39,7 @@ class FederationRunner(FederationState):
         super().__init__(name, hub)
         self.custody = Custody(hub.store, hub.ledger.refusals)
         self._merging = Merging(self)
+        self._leaving: dict[str, Pace] = {}
         self._intake = Intake(self, self._merging.consider)
         self.offer, self.standing = self._intake.offer, self._intake.standing
         self.node_is_here, self.receive = self._intake.node_is_here, self._intake.receive
@@ -99,6 +105,10 @@ class FederationRunner(FederationState):
 
     def leave(self, node: str) -> dict[str, Any]:
         """`federation.leave`. Nothing waits for the node from now on; to leave twice is to have left."""
+        if self.ledger.members.has(self.name, node):
+            pace = self._leaving.setdefault(node, Pace(1 / LEAVE_S, LEAVES))
+            if not pace.go(time.monotonic()):
+                raise RefusedError("you have left and joined too often: say it again later", reason="busy")
         if self.ledger.members.leave(self.name, node):
             log.info("a node left", federation=self.name, node=node)
             self.consider()  # a drain may have waited for it

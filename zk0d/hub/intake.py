@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from zk0d.errors import LinkClosedError, LinkLostError, PayloadError, ProtocolEr
 from zk0d.hub import admission, refusals, rounds
 from zk0d.hub.receipts import Statement, check_signature, read_statement
 from zk0d.hub.state import FederationState
+from zk0d.model.blobs import DiskFullError
 
 log = structlog.get_logger("federation")
 
@@ -126,9 +128,12 @@ class Intake:
             self._ledger.refuse(s.digest, error.message, fault=True)
         except admission.CancelledError:
             pass
-        except Zk0Error as error:
-            self._fed.problem = error.message
-            log.error("update cannot be received", node=s.node, update=s.digest, error=str(error))
+        except (Zk0Error, OSError, sqlite3.Error) as error:
+            told, self._fed.problem = bool(self._fed.problem), f"an update cannot be received: {error}"
+            if not told:  # all that wait offer again every few seconds
+                log.error("update cannot be received", node=s.node, update=s.digest, error=str(error))
+            if isinstance(error, DiskFullError):
+                self._hub.aftermath.make_room()
 
     async def _receive(self, s: Statement) -> None:
         limit = min(s.size, admission.size_limit(self._fed.spec))

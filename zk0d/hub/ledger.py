@@ -320,13 +320,13 @@ class Ledger:
         )  # fmt: skip
         return [float(r["norm"] or 0.0) for r in reversed(rows)]
 
-    def drop_merge(self, name: str, version: int, updates: Iterable[str], reason: str) -> None:
+    def drop_merge(self, name: str, version: int, updates: Iterable[str], reason: str, *, fault: bool = True) -> None:
         """Give a planned merge up and refuse the updates that made it impossible; the others stay for the next."""
         with self._store.write() as db:
             db.execute("DELETE FROM merges WHERE federation = ? AND version = ?", (name, version))
             take_settings(self._store, db, name, version)
             for digest in updates:
-                self.refusals.refuse(db, digest, reason, "hub", fault=True)
+                self.refusals.refuse(db, digest, reason, "hub", fault=fault)
             if self.federation(name)["phase"] == "finished":  # no merge will follow
                 self._let_go(db, name, "hub")
 

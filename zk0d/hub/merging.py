@@ -236,9 +236,12 @@ class Merging:
         return aggregate.Merged(result["master"], result["published"], result["size"])
 
     def _give_up(self, merge: rounds.Merge, error: PayloadError) -> None:
-        """The admitted updates cannot be merged together: refuse the one of largest norm, keep the others."""
+        """The admitted updates cannot be merged together: refuse the one that is damaged, or else that of largest norm,
+        and keep the others."""
         rows = [r for s in merge.shares if (r := self._ledger.update(s.update)) is not None]
         worst = max(rows, key=lambda r: (r["norm"] or 0.0, r["digest"]))
+        if damaged := isinstance(error, aggregate.DamagedError):
+            worst = next(r for r in rows if r["digest"] == merge.shares[error.number].update)
         log.error(
             "merge given up",
             federation=self._fed.name,
@@ -247,8 +250,9 @@ class Merging:
             refused=worst["digest"],
         )
         self._ledger.drop_merge(
-            self._fed.name, merge.version, [worst["digest"]], f"it could not be merged: {error.message}"
-        )
+            self._fed.name, merge.version, [worst["digest"]], f"it could not be merged: {error.message}",
+            fault=not damaged,
+        )  # fmt: skip
         self.end()
         self.consider()
 

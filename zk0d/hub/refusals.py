@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import time
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ log = structlog.get_logger("federation")
 
 CODE = "bad_update"
 """What a refusal is called on the wire, whatever the reason: nodes of every age let the update go for it."""
+_IDLE_S = 60.0
+"""Parts that were written to since may be just between two links."""
 
 
 class Refusals:
@@ -123,7 +126,10 @@ class Aftermath:
         if task is not None and task is not asyncio.current_task():
             task.cancel()
             await asyncio.wait([task])
-        await asyncio.to_thread(self._put_away, row)
+        try:
+            await asyncio.to_thread(self._put_away, row)
+        except OSError as error:  # a full disk, which must not keep what fills it
+            log.warning("a refused payload is not kept for a look", update=row["digest"], error=str(error))
         if not self._hub.ledger.blob_needed(row["payload"]):
             self._hub.discard(row["payload"])
         refusal, signature = self._refusals.signed(row)
@@ -148,6 +154,18 @@ class Aftermath:
             self._hub.discard(digest)
             log.info("swept what an interruption left", digest=digest)
         self.forget_parts()
+
+    def make_room(self) -> None:
+        """The disk is full: parts of payloads that nobody has sent for a while go. Their nodes have the whole, and
+        parts that fill the disk would keep any from becoming whole."""
+        blobs, ledger = self._hub.blobs, self._hub.ledger
+        busy = {row["payload"] for digest in self._receiving if (row := ledger.update(digest)) is not None}
+        for part in blobs.partials.glob("*.part"):
+            digest = f"blob:{part.stem}"
+            with contextlib.suppress(OSError):  # it has just become whole
+                if digest not in busy and not blobs.has(digest) and time.time() - part.stat().st_mtime > _IDLE_S:
+                    blobs.delete(digest)
+                    log.warning("parts of a payload are deleted: the disk is full", digest=digest)
 
     def forget_parts(self) -> None:
         """Delete the parts of payloads that nobody sends any more."""

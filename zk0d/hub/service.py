@@ -46,6 +46,9 @@ log = structlog.get_logger("hub")
 PARTS = ("spec.json", "base.safetensors", "exchange.safetensors")
 """What `zk0d.train.initial` leaves, and what a federation can be imported from."""
 
+REQUESTS_PER_S = 20.0
+"""Of one node in the long run; one that trains asks once in some seconds. Most requests cost a transaction."""
+
 
 class Hub:
     """A running hub in `directory`. Make it inside an event loop, `start`, and `close`."""
@@ -152,6 +155,8 @@ class Hub:
             await self.link.push(node, kind, body)
 
     async def fetch(self, node: str, digest: str, limit: int) -> Path:
+        self.blobs.headroom = sum(f.merge_room for f in self.federations.values())
+        self.blobs.require_arrival(digest, limit)  # before its node is asked for anything
         return await self.link.fetch(node, digest, limit)
 
     def version_made(self, federation: str) -> None:
@@ -180,7 +185,8 @@ class Hub:
         for name in self.ledger.published_in(digest):
             if self.ledger.members.has(name, node):
                 if not self.ledger.assessments.took(node, digest):
-                    self.ledger.assessments.downloaded(node, digest, name, self.blobs.size(digest))
+                    with contextlib.suppress(sqlite3.Error):  # a full disk: bytes_down will lack it
+                        self.ledger.assessments.downloaded(node, digest, name, self.blobs.size(digest))
                 return True
         self.ledger.retention.refuse_retired(node, digest)
         return False
@@ -211,7 +217,8 @@ class Hub:
         raise RefusedError(f"{kind} is not something a node asks a hub", reason="unknown_type")
 
     def _hello(self, node: str, body: dict[str, Any]) -> dict[str, Any]:
-        self.registry.seen(node)
+        with contextlib.suppress(sqlite3.Error):  # a full disk: nothing depends on it
+            self.registry.seen(node)
         log.info("hello", node=node, software=body["software"][:80])
         for federation in self.federations.values():
             federation.node_is_here(node)
@@ -386,4 +393,5 @@ def _limits(config: Config) -> LinkLimits:
     upload, download, node_upload, node_download = (
         Rate.parse(config[f"link.{name}"]) for name in ("max_upload", "max_download", "node_upload", "node_download")
     )
-    return LinkLimits(max_upload=upload, max_download=download, node_upload=node_upload, node_download=node_download)
+    return LinkLimits(max_upload=upload, max_download=download, node_upload=node_upload, node_download=node_download,
+                      requests_per_s=REQUESTS_PER_S)  # fmt: skip

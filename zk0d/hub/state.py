@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
-from zk0d.hub import rounds
+from zk0d.hub import recipe, rounds
 from zk0d.hub.config import Config, parse_federation
 from zk0d.hub.ledger import Ledger
 from zk0d.hub.receipts import ReceiptKey, Statement
@@ -67,6 +67,13 @@ class FederationState:
                 for k in ("min_nodes", "target", "quorum", "deadline_s", "versions", "max_staleness", "mode")
             )
         )
+
+    @property
+    def merge_room(self) -> int:
+        """Bytes of disk that the next merge takes: a version, its master, the optimiser's state."""
+        if self.row["phase"] != "open":
+            return 0
+        return (3 + 2 * recipe.from_config(self.config, "").moments) * self.spec.payload_bytes
 
     @property
     def row(self) -> Row:

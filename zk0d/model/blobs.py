@@ -10,7 +10,6 @@ import errno
 import os
 import shutil
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +19,18 @@ from zk0d.errors import ConfigError, PayloadError
 from zk0d.model.leaves import LEAF, NAME, Leaves, hex_of, name_of
 from zk0d.model.lent import LentBlob
 from zk0d.model.manifest import CHUNK, MAX_BLOB, MAX_CHUNK, MAX_CHUNKS, MIN_CHUNK, Manifest
-from zk0d.model.partial import DiskFullError, Partial
+from zk0d.model.partial import DiskFullError, Partial, disk_error
 
 __all__ = [
     "CHUNK", "LEAF", "MAX_BLOB", "MAX_CHUNK", "MAX_CHUNKS", "MIN_CHUNK", "BlobStore", "DiskFullError", "Manifest",
     "Partial", "hex_of", "name_of",
 ]  # fmt: skip
 
-_MANIFESTS_KEPT = 16
+_MANIFESTS_KEPT = 16 << 20
+"""Bytes of manifests that are kept: whoever asks for those of all versions again and again makes no blob be read twice
+(one of 200 MB takes 25 kB)."""
+_MANIFEST = 1 << 10
+"""Bytes that one takes beside its leaves, at most."""
 
 
 class BlobStore:
@@ -39,7 +42,11 @@ class BlobStore:
         self.partials = directory / "partial"
         self._whole = directory / "whole"
         self._reserve = reserve
-        self._manifests: OrderedDict[str, Manifest] = OrderedDict()
+        self.headroom = 0
+        """Bytes beyond the reserve that no arriving blob may take: what its owner needs to do something with them."""
+        self._arriving: set[Partial] = set()
+        self._manifests: dict[str, Manifest] = {}
+        self._kept = 0
         self._making: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
         if (directory / "sha256").is_dir():
@@ -156,13 +163,36 @@ class BlobStore:
         """Begin or resume the arrival of a blob; DiskFullError when what is missing does not fit."""
         if manifest.digest != digest:
             raise PayloadError(f"asked for {digest}, got the manifest of {manifest.digest}")
-        partial = Partial(self, manifest)
         try:
-            self.require_space(manifest.size - partial.done_bytes)
+            partial = Partial(self, manifest)
+        except OSError as error:
+            raise disk_error(error, self.partials) from error
+        try:
+            with self._lock:
+                self.require_space(partial.missing + self._promised())
+                self._arriving.add(partial)
         except BaseException:
             partial.close()
             raise
         return partial
+
+    def _promised(self) -> int:
+        """Bytes that are spoken for. What is arriving counts with what it lacks: else all begin, and none can end."""
+        return sum(p.missing for p in self._arriving) + self.headroom
+
+    def require_arrival(self, digest: str, size: int) -> None:
+        """DiskFullError when the rest of a blob of `size` bytes would not fit beside what is arriving already."""
+        try:
+            here = (self.partials / f"{hex_of(digest)}.part").stat().st_blocks * 512
+        except FileNotFoundError:
+            here = 0
+        with self._lock:
+            self.require_space(max(0, size - here) + self._promised())
+
+    def closed(self, partial: Partial) -> None:
+        """It does not arrive any more: what it was promised is free again."""
+        with self._lock:
+            self._arriving.discard(partial)
 
     def manifest(self, digest: str, chunk_size: int = CHUNK) -> Manifest:
         """What a blob that is here is made of, and cut in chunks of this size; reads all of it once, however many ask
@@ -183,10 +213,15 @@ class BlobStore:
 
     def _remember(self, manifest: Manifest) -> None:
         with self._lock:
+            self._forget(manifest.digest)
             self._manifests[manifest.digest] = manifest
-            self._manifests.move_to_end(manifest.digest)
-            while len(self._manifests) > _MANIFESTS_KEPT:
-                self._manifests.popitem(last=False)
+            self._kept += len(manifest.leaves) + _MANIFEST
+            while self._kept > _MANIFESTS_KEPT and len(self._manifests) > 1:
+                self._forget(next(iter(self._manifests)))
+
+    def _forget(self, digest: str) -> None:
+        if (manifest := self._manifests.pop(digest, None)) is not None:
+            self._kept -= len(manifest.leaves) + _MANIFEST
 
     def _read_again(self, digest: str) -> Manifest:
         try:
@@ -230,7 +265,7 @@ class BlobStore:
         for leftover in (self.partials / f"{name}.part", self.partials / f"{name}.have"):
             leftover.unlink(missing_ok=True)
         with self._lock:
-            self._manifests.pop(digest, None)
+            self._forget(digest)
         try:
             path.unlink()
         except FileNotFoundError:

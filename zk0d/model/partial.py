@@ -40,6 +40,8 @@ class Shelf(Protocol):
 
     def place(self, finished: Path, digest: str, manifest: Manifest | None = None) -> Path: ...
 
+    def closed(self, partial: Partial) -> None: ...
+
 
 class Partial:
     """A blob that is arriving. Thread-safe; one object per digest at a time; `close` keeps what has come.
@@ -53,6 +55,8 @@ class Partial:
     def __init__(self, store: Shelf, manifest: Manifest) -> None:
         self.manifest = manifest
         self.have: set[int] = set()
+        self.missing = manifest.size
+        """Bytes that have not come."""
         self._store = store
         self._lock = threading.Lock()
         name = hex_of(manifest.digest)
@@ -66,6 +70,7 @@ class Partial:
         try:
             os.ftruncate(self._fd, manifest.size)
             self.have = {i for i in claimed if manifest.matches(i, self._read(i))}
+            self.missing = manifest.size - self.done_bytes
             write_bytes(self._log, self._head() + b"".join(struct.pack("<I", i) for i in sorted(self.have)), 0o600)
             self._log_fd = os.open(self._log, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         except BaseException:
@@ -112,12 +117,13 @@ class Partial:
                 _pwrite_all(self._fd, data, index * self.manifest.chunk_size)
                 os.write(self._log_fd, struct.pack("<I", index))
                 self.have.add(index)
+                self.missing -= len(data)
                 self._unsynced += len(data)
                 self._write_out(index * self.manifest.chunk_size, len(data))
                 if self._unsynced >= _SYNC_EVERY:
                     self._sync()
             except OSError as error:
-                raise _disk_error(error, self._part) from error
+                raise disk_error(error, self._part) from error
         return True
 
     def _write_out(self, start: int, size: int) -> None:
@@ -156,6 +162,7 @@ class Partial:
             self._open = False
             os.close(self._fd)
             os.close(self._log_fd)
+            self._store.closed(self)
 
     def close(self) -> None:
         """Flush and let go; what has come stays for the next `BlobStore.partial`."""
@@ -165,7 +172,8 @@ class Partial:
             self._close()
 
 
-def _disk_error(error: OSError, path: Path) -> Zk0Error:
+def disk_error(error: OSError, path: Path) -> Zk0Error:
+    """What the system refused, for people."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFullError(
             f"no space left while writing {path}", "free some space; the transfer then goes on by itself"

@@ -1,0 +1,93 @@
+"""A hub whose disk has not room for all that arrives at a time: what begins can end, and no part keeps another out.
+
+A recorder's full disk: test_full_disk.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from linked import FAST, world
+
+from zk0d.errors import LinkLostError
+from zk0d.model.blobs import BlobStore, DiskFullError
+
+SIZE = 8 << 20
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for two and a half blobs."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "zk0test", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_of_many_that_arrive_at_once_those_that_fit_become_whole(tmp_path: Path, disk: Path) -> None:
+    async def run() -> None:
+        slow = replace(FAST, max_upload=6e6)
+        async with world(tmp_path) as w:
+            w.hub._blobs = w.blobs = BlobStore(disk, reserve=0)
+            links, digests = [], []
+            for name in "abcd":
+                digests.append(BlobStore(tmp_path / f"blobs-{name}", reserve=0).add_bytes(os.urandom(SIZE)))
+                link = w.node(name, limits=slow)
+                links.append(link)
+                (await link.__aenter__()).share(digests[-1])
+            try:
+                take = [w.hub.fetch(name, digest, SIZE) for name, digest in zip("abcd", digests, strict=True)]
+                found = await asyncio.wait_for(asyncio.gather(*take, return_exceptions=True), 60)
+                whole = [path for path in found if isinstance(path, Path)]
+                assert len(whole) == 2 and sum(isinstance(e, DiskFullError) for e in found) == 2, found
+                for path in whole:
+                    w.blobs.delete(f"blob:{path.name}")
+                take = [w.hub.fetch(n, d, SIZE) for n, d, f in zip("abcd", digests, found, strict=True)
+                        if not isinstance(f, Path)]  # fmt: skip
+                await asyncio.wait_for(asyncio.gather(*take), 60)
+            finally:
+                for link in links:
+                    await link.__aexit__(None, None, None)
+
+    asyncio.run(run())
+
+
+def test_what_an_end_cuts_off_is_promised_no_room(tmp_path: Path, disk: Path) -> None:
+    """A node that is lost leaves its part, and takes no more of the room than that."""
+
+    async def run() -> None:
+        async with world(tmp_path, replace(FAST, stall_s=0.5)) as w:
+            w.hub._blobs = w.blobs = BlobStore(disk, reserve=0)
+            w.blobs.headroom = 10 << 20  # so one goes at a time
+            digest = BlobStore(tmp_path / "blobs-a", reserve=0).add_bytes(os.urandom(SIZE))
+            other = BlobStore(tmp_path / "blobs-b", reserve=0).add_bytes(os.urandom(SIZE))
+            async with w.node("b") as good:
+                good.share(other)
+                async with w.node("a", limits=replace(FAST, max_upload=2e6)) as lost:
+                    lost.share(digest)
+                    taking = asyncio.create_task(w.hub.fetch("a", digest, SIZE))
+                    end = time.monotonic() + 20
+                    while not any(p.done > 1 << 20 for moving in w.hub.transfers().values() for p in moving):
+                        assert time.monotonic() < end
+                        await asyncio.sleep(0.01)
+                    with pytest.raises(DiskFullError):
+                        w.blobs.require_arrival(other, SIZE)
+                with pytest.raises(LinkLostError):
+                    await asyncio.wait_for(taking, 20)
+                part = next(w.blobs.partials.glob("*.part")).stat().st_blocks * 512
+                w.blobs.headroom = (12 << 20) - part - (1 << 16)  # the part is still there, its promise is not
+                assert (await w.hub.fetch("b", other, SIZE)).stat().st_size == SIZE
+                w.blobs.headroom = (4 << 20) - (1 << 16)
+                w.blobs.require_arrival(digest, SIZE)  # of which a part is here already
+
+    asyncio.run(run())
