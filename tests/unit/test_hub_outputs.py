@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zk0d.errors import WorkerError
-from zk0d.hub.outputs import best, dataset_root, metrics_lines, superfluous
+from zk0d.hub.outputs import best, dataset_root, last_line, metrics_lines, superfluous
 
 
 def test_best() -> None:
@@ -44,3 +45,12 @@ def test_a_torn_last_line_of_the_metrics_is_not_there(tmp_path: Path) -> None:
     assert [line["version"] for line in metrics_lines(path)] == [0, 1]
     path.write_text("")
     assert metrics_lines(path) == []
+
+
+@given(st.lists(st.integers(0, 70_000), max_size=5), st.integers(0, 80_000))
+def test_the_last_whole_line_is_found_from_the_end(sizes: list[int], torn: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "metrics.jsonl"
+        lines = [chr(97 + i) * size + "\n" for i, size in enumerate(sizes)]
+        path.write_text("".join(lines) + "x" * torn)
+        assert last_line(path) == (lines[-1] if lines else "", sum(map(len, lines)))

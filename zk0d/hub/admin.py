@@ -245,7 +245,9 @@ class Admin:
     async def versions(self, request: dict[str, Any], connection: ControlConnection) -> list[dict[str, Any]]:
         """All versions, those not evaluated yet as well; `folder` is where the LeRobot folder is, or empty."""
         name = self._runner(request).name
-        lines = {line["version"]: line for line in self._hub.evaluations.lines(name)}
+        moved: dict[int, dict[str, Any]] = {}
+        async for lines in self._hub.evaluations.batches(name):
+            moved |= {line["version"]: {k: line[k] for k in ("bytes_up", "bytes_down")} for line in lines}
         result = []
         for v in self._hub.ledger.versions(name):
             folder = self._hub.directory / "federations" / name / "versions" / f"{v['number']:04d}"
@@ -260,8 +262,8 @@ class Admin:
                     "heldout_loss": v["loss"],
                     "evaluation": v["evaluation"],
                     "problem": json.loads(v["result"]).get("error", ""),
-                    "bytes_up": lines.get(v["number"], {}).get("bytes_up"),
-                    "bytes_down": lines.get(v["number"], {}).get("bytes_down"),
+                    "bytes_up": moved.get(v["number"], {}).get("bytes_up"),
+                    "bytes_down": moved.get(v["number"], {}).get("bytes_down"),
                     "folder": str(folder) if v["evaluation"] == "done" and folder.is_dir() else "",
                 }
             )

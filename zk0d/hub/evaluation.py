@@ -11,13 +11,14 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+import sqlite3
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from zk0d.durable import write_text
+from zk0d.durable import publish
 from zk0d.errors import WorkerError, Zk0Error
 from zk0d.hub import outputs
 from zk0d.hub.config import Config
@@ -33,6 +34,8 @@ STOP_S = 3.0
 CHART_S = 120.0
 HISTORY = 100
 """Versions whose losses a model card tells."""
+AT_ONCE = 32
+"""Versions whose lines are made between two looks of the event loop."""
 
 
 class Evaluations:
@@ -80,24 +83,34 @@ class Evaluations:
         for name in list(self._configs):
             await self._told(name)  # a kill may have come between an evaluation and its line
         while True:
-            self._wake.clear()
-            version = self._ledger.assessments.to_evaluate()
-            if version is None:
-                # Drawing takes seconds of a core: not while a version waits.
-                while self._undrawn and not self._wake.is_set():
-                    await self._chart(self._undrawn.pop())
-                await self._wake.wait()
-                continue
             try:
-                await self._evaluate(version)
-            except Exception:
-                log.exception("an evaluation met a defect")
-                self._failed(version, "a defect of the hub: see its log")
-            latest = self._ledger.version(version["federation"], version["number"])
-            if latest is not None and latest["evaluation"] == "waiting":
-                await asyncio.sleep(self._settings["runtime.retry_s"] * 2.0 ** (latest["attempts"] - 1))
-            else:
-                await self._told(version["federation"])
+                await self._turn()
+            except Exception:  # a full disk, a database that fails: it may be better later
+                log.exception("evaluations wait")
+                await asyncio.sleep(self._settings["runtime.retry_s"])
+
+    async def _turn(self) -> None:
+        """Evaluate the oldest version that waits; where none does, draw what is to be drawn and wait for one."""
+        self._wake.clear()
+        version = self._ledger.assessments.to_evaluate()
+        if version is None:
+            # Drawing takes seconds of a core: not while a version waits.
+            while self._undrawn and not self._wake.is_set():
+                await self._chart(self._undrawn.pop())
+            await self._wake.wait()
+            return
+        try:
+            await self._evaluate(version)
+        except (OSError, sqlite3.Error):
+            raise  # this machine's trouble counts as no attempt
+        except Exception:
+            log.exception("an evaluation met a defect")
+            self._failed(version, "a defect of the hub: see its log")
+        latest = self._ledger.version(version["federation"], version["number"])
+        if latest is not None and latest["evaluation"] == "waiting":
+            await asyncio.sleep(self._settings["runtime.retry_s"] * 2.0 ** (latest["attempts"] - 1))
+        else:
+            await self._told(version["federation"])
 
     async def _told(self, name: str) -> None:
         """Report, where that can be done: a full disk must not end the evaluations, and the next report is whole."""
@@ -197,27 +210,54 @@ class Evaluations:
         """Write metrics.jsonl, a line per version up to the first that still waits; the chart follows."""
         folder = self._directory / "federations" / name
         path = folder / "metrics.jsonl"
-        first = self._written.pop(name, 0)  # the first time, and after one that failed, the whole of it
-        lines = self.lines(name, first)
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        if first and lines:
-            await asyncio.to_thread(_append, path, text)
-        new = bool(lines) if first else bool(lines) and not (path.exists() and path.read_text() == text)
+        first = self._written.pop(name, None)
+        if first is None:  # this run's first report, or one after a report that failed
+            first = self._taken_up(name, path)
+        out, last = path if first else path.with_name(f".{path.name}.tmp"), first - 1
+        if not first:
+            out.unlink(missing_ok=True)
+        async for lines in self.batches(name, first):
+            await asyncio.to_thread(_append, out, _text(lines))
+            last = lines[-1]["version"]
+        new = last >= first
         if new and not first:
-            await asyncio.to_thread(write_text, path, text)
-        self._written[name] = lines[-1]["version"] + 1 if lines else first
-        if new or (lines and not (folder / "chart.png").exists()):
+            await asyncio.to_thread(publish, out, path)
+        self._written[name] = last + 1
+        if new or (path.exists() and not (folder / "chart.png").exists()):
             self._undrawn.add(name)
             self._reported()
 
-    def lines(self, name: str, first: int = 0) -> list[dict[str, Any]]:
-        """What metrics.jsonl says, from version `first` on. Bytes are payload bytes that came with a version's updates,
-        and that nodes took between the version before and it; losses are null where an evaluation was given up or had
-        no dataset."""
+    def _taken_up(self, name: str, path: Path) -> int:
+        """The version whose line is the next of a metrics.jsonl that an earlier run left; 0: it is written anew. By its
+        last line, as after years there are gigabytes of them."""
+        try:
+            text, end = outputs.last_line(path)
+            known = int(json.loads(text)["version"])
+            if text != _text(self.lines(name, known, known + 1)):
+                return 0
+            os.truncate(path, end)  # a kill tore what followed
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+        return known + 1
+
+    async def batches(self, name: str, first: int = 0) -> AsyncIterator[list[dict[str, Any]]]:
+        """`lines`, some at a time: what a year leaves takes minutes, in which nodes are to be answered."""
+        whole = True
+        while whole:
+            lines = self.lines(name, first, first + AT_ONCE)
+            first, whole = first + AT_ONCE, len(lines) == AT_ONCE  # else some are not evaluated yet
+            if lines:
+                yield lines
+            await asyncio.sleep(0)
+
+    def lines(self, name: str, first: int = 0, end: int = 1 << 62) -> list[dict[str, Any]]:
+        """What metrics.jsonl says of the versions from `first` to before `end`. Bytes are payload bytes that came with
+        a version's updates, and that nodes took between the version before and it; losses are null where an evaluation
+        was given up or had no dataset."""
         lines: list[dict[str, Any]] = []
         earlier = self._ledger.version(name, first - 1) if first else None
         before = earlier["created_at"] if earlier is not None else 0.0
-        for version in self._ledger.versions(name, first):
+        for version in self._ledger.versions(name, first, end):
             if version["evaluation"] == "waiting":
                 break
             updates = self._ledger.merged_into(name, version["number"])
@@ -277,7 +317,12 @@ class Evaluations:
                 await worker.kill()
 
 
+def _text(lines: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+
+
 def _append(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(text)
         file.flush()

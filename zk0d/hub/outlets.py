@@ -174,8 +174,8 @@ class Outlets:
             return True
         state = self._directory / "work" / "wandb" / f"{name}.json"
         known = json.loads(state.read_text()) if state.is_file() else {"last": -1}
-        lines = outputs.metrics_lines(metrics)
-        newest = lines[-1]["version"] if lines else -1
+        line, _ = outputs.last_line(metrics)
+        newest = json.loads(line)["version"] if line else -1
         if newest <= known["last"]:
             return True
         made = self._store.one("SELECT created_at FROM federations WHERE name = ?", name)

@@ -34,6 +34,23 @@ def metrics_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
+def last_line(path: Path) -> tuple[str, int]:
+    """The last whole line of a metrics.jsonl, and the bytes up to its end; read from there, however long the file is.
+    Empty where there is none."""
+    with path.open("rb") as file:
+        at, tail = file.seek(0, os.SEEK_END), b""
+        while at > 0:
+            step = min(at, 1 << 16)
+            at -= step
+            file.seek(at)
+            tail = file.read(step) + tail
+            whole = tail[: tail.rfind(b"\n") + 1]
+            begin = whole[:-1].rfind(b"\n") + 1
+            if whole and (begin or not at):
+                return whole[begin:].decode(), at + len(whole)
+    return "", 0
+
+
 def dataset_root(location: str) -> str:
     """`local:/path` or `hf:owner/name` → its folder. WorkerError when the cache lacks it: nothing is fetched."""
     if location.startswith("local:"):
