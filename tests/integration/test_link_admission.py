@@ -79,6 +79,7 @@ def test_a_connection_that_cannot_be_welcomed_ends_alone(tmp_path: Path, monkeyp
             MAX_UNASKED, "nobody asked for", id="chunks",
         ),
         pytest.param([msgpack.packb({"v": [[[]] * 60] * 4000})], MAX_MALFORMED, "cannot be parsed", id="lists"),
+        pytest.param([b""], MAX_MALFORMED, "cannot be parsed", id="nothing"),
     ],
 )  # fmt: skip
 def test_a_node_that_floods_the_hub_loses_its_link(tmp_path: Path, frames: list[Frame], most: int, why: str) -> None:
