@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from robot.carried import carry
-from zk0d import durable
+from zk0d import dataset_info, durable
 from zk0d.errors import DatasetError, UsageError, Zk0Error, from_os
 from zk0d.filetree import PART
 from zk0d.worker import Message, WorkerChannel, run_worker
@@ -29,6 +29,7 @@ def load(root: Path) -> Any:
 
     if not (root / "meta/info.json").is_file():
         raise DatasetError(f"{root}: there is no dataset", "name the folder that holds meta/info.json")
+    dataset_info.check(dataset_info.read(root), root)
     try:
         return LeRobotDataset(f"local/{root.name}", root=root)
     except Exception as error:  # pyarrow, pandas, datasets, av: each has its own
@@ -150,7 +151,8 @@ def _lacks(error: Exception) -> str:
 
 def _version(root: Path) -> str:
     try:
-        version = str(json.loads((root / "meta/info.json").read_text())["codebase_version"])
+        info = json.loads((root / "meta/info.json").read_text())
+        version = str(info["codebase_version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(
             f"{root} is no LeRobot dataset: {_lacks(error)}", "name the folder with meta/info.json"
@@ -159,6 +161,7 @@ def _version(root: Path) -> str:
         raise DatasetError(
             f"{root} is a dataset of {version}", "v2.1 and v3.0 can be imported; convert it to v2.1 first"
         )
+    dataset_info.check(info, root)
     return version
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from robot.video import Frame
+from zk0d import dataset_info
 from zk0d.errors import DatasetError
 
 _DEFAULTS = ("timestamp", "frame_index", "episode_index", "index", "task_index")
@@ -79,6 +80,7 @@ def salvage(root: Path, target: Path, say: Callable[..., None]) -> dict[str, Any
         raise DatasetError(
             f"{root}/meta/info.json is not there or damaged: {error!r}", "without it, nothing is known"
         ) from error
+    dataset_info.check(info, root)
     lost: list[str] = []
     episodes = _episodes(root, lost)
     tasks = _tasks(root, lost)

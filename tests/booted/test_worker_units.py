@@ -106,6 +106,13 @@ def test_workers_are_confined(system: Any) -> None:
     assert "lo" in system.sh(f"{inside} cat /proc/net/dev")
     assert system.run("bash", "-c", f"{inside} touch /etc/x /usr/x /home/x /run/x", check=False).returncode != 0
     system.sh(f"{inside} touch /var/lib/zk0d/work/t1/mine")
+    assert "700 zk0d:zk0d" in system.sh("stat -c '%a %U:%G' /var/lib/zk0d/keys")
+    for kind in TEMPLATES:  # what people give it to read may be a link to the node's key
+        system.run("systemctl", "--no-ask-password", "start", f"zk0d-{kind}@t1.service", user="zk0d")
+        pid = state(system, f"zk0d-{kind}@t1.service", "MainPID")
+        inside = f"nsenter -t {pid} -m setpriv --reuid zk0d --regid zk0d --init-groups"
+        assert system.run("bash", "-c", f"{inside} ls /var/lib/zk0d/keys", check=False).returncode != 0, kind
+        system.sh(f"systemctl stop zk0d-{kind}@t1.service")
     system.sh("systemctl stop zk0d-train@t1.service")
 
 

@@ -157,3 +157,16 @@ def test_v21_becomes_v30(tmp_path: Path) -> None:
     dataset = load(tmp_path / "new")
     assert dataset.num_episodes == 2 and dataset[20]["observation.images.front"].shape[0] == 3
     assert not verify(tmp_path / "new", quiet)["problems"] and not (tmp_path / "old").exists()  # it was used up
+
+
+def test_a_dataset_whose_files_are_said_to_be_elsewhere_is_not_opened(tmp_path: Path) -> None:
+    """LeRobot's split copies a video as it is, from where the dataset says: the node's key, say."""
+    root = make_dataset(tmp_path / "bad", episodes=2, frames=5, seed=0, task="t")
+    info = json.loads((root / "meta/info.json").read_text())
+    (root / "meta/info.json").write_text(json.dumps({**info, "video_path": "../node.key"}))
+    for job in ({"action": "split", "root": str(root), "target": str(tmp_path / "new"), "episodes": [0]},
+                {"action": "take_in", "source": str(root), "target": str(tmp_path / "new")},
+                {"action": "repair", "root": str(root), "target": str(tmp_path / "new")}):  # fmt: skip
+        with pytest.raises(DatasetError, match="could lead out of the dataset"):
+            curation.ACTIONS[str(job["action"])](job, quiet)
+    assert root.exists() and not (tmp_path / "new").exists()

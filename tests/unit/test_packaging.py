@@ -95,6 +95,9 @@ def test_worker_units_name_modules_that_exist() -> None:
     )
     for unit in units:
         template = re.search(r"^ExecStart=/usr/libexec/zk0/worker (\S+) %I$", unit.read_text(), re.MULTILINE)
+        assert (
+            "\nInaccessiblePaths=-/var/lib/zk0d/keys\n" in unit.read_text()
+        )  # what people give it to read may be a link
         assert template is not None and unit.name == f"zk0d-{template[1]}@.service"
         for kind, module in modules[template[1]].items():
             assert (TEMPLATES[kind], KINDS[kind].module) == (f"zk0d-{template[1]}", module)

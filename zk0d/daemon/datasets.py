@@ -9,10 +9,12 @@ import contextlib
 import json
 import math
 import time
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from zk0d import dataset_info
 from zk0d.daemon.store import Dataset
 from zk0d.errors import DatasetError
 from zk0d.model.spec import Feature, ModelSpec
@@ -20,7 +22,6 @@ from zk0d.model.spec import Feature, ModelSpec
 SHARED = ("observation.state", "action")
 """The only features of which statistics may leave the machine (coarsely)."""
 _STEP = 0.5
-_MAX_META = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def read_meta(root: Path) -> Meta:
             raise DatasetError(
                 f"{path}: format {value['codebase_version']} is not v3.0", "convert it with LeRobot's own converter"
             )
+        dataset_info.check(value, path)
         features = {str(k): dict(v) for k, v in value["features"].items()}
         return Meta(int(value["total_episodes"]), int(value["total_frames"]), int(value["fps"]), features)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -77,10 +79,7 @@ def describe(
 ) -> Dataset:
     """The store's record of a dataset, read anew from its folder; settings not given stay as they were `known`."""
     meta = read_meta(root)
-    for camera in rename or {}:
-        if camera not in meta.features:
-            has = ", ".join(k for k in meta.features if k.startswith("observation.")) or "none"
-            raise DatasetError(f"{root} has no {camera} to be renamed", f"it has: {has}")
+    check_renamed(rename or {}, meta.features, root)
     tasks = known.tasks if known else ()
     if task and task not in tasks:
         tasks = (*tasks, task)
@@ -97,6 +96,14 @@ def describe(
         train=train if train is not None else (known.train if known else True),
         added_at=known.added_at if known else time.time(),
     )
+
+
+def check_renamed(rename: Iterable[str], features: Collection[str], where: object) -> None:
+    """Raises DatasetError for a camera that is to be renamed and is none of the `features`."""
+    for camera in rename:
+        if camera not in features:
+            has = ", ".join(k for k in features if k.startswith("observation.")) or "none"
+            raise DatasetError(f"{where} has no {camera} to be renamed", f"it has: {has}")
 
 
 def renamed_cameras(pairs: dict[str, str]) -> dict[str, str]:
@@ -209,7 +216,7 @@ def _one(dataset: Dataset, name: str) -> dict[str, list[float]]:
 
 def _read_json(path: Path, hint: str) -> Any:
     try:
-        if path.stat().st_size > _MAX_META:
+        if path.stat().st_size > dataset_info.MOST:
             raise DatasetError(f"{path}: {path.stat().st_size} bytes is too large for a meta file")
         return json.loads(path.read_text())
     except OSError as error:
