@@ -46,6 +46,11 @@ class ControlConnection:
         except KeyError:
             return str(self.uid)
 
+    @property
+    def asker(self) -> tuple[int, int]:
+        """The client's process and user: what it asks over other connections comes from the same."""
+        return self.pid, self.uid
+
     def listen(self) -> None:
         """Read the next line ahead: that is how a client that leaves is noticed."""
         if self._ahead is None:

@@ -155,11 +155,44 @@ def test_no_more_is_taken_than_there_is_room_for(node: Daemon, mine: Path) -> No
     assert ran.code == 1 and "it has 0.01 GB, and as much again while it is made anew, and the quota" in ran.err, ran
     with Sender(node, version="v2.1", bytes=6_000_000) as sender:
         assert "the quota of all datasets leaves 0.01 GB" in sender.refused()
+    with Sender(node, version="v3.0", bytes=6_000_000) as sender:  # which it is not
+        sender.hear()
+        info = INFO.encode() + b" " * (6_000_000 - len(INFO))
+        sender.sock.sendall(b'{"path": "meta/info.json", "size": 6000000}\n' + info + b'{"end": true}\n')
+        assert "it has 0.01 GB, and as much again while it is made anew, and the quota" in sender.refused()
     with Sender(node, bytes=10**15) as sender:
         assert "and the disk has" in sender.refused()
     with Sender(node, bytes=8_000_000) as first, Sender(node, "y", bytes=8_000_000) as second:
         told = {first.hear().get("event"), second.hear().get("event")}
         assert told == {"send", None}  # what the one is promised is not promised to the other
+
+
+def test_what_is_no_dataset_or_has_no_such_camera_is_told_before_anything_is_sent(node: Daemon, mine: Path) -> None:
+    home = node.ctl("dataset", "import", f"local:{mine.parent}", "--name", "x")
+    assert home.code == 64 and f"{mine.parent} is no dataset" in home.err
+    (mine / "meta/info.json").write_text(
+        json.dumps({"codebase_version": "v3.0", "features": {"observation.images.top": {}}})
+    )
+    os.truncate(_file(mine / "sparse"), 10**12)  # never to be sent
+    ran = node.ctl("dataset", "import", f"local:{mine}", "--name", "x", "--rename", "zzz=front")
+    assert ran.code == 1 and f"{mine} has no observation.images.zzz to be renamed" in ran.err, ran
+    assert "it has: observation.images.top" in ran.err
+
+
+def test_ctrl_c_after_all_was_sent_ends_the_import_too(node: Daemon, mine: Path) -> None:
+    pytest.importorskip("lerobot")
+    whole = {"codebase_version": "v3.0", "total_episodes": 1, "total_frames": 1, "fps": 30, "features": {}}
+    (mine / "meta/info.json").write_text(json.dumps(whole))  # which LeRobot is to open, and that takes it some seconds
+    with node.begin("dataset", "import", f"local:{mine}", "--name", "x") as importing:
+        worker = wait_until(lambda: node.worker("robot.curation"), "zk0d has all of it, and a worker", 30)
+        importing.send_signal(2)
+        said = importing.communicate(timeout=30)[0]
+    assert importing.returncode == 130 and "cancelled: zk0d keeps nothing of it" in said, said
+    assert not worker.is_running() or worker.status() == "zombie"
+    left(node)
+    assert [p.name for p in (node.state / "datasets").iterdir()] == [".carried"]
+    assert not any("failed" in e["text"] and "'x'" in e["text"] for e in node.ask("why")["events"][-2:])
+    assert node.ask("dataset_cancel") == {"cancelled": False}  # nothing of this program's
 
 
 def test_a_name_that_is_taken_is_refused_before_anything_comes(node: Daemon) -> None:
@@ -188,7 +221,9 @@ def test_cut_or_killed_nothing_half_is_left(tmp_path: Path) -> None:
             came = half(sender)
             assert all(p.stat().st_mode & 0o077 == 0 for p in (place, came.parents[1], came.parent, came))
         left(node)
-        (mine := tmp_path / "mine").mkdir()
+        (mine := tmp_path / "mine/meta").mkdir(parents=True)
+        (mine / "info.json").write_text(INFO)
+        mine = mine.parent
         os.truncate(_file(mine / "sparse"), 3_000_000_000)  # so long that it is still coming
         with node.begin("dataset", "import", f"local:{mine}", "--name", "x") as cancelled:
             wait_until(lambda: list(place.glob("*/sparse")), "it comes", 20)

@@ -60,12 +60,11 @@ def test_check_and_edit_by_the_daemon(tmp_path: Path) -> None:
     (refs / "main").write_text("abc")
     with Daemon(tmp_path / "node", HF_HOME=str(tmp_path / "hf")) as node:
         # From the Hugging Face cache, and no hub is asked for what is not in it.
-        cached = node.ctl("dataset", "import", "hf:alice/lifts", "--name", "cached")
-        assert cached.code == 0 and "1 episode, 10 frames" in cached.out, cached
+        cached = node.ctl("dataset", "import", "hf:alice/lifts", "--name", "cached", "--no-train")
+        assert cached.code == 0 and "1 episode, 10 frames, not trained on" in cached.out, cached
         assert load(node.state / "datasets/cached").num_episodes == 1
         missing = node.ctl("dataset", "import", "hf:alice/none", "--name", "none")
         assert missing.code == 1 and "alice/none is not in your Hugging Face cache" in missing.err
-        assert node.ctl("dataset", "add", "local:" + str(node.state / "datasets/cached"), "--no-train").code == 0
 
         imported = node.ctl(
             "dataset", "import", f"local:{tmp_path / 'old'}", "--name", "cubes", "--rename", "front=top"

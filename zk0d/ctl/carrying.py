@@ -11,8 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from zk0d import dataset_info
 from zk0d.ctl.render import Progress, safe, transfer
-from zk0d.errors import DatasetError, UsageError, os_reason
+from zk0d.errors import DatasetError, UsageError, Zk0Error, os_reason
 from zk0d.filetree import listed, opened_within
 
 TYPE_CHECKING = False
@@ -22,23 +23,27 @@ if TYPE_CHECKING:
 
     from zk0d.ctl.command import Context
 
+NOTHING = "cancelled: zk0d keeps nothing of it"
 _PIECE = 1 << 20
 
 
 class Cargo:
     """A folder that is to be sent. `within`: where the links in it may lead (default: in itself).
 
-    Raises UsageError when there is none, DatasetError for what in it cannot be sent.
+    Raises UsageError when it is no dataset, DatasetError for what in it cannot be sent.
     """
 
     def __init__(self, root: Path, within: Path | None = None) -> None:
         if not root.is_dir():
             raise UsageError(f"{root} is no folder that you can read", "name the folder that holds meta/info.json")
+        if not (root / "meta/info.json").exists():  # a home folder, say: all of it would be sent
+            raise UsageError(f"{root} is no dataset", "name the folder that holds meta/info.json")
         self._root = root.resolve()
         self._within = (within or self._root).resolve()
         self._files = listed(self._root, self._within)
+        info = dataset_info.read(self._root)
         self.announced = {"files": len(self._files), "bytes": sum(self._files.values()), "folder": str(root),
-                          "version": _version(self._root)}  # fmt: skip
+                          "version": dataset_info.version(info), "features": dataset_info.features(info)}  # fmt: skip
         self._size, self._sent = sum(self._files.values()), 0
         self._all_sent = False
         self._begun = self._shown = 0.0
@@ -49,8 +54,7 @@ class Cargo:
         try:
             return context.call(op, shown, timeout=None, feed=self._feed, carry=self.announced, **request)
         except KeyboardInterrupt:
-            self._progress.say("zk0d has all of it and goes on: see zk0ctl dataset list" if self._all_sent
-                               else "cancelled: zk0d keeps nothing of it")  # fmt: skip
+            self._progress.say(cancel(context) if self._all_sent else NOTHING)
             raise
         finally:
             self._progress.clear()
@@ -88,12 +92,13 @@ class Cargo:
             self._progress.update(transfer({"done": self._sent, "size": self._size, "rate": rate, "remaining_s": left}))
 
 
-def _version(folder: Path) -> str:
-    """Of a dataset's format, as it says itself; "" when it does not. What must be converted needs twice the room."""
+def cancel(context: Context) -> str:
+    """Have zk0d end what this program asked it to make of a dataset → what to say."""
     try:
-        return str(json.loads((folder / "meta/info.json").read_bytes())["codebase_version"])[:100]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return ""
+        done = context.call("dataset_cancel", timeout=20.0)["cancelled"]
+    except Zk0Error as error:
+        return f"zk0d goes on with it: {error.message}"
+    return NOTHING if done else "it had just been done: see zk0ctl dataset list"
 
 
 def cached(name: str) -> tuple[Path, Path]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
-from zk0d.ctl.dataset_edit import SUBS
-from zk0d.ctl.render import paint, plural, safe, show_json, table
+from zk0d.ctl.dataset_edit import SETTINGS, SUBS
+from zk0d.ctl.render import absolute, paint, plural, safe, show_json, table
 from zk0d.errors import UnseenError, UsageError
 from zk0d.moments import clock
 
@@ -102,25 +101,28 @@ def renames(pairs: list[str] | None) -> dict[str, str]:
     return found
 
 
+def settings(args: Args) -> dict[str, Any]:
+    """What the arguments say of a dataset that is taken in (dataset_edit.SETTINGS). Raises UsageError."""
+    return {"rename": renames(args.rename) or None, "units": args.units, "task": args.task, "train": args.train}
+
+
 def _add(context: Context, args: Args) -> int:
-    rename = renames(args.rename)
+    told = settings(args)
     if args.path.startswith("hf:"):
         name = args.path.removeprefix("hf:")
         raise UsageError(
             f"{args.path}: this node fetches no datasets by itself",
             f"hf download {name} --repo-type dataset, then zk0ctl dataset import hf:{name}",
         )
-    path = Path(args.path.removeprefix("local:")).expanduser().absolute()
+    path = absolute(args.path.removeprefix("local:"))
     name, copied = args.name or path.name, ""
-    told = {"rename": rename or None, "units": args.units, "task": args.task, "train": args.train}
     try:
         d = context.call("dataset_add", name=name, path=str(path), **told)
     except UnseenError:
         from zk0d.ctl.dataset_edit import sent
 
-        root = sent(context, "dataset_import", path, name=name, rename=rename)["root"]
-        copied = f"; a copy, in {safe(root)}: zk0d cannot read {safe(path)}"
-        d = context.call("dataset_add", name=name, path=root, **told)
+        d = sent(context, "dataset_import", path, name=name, **told)
+        copied = f"; a copy, in {safe(d['root'])}: zk0d cannot read {safe(path)}"
     print(f"{safe(d['name'])}: {plural(d['episodes'], 'episode')}, {plural(d['frames'], 'frame')}"
           f"{'' if d['train'] else ', not trained on'}{copied}")  # fmt: skip
     return 0
@@ -138,11 +140,7 @@ COMMAND = Command(
             (
                 arg("path", help="its folder", metavar="[local:]PATH"),
                 arg("--name", help="what to call it here (it stays here; default: the folder's name)"),
-                arg("--rename", help="this camera is the federation's THEIRS", action="append", metavar="OWN=THEIRS"),
-                arg("--units", help="units of its joints", choices=("degrees", "range")),
-                arg("--task", help="what is done in it"),
-                arg("--train", help="train on it (the default)", action="store_true", default=None),
-                arg("--no-train", help="do not train on it", action="store_false", dest="train"),
+                *SETTINGS,
             ),
             _add,
         ),

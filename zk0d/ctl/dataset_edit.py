@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
-from zk0d.ctl.render import Progress, paint, plural, safe, show_json, size
+from zk0d.ctl.render import Progress, absolute, paint, plural, safe, show_json, size
 from zk0d.errors import UsageError
 
 TYPE_CHECKING = False
@@ -30,7 +30,7 @@ def numbers(words: list[str]) -> list[int]:
 
 
 def _path(text: str) -> str:
-    return str(Path(text).expanduser().absolute())
+    return str(absolute(text))
 
 
 def _shown(event: dict[str, Any]) -> None:
@@ -50,9 +50,14 @@ def _taken(coming: Delivery) -> Callable[[dict[str, Any]], None]:
 
 
 def _ask(context: Context, op: str, **request: Any) -> Any:
-    """A worker's job: for as long as it takes, its progress shown."""
+    """A worker's job: for as long as it takes, its progress shown; Ctrl-C ends it."""
     try:
         return context.call(op, _shown, timeout=None, **request)
+    except KeyboardInterrupt:
+        from zk0d.ctl.carrying import cancel
+
+        _PROGRESS.say(cancel(context))
+        raise
     finally:
         _PROGRESS.clear()
 
@@ -136,7 +141,7 @@ def sent(context: Context, op: str, folder: Path, within: Path | None = None, **
 
 def _import(context: Context, args: Args) -> int:
     from zk0d.ctl.carrying import cached
-    from zk0d.ctl.dataset_cmd import renames
+    from zk0d.ctl.dataset_cmd import settings
 
     if args.source.startswith("hf:"):
         name = args.source.removeprefix("hf:")
@@ -144,9 +149,12 @@ def _import(context: Context, args: Args) -> int:
     else:
         folder = within = Path(_path(args.source.removeprefix("local:")))
         name = folder.name
-    r = sent(context, "dataset_import", folder, within, name=args.name or name.rpartition("/")[2],
-             rename=renames(args.rename))  # fmt: skip
-    print(_made(r) + ("" if r["was"].startswith("v3.") else f" (converted from {safe(r['was'])})"))
+    r = sent(context, "dataset_import", folder, within, name=args.name or name.rpartition("/")[2], **settings(args))
+    print(
+        _made(r)
+        + ("" if r["train"] else ", not trained on")
+        + ("" if r["was"].startswith("v3.") else f" (converted from {safe(r['was'])})")
+    )
     return 0
 
 
@@ -172,6 +180,13 @@ def _repair(context: Context, args: Args) -> int:
     return 2 if r["lost"] else 0
 
 
+SETTINGS = (
+    arg("--rename", help="this camera is the federation's THEIRS", action="append", metavar="OWN=THEIRS"),
+    arg("--units", help="units of its joints", choices=("degrees", "range")),
+    arg("--task", help="what is done in it"),
+    arg("--train", help="train on it (the default)", action="store_true", default=None),
+    arg("--no-train", help="do not train on it", action="store_false", dest="train"),
+)
 _NAME = arg("name", help="its name")
 _EPISODES = arg("episodes", help="episodes, such as 3 7-9", nargs="+", metavar="N")
 _INTO = arg("--into", help="name of the new dataset", required=True, metavar="NAME")
@@ -197,7 +212,7 @@ SUBS = (
     Command("import", "copy a dataset in; v2.1 becomes v3.0", (
         arg("source", help="a folder of yours, or one of your Hugging Face cache", metavar="local:PATH|hf:USER/NAME"),
         arg("--name", help="what to call it here (default: the folder's name)"),
-        arg("--rename", help="this camera is the federation's THEIRS", action="append", metavar="OWN=THEIRS"),
+        *SETTINGS,
     ), _import),
     Command("export", "copy a dataset to a folder", (
         _NAME, arg("folder", help="a new folder", metavar="DIR"),

@@ -12,6 +12,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any
 
 _COLOURS = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36"}
@@ -78,6 +79,18 @@ def table(header: list[str], rows: list[list[str]]) -> str:
         return "  ".join(padded).rstrip()
 
     return "\n".join([paint(line(header), "dim"), *map(line, rows)])
+
+
+def absolute(path: str) -> Path:
+    """A path that a person wrote. Raises UsageError where its ~ is nobody's."""
+    from pathlib import Path
+
+    from zk0d.errors import UsageError
+
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise UsageError(f"{path}: there is no such user", "or `./~name` for a file of that name") from None
 
 
 def show_json(value: Any) -> None:

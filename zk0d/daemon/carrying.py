@@ -11,12 +11,13 @@ import json
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zk0d import dataset_info
 from zk0d.daemon.room import limits
 from zk0d.daemon.sweeping import FOLDER
 from zk0d.errors import DatasetError, LinkLostError, ProtocolError, UsageError, Zk0Error, os_reason
@@ -44,9 +45,10 @@ _FILE_WORTH = 64 << 10
 
 @dataclass
 class _Promise:
-    """Room that is kept for one request: bytes still to come, and the size of what is then made of them."""
+    """Room that is kept for one request of `size`: bytes still to come, and the size of what is then made of them."""
 
     target: Path
+    size: int
     coming: int
     making: int
 
@@ -72,11 +74,15 @@ class Carrying:
         files, size, told, version = _announced(request)
         datasets = target.parent
         place = datasets / FOLDER / f"{connection.uid}_{time.time_ns():x}"
-        with self._promised(_Promise(target, size, size if anew or not version.startswith("v3.") else 0)) as promise:
+        anew = anew or not version.startswith("v3.")
+        with self._promised(_Promise(target, size, size, size if anew else 0)) as promise:
             await self._fits(datasets, promise, files)
             floor = max(1, int(self._config["datasets", "floor_gb"] * 1e9))
             try:
                 await _Incoming(place, floor, promise, connection).take(files)
+                if not anew and not dataset_info.version(await _ended(dataset_info.read, place)).startswith("v3."):
+                    promise.making = size  # it is not what was said
+                    await self._fits(datasets, promise, 0)
                 yield place
             except Zk0Error as error:  # the sender's name for it
                 error.message, error.hint = (text.replace(str(place), told) for text in (error.message, error.hint))
@@ -98,7 +104,7 @@ class Carrying:
         room = await limits(self._config, datasets, self._store.datasets())
         size = promise.coming + promise.making
         others = sum(p.coming + p.making for p in self._promises) - size
-        has = f"{promise.coming / 1e9:.2f} GB" + (", and as much again while it is made anew" if promise.making else "")
+        has = f"{promise.size / 1e9:.2f} GB" + (", and as much again while it is made anew" if promise.making else "")
         there = datasets
         while not there.exists():
             there = there.parent
@@ -223,12 +229,14 @@ class Pace:
 
 
 async def _ended[T](work: Callable[..., T], *args: Any) -> T:
-    """In a thread, which has ended when this ends, cancelled or not: what it writes to is closed only then."""
+    """In a thread, which has ended when this ends, however often cancelled: what it writes to is closed only then."""
     doing = asyncio.ensure_future(asyncio.to_thread(work, *args))
     try:
         return await asyncio.shield(doing)
     except asyncio.CancelledError:
-        await asyncio.wait({doing})
+        while not doing.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait({doing})
         raise
 
 

@@ -14,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zk0d import dataset_info
 from zk0d.daemon import datasets, names, staged
+from zk0d.daemon.curating import WithdrawnError
 from zk0d.daemon.dataset_swap import held, renumbered, swap
 from zk0d.daemon.delivery import deliver, spool
 from zk0d.daemon.store import Dataset
@@ -106,32 +108,13 @@ async def _settled(service: Service, *names: str) -> None:
             _idle(service, name)
 
 
-async def _work(service: Service, job: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
-    """A curation worker's job, its progress told to the caller, who may leave."""
-    events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-    name = f"{job['action']}_{time.time_ns():x}"
-    worker = await service.workers.start("curation", name, job, events.put_nowait)
-
-    async def relay() -> None:
-        while True:
-            event = await events.get()
-            if event["event"] not in ("done", "error"):
-                await connection.send(event)
-
-    relaying = asyncio.create_task(relay())
-    try:
-        return await service.arm.independent(worker.wait())
-    finally:
-        relaying.cancel()
-
-
-def _add(
-    service: Service, name: str, root: Path, like: Dataset | None, rename: dict[str, str] | None = None
-) -> Dataset:
-    given = rename if rename is not None else (like.rename if like else None)
-    dataset = datasets.describe(name, root, None, units=like.units if like else "", rename=given)
+def _add(service: Service, name: str, root: Path, like: Dataset | None, **said: Any) -> Dataset:
+    """Register what was made, with the settings of `like` or as was `said` (datasets.describe)."""
     if like is not None:
-        dataset = replace(dataset, tasks=like.tasks, train=like.train)
+        said = {"units": like.units, "rename": like.rename, "train": like.train}
+    dataset = datasets.describe(name, root, None, **{"units": "", **said})
+    if like is not None:
+        dataset = replace(dataset, tasks=like.tasks)
     service.store.put_dataset(dataset)
     service.datasets_changed()
     return dataset
@@ -139,7 +122,7 @@ def _add(
 
 async def op_dataset_verify(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
     dataset = service.store.dataset(str(request.get("name")))
-    return await _work(service, {"action": "verify", "root": str(dataset.root)}, connection)
+    return await service.curating.run({"action": "verify", "root": str(dataset.root)}, connection)
 
 
 async def op_dataset_sheet(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
@@ -147,7 +130,7 @@ async def op_dataset_sheet(service: Service, request: dict[str, Any], connection
     with spool(service.workers.work, "sheet") as folder:
         out = folder / "sheet.png"
         job = {"action": "sheet", "root": str(dataset.root), "out": str(out), "episodes": request.get("episodes") or []}
-        return {**await _work(service, job, connection), **await deliver(folder, connection)}
+        return {**await service.curating.run(job, connection), **await deliver(folder, connection)}
 
 
 async def op_dataset_delete(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
@@ -161,7 +144,7 @@ async def op_dataset_delete(service: Service, request: dict[str, Any], connectio
             raise UsageError(f"{len(episodes)} of {total} episodes would be deleted", "say --yes, or dataset exclude")
         fresh = dataset.root.with_name(f"{dataset.root.name}.new-{time.time_ns():x}")
         job = {"action": "delete", "root": str(dataset.root), "episodes": episodes, "target": str(fresh)}
-        await _work(service, job, connection)
+        await service.curating.run(job, connection)
         before = swap(service.store, service.selection, dataset.name, dataset.root, fresh, episodes)
     now = datasets.describe(dataset.name, dataset.root, dataset, units=dataset.units)
     service.store.put_dataset(now)
@@ -180,7 +163,7 @@ async def op_dataset_split(service: Service, request: dict[str, Any], connection
         episodes = _episodes(request, total)
         job = {"action": "split", "root": str(dataset.root), "target": str(target), "rest": str(rest or ""),
                "episodes": episodes}  # fmt: skip
-        result = await _work(service, job, connection)
+        result = await service.curating.run(job, connection)
     others, choose = [n for n in range(total) if n not in set(episodes)], service.selection
     for root, without in ((target, others), (rest, episodes)):
         if root is not None:
@@ -205,7 +188,7 @@ async def op_dataset_merge(service: Service, request: dict[str, Any], connection
             out += [first + n for n in service.selection.kept_out(source.name)]
             taken_in += [first + n for n in service.selection.taken_in(source.name)]
             first += datasets.refreshed(source).episodes
-        result = await _work(service, job, connection)
+        result = await service.curating.run(job, connection)
     service.selection.set(target.name, out, taken_in)
     tasks = tuple(dict.fromkeys(t for s in sources for t in s.tasks))
     _add(service, target.name, target, replace(sources[0], tasks=tasks, train=False))
@@ -217,22 +200,44 @@ def _told(service: Service, connection: ControlConnection, what: str) -> Iterato
     """Failed after whoever asked had left, it is an event, so that they find out."""
     try:
         yield
+    except WithdrawnError:
+        raise
     except Zk0Error as error:
         if connection.closed.is_set() or isinstance(error, LinkLostError):
             service.store.event("dataset", f"{what} for {connection.user} failed: {error}")
         raise
 
 
+def said(request: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a dataset that a request names, for datasets.describe."""
+    rename = request.get("rename")
+    return {
+        "units": str(request.get("units") or ""), "task": str(request.get("task") or ""),
+        "rename": datasets.renamed_cameras(rename) if rename else None, "train": request.get("train"),
+    }  # fmt: skip
+
+
 async def op_dataset_import(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
-    """Take in the dataset that the client sends, converted to v3.0 where needed."""
-    target = _target(service, str(request.get("name")))
+    """Take in the dataset that the client sends, converted to v3.0 where needed; with its settings from the first."""
+    target, settings = _target(service, str(request.get("name"))), said(request)
+    renamed, told = settings["rename"] or {}, request.get("carry")
+    if isinstance(told, dict) and isinstance(told.get("features"), list):  # before anything comes
+        datasets.check_renamed(renamed, [str(name) for name in told["features"]], told.get("folder"))
     with _told(service, connection, f"import of {target.name!r}"):
         async with service.carrying.folder(target, request, connection) as source:
+            info = await asyncio.to_thread(dataset_info.read, source)
+            dataset_info.check(info, source)
+            datasets.check_renamed(renamed, dataset_info.features(info), source)
             job = {"action": "take_in", "source": str(source), "target": str(target)}
-            result = await _work(service, job, connection)
-            made = _add(service, target.name, target, None, datasets.renamed_cameras(request.get("rename") or {}))
+            result = await service.curating.run(job, connection)
+            made = _add(service, target.name, target, None, **settings)
     service.store.event("dataset", f"{made.episodes} episodes copied in as {made.name!r} by {connection.user}")
-    return result
+    return {**result, "name": made.name, "train": made.train}
+
+
+async def op_dataset_cancel(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
+    """End what the same program has a worker make of a dataset."""
+    return {"cancelled": await service.curating.cancel(connection)}
 
 
 async def op_dataset_export(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
@@ -261,7 +266,8 @@ async def op_dataset_repair(service: Service, request: dict[str, Any], connectio
     target = _target(service, str(request.get("into")))
     with _told(service, connection, f"repair of {target.name!r}"):
         async with service.carrying.folder(target, request, connection, anew=True) as root:
-            result = await _work(service, {"action": "repair", "root": str(root), "target": str(target)}, connection)
+            job = {"action": "repair", "root": str(root), "target": str(target)}
+            result = await service.curating.run(job, connection)
             dataset = _add(service, target.name, target, None)
             service.store.put_dataset(replace(dataset, train=False))
     service.store.event("dataset", f"{dataset.episodes} episodes saved as {target.name!r} for {connection.user}")

@@ -173,11 +173,7 @@ async def op_dataset_add(service: Service, request: Request, connection: Control
     if known is not None and known.root != root:
         raise UsageError(f"the dataset {name!r} is the one in {known.root}", f"give {root} another name with --name")
     dataset_ops.seen(service, root)
-    rename = request.get("rename")
-    dataset = datasets.describe(
-        name, root, known, units=str(request.get("units") or ""), task=str(request.get("task") or ""),
-        rename=datasets.renamed_cameras(rename) if rename else None, train=request.get("train"),
-    )  # fmt: skip
+    dataset = datasets.describe(name, root, known, **dataset_ops.said(request))
     service.store.put_dataset(dataset)
     service.store.event("dataset", f"dataset {name!r} added: {dataset.episodes} episodes")
     service.datasets_changed()

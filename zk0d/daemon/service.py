@@ -21,6 +21,7 @@ from zk0d.daemon.arbiter import Decision
 from zk0d.daemon.arm import Arm
 from zk0d.daemon.carrying import Carrying
 from zk0d.daemon.config import Config
+from zk0d.daemon.curating import Curating
 from zk0d.daemon.dataset_swap import settle
 from zk0d.daemon.models import Models
 from zk0d.daemon.ops import OPS
@@ -60,6 +61,7 @@ class Service:
         self.datasets_folder = Path(config["datasets", "folder"] or state / "datasets")
         self.sweeper = Sweeper()
         self.carrying = Carrying(config, self.store, self.sweeper)
+        self.curating = Curating(self.workers, self.arm, self.sweeper)
         self._loop: asyncio.AbstractEventLoop | None = None
         paces = Paces(self.store)
         self.board = Board(sources(config, state, self._own_pids, paces.save_s), self._sensed)
