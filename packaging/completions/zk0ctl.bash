@@ -24,7 +24,7 @@ _zk0ctl() {
         "robot calibrate") words="--follower --help --json --leader" ;;
         "robot teleop") words="--follower --fps --help --json --leader --seconds" ;;
         "robot doctor") words="--follower --help --json --leader --reads" ;;
-        "robot release") words="--follower --help --json" ;;
+        "robot release") words="--follower --help --json --unpowered" ;;
         "robot next") words="--help" ;;
         "robot abort") words="--help" ;;
         "record") words="start watch next rerecord pause resume discard finish stop --help" ;;
@@ -48,7 +48,7 @@ _zk0ctl() {
         "dataset delete") words="--help --yes" ;;
         "dataset split") words="--help --into --rest" ;;
         "dataset merge") words="--help --into" ;;
-        "dataset import") words="--help --name --rename" ;;
+        "dataset import") words="--help --name --no-train --rename --task --train --units" ;;
         "dataset export") words="--help" ;;
         "dataset repair") words="--help --into" ;;
         "train") words="now pause resume --help" ;;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,9 +18,9 @@ from zk0d.ctl.dataset_cmd import renames
 from zk0d.ctl.enroll_cmd import parse
 from zk0d.ctl.main import main
 from zk0d.ctl.parser import COMMANDS, build, load
-from zk0d.ctl.record_cmd import robot
+from zk0d.ctl.record_cmd import interruptible, robot
 from zk0d.ctl.train_cmd import seconds, until
-from zk0d.errors import UsageError
+from zk0d.errors import RobotError, UsageError
 from zk0d.invitation import Invitation
 
 CA = "sha256:" + "ab" * 32
@@ -145,3 +146,15 @@ def test_a_closed_pipe_is_no_error() -> None:
     command = f"{sys.executable} -m zk0d.ctl.main --help | true"
     done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, env=os.environ, check=True)
     assert "Traceback" not in done.stderr
+
+
+def test_what_fails_by_ctrl_c_is_told_and_is_an_interruption(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    context = Context.make(None, str(tmp_path))
+    with pytest.raises(RobotError), interruptible(context, render.Progress()):
+        raise RobotError("the arm is in use")
+    with pytest.raises(KeyboardInterrupt), interruptible(context, render.Progress()):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise RobotError("the rollout was told to stop before it began", "nothing was moved")
+    assert "told to stop before it began (nothing was moved)" in capsys.readouterr().out

@@ -87,7 +87,7 @@ def test_a_session_that_does_not_let_go_is_killed(store: Store, monkeypatch: pyt
     held.live.robot, held.live.worker = {"follower": "/dev/a"}, Hangs()  # type: ignore[assignment]
     told = asyncio.run(torque.release(held, {}, "bob"))
     assert held.live.worker.said == [("release", {}), "killed"]  # type: ignore[union-attr]
-    assert told == {"released": ["the follower on /dev/a"], "ended": "recording"}
+    assert told == {"released": ["the follower on /dev/a"], "unpowered": [], "ended": "recording"}
     assert held.live.stopping and held.live.why == "told to let the arm go by bob"
 
 

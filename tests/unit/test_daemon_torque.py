@@ -16,8 +16,9 @@ import pytest
 from zk0d.daemon import torque
 from zk0d.daemon.arm import LET_GO, Arm, Live
 from zk0d.daemon.config import Config
+from zk0d.daemon.sessions import Sessions
 from zk0d.daemon.store import Store
-from zk0d.errors import RobotError, WorkerError
+from zk0d.errors import LinkLostError, RobotError, WorkerError
 from zk0d.supervise import Worker
 
 A, B = {"follower": "/dev/a"}, {"follower": "/dev/b"}
@@ -98,7 +99,9 @@ def test_a_session_on_another_arm_leaves_the_note_of_the_first(arm: Arm, jobs: J
     assert arm.torque.ports == {"/dev/a": "it does not answer"} and arm.torque.robots == [A]
     assert not [e for e in arm.store.events(9) if "let down" in e["text"]]
     released = asyncio.run(torque.release(arm, B, "bob"))
-    assert released == {"released": ["the follower on /dev/b"], "ended": ""} and arm.torque.robots == [A]
+    assert released == {"released": ["the follower on /dev/b"], "unpowered": [], "ended": ""} and arm.torque.robots == [
+        A
+    ]
     assert asyncio.run(torque.release(arm, {}, "bob"))["released"] == ["the follower on /dev/a"]
     assert arm.torque.robots == [] and arm.live is None
 
@@ -117,6 +120,22 @@ def test_each_arm_is_let_go_by_its_own_table_and_the_reason_is_kept(arm: Arm, jo
     with pytest.raises(WorkerError, match=r"no /dev/gone \(the follower on /dev/b: limp now\)"):
         asyncio.run(torque.release(arm, {}, "bob"))
     assert list(arm.torque.ports) == ["/dev/gone"]
+
+
+def test_an_arm_that_is_gone_is_done_with_on_a_persons_word_alone(arm: Arm, store: Store) -> None:
+    """Its port has another name since, or it was sold: else status would name it for ever."""
+    gone = {"follower": "/dev/gone"}
+    arm.torque.heard(on("/dev/gone", "it does not answer"), gone)
+    arm.torque.heard(on("/dev/a"), A)
+    store.put(torque.KEY, {"on": {p: {**n, "at": 0.0} for p, n in store.get(torque.KEY)["on"].items()}})
+    said = torque.problem(store, session=False)
+    assert said is not None and "1970" in said[0] and "--unpowered" in said[1]  # not a time of day alone
+    with pytest.raises(WorkerError, match="no /dev/gone"):
+        asyncio.run(torque.release(arm, {"follower": "/dev/gone"}, "bob", unpowered=True))  # not one that is named
+    told = asyncio.run(torque.release(arm, {}, "bob", unpowered=True))
+    assert told["unpowered"] == ["the arm on /dev/gone"] and told["released"] == ["the follower on /dev/a"]
+    assert arm.torque.ports == {} and torque.problem(store, session=False) is None
+    assert "/dev/gone cannot be reached, and has no power, says bob" in str(store.events(5))
 
 
 def test_a_note_of_an_earlier_version_is_read(arm: Arm, store: Store) -> None:
@@ -158,7 +177,7 @@ def test_a_session_is_asked_for_its_own_arm_alone(arm: Arm) -> None:
     arm.live = Live("teleop", "alice", time.time(), robot=B)
     arm.live.worker = SimpleNamespace(send=send, running=True)  # type: ignore[assignment]
     told = asyncio.run(torque.release(arm, {}, "bob"))
-    assert said == ["release"] and told == {"released": ["the follower on /dev/b"], "ended": "teleop"}
+    assert said == ["release"] and told == {"released": ["the follower on /dev/b"], "unpowered": [], "ended": "teleop"}
     assert list(arm.torque.ports) == ["/dev/a"]
 
 
@@ -204,3 +223,90 @@ def test_a_stop_of_a_person_says_so(arm: Arm) -> None:
 
     asyncio.run(scene())
     assert said == [("stop", {"by": "person"})]
+
+
+def test_a_session_that_has_not_begun_is_ended_by_a_stop_and_by_its_callers_leaving(arm: Arm, store: Store) -> None:
+    """While an arm is let go, a model is made or takes are saved: nothing may move in a minute that was called off."""
+    left = [False]
+
+    def live() -> Live:
+        return Live("rollout", "alice", time.time(), gone=lambda: left[0])
+
+    async def waits(end: Callable[[], Any], error: type[Exception], said: str) -> None:
+        going_on, mine = asyncio.Event(), live()
+        with arm.waited_for(mine):
+            waiting = asyncio.create_task(arm.beforehand(mine, going_on.wait()))
+            await asyncio.sleep(0)
+            end()
+            with pytest.raises(error, match=said):
+                await asyncio.wait_for(waiting, 10)
+            with pytest.raises(error, match=said):
+                arm.hold(mine)
+        assert arm.live is None
+        going_on.set()
+
+    async def scene() -> None:
+        await waits(lambda: arm.control("stop"), RobotError, "the rollout was told to stop before it began")
+        arm.live = Live("release", "zk0d", time.time())  # what an earlier daemon left
+        await waits(lambda: (arm.control("finish"), setattr(arm, "live", None)), RobotError, "told to finish before")
+        await waits(lambda: left.__setitem__(0, True), LinkLostError, "alice asked for did not begin: they had left")
+        left[0] = False
+        arm.live = other = Live("recording", "bob", time.time())
+        mine = live()
+        with arm.waited_for(mine), pytest.raises(RobotError, match="in use: recording by bob"):
+            arm.hold(mine)
+        arm.live = None
+        with arm.waited_for(mine):
+            arm.hold(mine)
+            arm.call_off("of others")
+        assert not mine.stopping and not other.stopping
+        arm.release()
+        with pytest.raises(RobotError, match="nothing is being recorded"):
+            arm.control("stop")
+        with arm.waited_for(mine):
+            await torque.release(arm, A, "bob")
+            with pytest.raises(RobotError, match="told to let the arm go by bob before it began"):
+                arm.hold(mine)
+
+    asyncio.run(scene())
+    assert "they had left" in str(store.events(9))
+
+
+def test_a_ctrl_c_ends_nobody_elses_session(arm: Arm) -> None:
+    """While bob's rollout waits for its model, alice may well be recording."""
+    said: list[str] = []
+    alices = Live("recording", "alice", time.time(), asker=(1, 1000))
+    bobs, carols = (Live("rollout", who, time.time(), asker=(n, 1001)) for n, who in ((2, "bob"), (3, "carol")))
+
+    async def stop(grace_s: float, cmd: str = "stop", **fields: Any) -> None:
+        said.append(cmd)
+
+    async def scene() -> None:
+        arm.live, alices.worker = alices, SimpleNamespace(stop=stop, last={})  # type: ignore[assignment]
+        with arm.waited_for(alices), arm.waited_for(bobs), arm.waited_for(carols):
+            assert arm.control("stop", asker=bobs.asker)["by"] == "bob"
+            assert bobs.stopping and not alices.stopping and not carols.stopping
+            arm.control("stop", asker=alices.asker)
+            await asyncio.gather(*arm._tasks)
+            assert alices.stopping and said == ["stop"] and not carols.stopping
+        with pytest.raises(RobotError, match="nothing is being recorded"):
+            arm.control("stop", asker=(9, 1001))
+
+    asyncio.run(scene())
+
+
+def test_a_recording_that_is_stopped_while_it_waits_opens_no_arm(arm: Arm, jobs: Jobs, tmp_path: Path) -> None:
+    sessions = Sessions(arm.store, tmp_path, Config.load([]), jobs, arm, lambda: None)  # type: ignore[arg-type]
+
+    async def scene() -> None:
+        arm._letting_go = arm.background(asyncio.sleep(60))
+        request = {"dataset": "d", "task": "t", "episodes": 1, "robot": A}
+        recording = asyncio.create_task(sessions.record(request, Live("recording", "alice", time.time()), quiet))
+        await asyncio.sleep(0)
+        assert arm.control("stop")["kind"] == "recording"
+        with pytest.raises(RobotError, match="before it began"):
+            await asyncio.wait_for(recording, 10)
+        arm._letting_go.cancel()
+
+    asyncio.run(scene())
+    assert jobs.asked == [] and arm.live is None

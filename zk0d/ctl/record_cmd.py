@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.keys import HELP, keys_steer
 from zk0d.ctl.preview import Block, picture
-from zk0d.ctl.render import Progress, paint, plural, safe, show_json
+from zk0d.ctl.render import Progress, absolute, paint, plural, safe, show_json
 from zk0d.errors import Zk0Error
 from zk0d.moments import clock
 from zk0d.watching import watch
@@ -28,7 +27,7 @@ def robot(args: Args) -> dict[str, str]:
     leader = found.get("leader", "")
     if leader.startswith("replay:"):
         file, hash_, episode = leader.removeprefix("replay:").partition("#")
-        found["leader"] = f"replay:{Path(file).expanduser().absolute()}{hash_}{episode}"
+        found["leader"] = f"replay:{absolute(file)}{hash_}{episode}"
     return found
 
 
@@ -36,7 +35,7 @@ def robot(args: Args) -> dict[str, str]:
 def interruptible(context: Context, progress: Progress) -> Iterator[Callable[[], bool]]:
     """Ctrl-C asks the daemon to stop the session, whose result is then still shown; a second one leaves at once.
 
-    Gives a function that tells whether there was one."""
+    Gives a function that tells whether there was one. What fails by it is told, and is an interruption."""
     happened = []
 
     def on_interrupt(number: int, frame: object) -> None:
@@ -44,11 +43,16 @@ def interruptible(context: Context, progress: Progress) -> Iterator[Callable[[],
         signal.signal(signal.SIGINT, signal.default_int_handler)
         progress.say("stopping (Ctrl-C again to leave at once)")
         with contextlib.suppress(Zk0Error):
-            context.call("record_control", timeout=5.0, action="stop")
+            context.call("record_control", timeout=5.0, action="stop", own=True)
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
         yield lambda: bool(happened)
+    except Zk0Error as error:
+        if not happened:
+            raise
+        progress.say(str(error))
+        raise KeyboardInterrupt from None
     finally:
         signal.signal(signal.SIGINT, before)
         progress.clear()
@@ -109,7 +113,7 @@ def _start(context: Context, args: Args) -> int:
 
     def act(action: str) -> None:
         try:
-            context.call("record_control", timeout=5.0, action=action)
+            context.call("record_control", timeout=5.0, action=action, own=True)
         except Zk0Error as error:
             progress.say(f"{action}: {error.message}")
 

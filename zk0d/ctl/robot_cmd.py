@@ -97,7 +97,7 @@ def _enter_means_next(context: Context) -> Iterator[None]:
                 if not sys.stdin.readline():
                     return
                 with contextlib.suppress(Zk0Error):
-                    context.call("record_control", timeout=5.0, action="next")
+                    context.call("record_control", timeout=5.0, action="next", own=True)
 
     listener = threading.Thread(target=listen, name="enter", daemon=True)
     if sys.stdin.isatty():
@@ -175,12 +175,16 @@ def _doctor(context: Context, args: Args) -> int:
 
 
 def _release(context: Context, args: Args) -> int:
-    result = context.call("robot_release", timeout=None, robot={"follower": args.follower or ""})
+    result = context.call("robot_release", timeout=None, robot={"follower": args.follower or ""},
+                          unpowered=args.unpowered)  # fmt: skip
     if args.json:
         show_json(result)
         return 0
     told = f" ({safe(result['ended'])} was told to, and ends)" if result["ended"] else ""
-    print(f"limp: {safe(', '.join(result['released']) or 'it was not under torque')}{told}")
+    if result["released"] or not result["unpowered"]:
+        print(f"limp: {safe(', '.join(result['released']) or 'it was not under torque')}{told}")
+    if result["unpowered"]:
+        print(f"without power, by your word: {safe(', '.join(result['unpowered']))}")
     return 0
 
 
@@ -223,7 +227,12 @@ COMMAND = Command(
             arg("--reads", help="readings to judge the cable by (default 200)", type=int, default=200, metavar="N"),
             *_PORTS, _JSON,
         ), _doctor),
-        Command("release", "let the arm go, gently, whatever has it: its session ends", (_PORTS[0], _JSON), _release),
+        Command("release", "let the arm go, gently, whatever has it: its session ends", (
+            _PORTS[0],
+            arg("--unpowered", help="of arms that status names and that cannot be reached, you have cut the power",
+                action="store_true"),
+            _JSON,
+        ), _release),
         _control("next", "next", "answer the step that is asked"),
         _control("abort", "stop", "end the job; the arm is as it was before"),
     ),

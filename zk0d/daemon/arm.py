@@ -10,9 +10,9 @@ import asyncio
 import contextlib
 import copy
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -23,9 +23,12 @@ from zk0d.daemon.robot_table import SIDES, check_robot, is_virtual, pairs
 from zk0d.daemon.store import Store
 from zk0d.daemon.torque import SETTLE_S, Torque, after_death, left_behind
 from zk0d.daemon.workers import ARM_GRACE_S, Workers
-from zk0d.errors import RobotError, UsageError, WorkerError
+from zk0d.errors import LinkClosedError, LinkLostError, RobotError, UsageError, WorkerError
 from zk0d.moments import clock
 from zk0d.supervise import Worker
+
+if TYPE_CHECKING:
+    from zk0d.control_server import ControlConnection
 
 Emit = Callable[..., Awaitable[None]]
 log = structlog.get_logger("arm")
@@ -41,11 +44,13 @@ _ONLY = {
 _EXPECT_S = 2.0
 """Seconds for which an announced recording holds the trainer, should its request never come."""
 
+_LOOK_S = 0.05
+"""How soon whoever waits for the arm notices that the session is not to begin any more."""
 _SAVE_S = 60.0
 """Seconds that a worker gets to end well: takes are saved, the arm goes to rest, servos get their values back."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Live:
     """The session that holds the arm now."""
 
@@ -67,6 +72,15 @@ class Live:
     stopping: bool = False
     why: str = ""
     """Who or what ended it early."""
+    gone: Callable[[], bool] = lambda: False
+    """Whether whoever asked for it has left. A session goes on without them, but does not begin."""
+    asker: tuple[int, int] = (0, 0)
+    """Process and user of the program that asked for it."""
+
+    @classmethod
+    def asked(cls, kind: str, connection: ControlConnection) -> Live:
+        """What somebody asks for over the control socket."""
+        return cls(kind, connection.user, time.time(), gone=connection.closed.is_set, asker=connection.asker)
 
     @property
     def worker_name(self) -> str:
@@ -95,6 +109,7 @@ class Arm:
         self._halt, self._on_change = halt, on_change
         self._tasks: set[asyncio.Task[Any]] = set()
         self._expected: Activity | None = None
+        self._asked: list[Live] = []
 
     def activities(self) -> tuple[Activity, ...]:
         """For the arbiter."""
@@ -120,7 +135,49 @@ class Arm:
             self._expected = None
             self._on_change()
 
+    @contextlib.contextmanager
+    def waited_for(self, live: Live) -> Iterator[None]:
+        """While somebody waits for the result of `live`: before it holds the arm, too, a `stop` is meant for it."""
+        self._asked.append(live)
+        try:
+            yield
+        finally:
+            self._asked.remove(live)
+
+    def call_off(self, why: str) -> None:
+        """None of the sessions that are waited for begins: they wait for the arm, a model, or takes to be saved."""
+        self._call_off([live for live in self._asked if live is not self.live], why)
+
+    @staticmethod
+    def _call_off(waiting: list[Live], why: str) -> None:
+        for live in waiting:
+            live.stopping, live.why = True, why
+
+    async def beforehand[T](self, live: Live, work: Coroutine[Any, Any, T]) -> T:
+        """Do what comes before `live` can begin. Raises as `_not_begun` does as soon as it is not to begin any more;
+        `work` then goes on by itself."""
+        doing: asyncio.Task[T] = self.background(work)
+        doing.add_done_callback(lambda task: task.cancelled() or task.exception())  # heard, also where nobody asks
+        while not doing.done():
+            self._not_begun(live)
+            await asyncio.wait({doing}, timeout=_LOOK_S)
+        return doing.result()
+
+    def _not_begun(self, live: Live) -> None:
+        """Raises RobotError when `live` was told to end, LinkLostError when nobody is left to watch it begin, and
+        LinkClosedError when zk0d ends."""
+        if self._closing:
+            raise LinkClosedError(f"zk0d ends, and the {live.kind} does not begin", "start it again")
+        if live.stopping:
+            raise RobotError(f"the {live.kind} was {live.why or 'ended'} before it began", "nothing was moved")
+        if live.gone():
+            text = f"the {live.kind} that {live.by} asked for did not begin: they had left"
+            self.store.event(live.kind, text)
+            raise LinkLostError(text)
+
     def hold(self, live: Live) -> None:
+        """Begin `live`. Raises RobotError when another session has the arm; and as `_not_begun` does."""
+        self._not_begun(live)
         if self.live is not None:
             other = self.live
             raise RobotError(
@@ -147,14 +204,22 @@ class Arm:
         """Run `work` to its end even if the caller is cancelled or leaves."""
         return await asyncio.shield(self.background(work))
 
-    def control(self, action: str, note: str = "") -> dict[str, Any]:
-        """Steer the running session: next, discard, finish, stop."""
+    def control(self, action: str, note: str = "", asker: tuple[int, int] | None = None) -> dict[str, Any]:
+        """Steer the running session: next, discard, finish, stop. With `asker` only the one that this program asked
+        for: a Ctrl-C must not end another person's."""
         if action not in CONTROLS:
             raise UsageError(f"record_control {action!r} is not known", f"one of {', '.join(CONTROLS)}")
         live = self.live
+        waiting = [one for one in self._asked if one is not live and asker in (None, one.asker)]
+        if asker is not None and live is not None and live.asker != asker:
+            live = None
+        if action in ("stop", "finish") and waiting and (live is None or live.kind == "release"):
+            self._call_off(waiting, f"told to {action}")
+            return self._told(waiting[-1])
         if live is None:
             raise RobotError(
-                "nothing is being recorded", "start with `zk0ctl record --dataset NAME --task TEXT --episodes N`"
+                "nothing is being recorded, and nothing else has the arm",
+                "start with `zk0ctl record --dataset NAME --task TEXT --episodes N`, rollout, or robot teleop",
             )
         special = set().union(*_ONLY.values())
         if action in special and action not in _ONLY.get(live.kind, ()):
@@ -167,6 +232,10 @@ class Arm:
                 self.background(live.worker.stop(ARM_GRACE_S if idle else _SAVE_S, by="person"))
             else:
                 live.worker.send(action, **({"note": note} if note else {}))
+        return self._told(live)
+
+    @staticmethod
+    def _told(live: Live) -> dict[str, Any]:
         return {"kind": live.kind, "by": live.by, "dataset": live.dataset, "saved": live.saved, "goal": live.goal}
 
     def begin_close(self) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zk0d.daemon import dataset_ops, datasets, log_ops, names, robot_ops
+from zk0d.daemon.arm import Live
 from zk0d.daemon.delivery import deliver, spool
 from zk0d.daemon.quality import reports
 from zk0d.daemon.rollouts import rollout
@@ -113,7 +114,7 @@ async def op_federation_leave(service: Service, request: Request, connection: Co
 async def op_record(service: Service, request: Request, connection: ControlConnection) -> Any:
     service.arm.expect(connection.user)  # first of all: what is looked up for the recording takes its time
     try:
-        return await service.sessions.record(request, connection.user, connection.emit)
+        return await service.sessions.record(request, Live.asked("recording", connection), connection.emit)
     except Zk0Error:
         service.arm.refused()
         raise
@@ -126,7 +127,8 @@ async def op_make_way(service: Service, request: Request, connection: ControlCon
 
 
 async def op_record_control(service: Service, request: Request, connection: ControlConnection) -> Any:
-    return service.arm.control(_text(request, "action"), str(request.get("note") or ""))
+    asker = connection.asker if request.get("own") else None
+    return service.arm.control(_text(request, "action"), str(request.get("note") or ""), asker)
 
 
 def _described(d: Dataset) -> dict[str, Any]:
@@ -226,16 +228,20 @@ async def op_model_export(service: Service, request: Request, connection: Contro
 
 async def op_rollout(service: Service, request: Request, connection: ControlConnection) -> Any:
     version = service.models.find(_text(request, "model"))
-    policy = await service.models.folder(version, connection.emit)
-    spec = ModelSpec.load(service.uplink.blobs.path(version.spec_digest))
-    arm, store = service.arm, service.store
+    arm, store, emit = service.arm, service.store, connection.emit
     kept = service.state / "rollouts" / time.strftime("%Y%m%d-%H%M%S")
-    work = rollout(arm, store, service.config, policy, spec, request, kept, connection.user, connection.emit)
-    try:
-        result = await arm.independent(work)
-    except Zk0Error:
-        shutil.rmtree(kept, ignore_errors=True)
-        raise
+    live = Live.asked("rollout", connection)
+    live.goal = int(request.get("episodes") or 1)
+    with arm.waited_for(live):
+        # A model may take minutes to come and be made: whoever ends the command meanwhile must not see the arm move.
+        policy = await arm.beforehand(live, service.models.folder(version, emit))
+        spec = ModelSpec.load(service.uplink.blobs.path(version.spec_digest))
+        work = rollout(arm, store, service.config, policy, spec, request, kept, live, emit)
+        try:
+            result = await arm.independent(work)
+        except Zk0Error:
+            shutil.rmtree(kept, ignore_errors=True)
+            raise
     try:
         sent = await _film(kept, connection)
     except LinkLostError:

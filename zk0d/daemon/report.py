@@ -13,6 +13,7 @@ from typing import Any
 from zk0d import __version__
 from zk0d.daemon import torque
 from zk0d.daemon.store import Store
+from zk0d.moments import clock
 
 SCHEMA_VERSION = 1
 
@@ -124,7 +125,7 @@ def _arm(store: Store, live: LiveParts | None) -> list[dict[str, str]]:
         return [_problem("error", "arm", *left)]
     let_go = store.get("arm_let_go")
     if let_go:
-        at = time.strftime("%H:%M", time.localtime(let_go["at"]))
+        at = clock(let_go["at"])
         hint = "let it rest; `zk0ctl robot doctor`; the next session that opens the arm clears this"
         return [_problem("degraded", "arm", f"the arm was let go at {at}: {let_go['text']}", hint)]
     care = (live.session or {}).get("progress", {}).get("care", {}) if live else {}

@@ -58,19 +58,22 @@ async def op_robot_tend(service: Service, request: dict[str, Any], connection: C
         "seconds": float(request.get("seconds") or 0), "reads": int(request.get("reads") or 200),
         "folder": str(service.datasets_folder),
     }  # fmt: skip
-    return await service.arm.independent(_tend(service.arm, action, job, connection))
+    live = Live.asked(action, connection)
+    with service.arm.waited_for(live):
+        return await service.arm.independent(_tend(service.arm, live, job, connection))
 
 
 async def op_robot_release(service: Service, request: dict[str, Any], connection: ControlConnection) -> Any:
     """Let the arm go, wherever it is: the session that moves it is told to, else a job of its own does it."""
     asked = {k: str(v) for k, v in (request.get("robot") or {}).items() if k in _OVERRIDES and v}
     await service.arm.settled()
-    return await service.arm.independent(torque.release(service.arm, asked, connection.user))
+    work = torque.release(service.arm, asked, connection.user, unpowered=bool(request.get("unpowered")))
+    return await service.arm.independent(work)
 
 
-async def _tend(arm: Arm, action: str, job: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
-    await arm.settled()
-    live = Live(action, connection.user, time.time())
+async def _tend(arm: Arm, live: Live, job: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+    await arm.beforehand(live, arm.settled())
+    live.since = time.time()
     arm.hold(live)
     try:
         return await arm.run(live, "tending", job, connection.emit)

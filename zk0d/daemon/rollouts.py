@@ -17,21 +17,20 @@ from zk0d.model.spec import ModelSpec
 
 
 async def rollout(
-    arm: Arm, store: Store, config: Config, policy: Path, spec: ModelSpec, request: dict[str, Any], out: Path, by: str,
-    emit: Emit,
+    arm: Arm, store: Store, config: Config, policy: Path, spec: ModelSpec, request: dict[str, Any], out: Path,
+    live: Live, emit: Emit,
 ) -> dict[str, Any]:  # fmt: skip
     """Run a policy folder on the arm, video and table into `out`; result: episodes, successes, video."""
     tasks = [t for d in store.datasets() for t in d.tasks]
-    episodes = int(request.get("episodes") or 1)
     job = {
         "policy": str(policy), "task": str(request.get("task") or (tasks[-1] if tasks else "")),
-        "robot": {**arm.robot(request.get("robot") or {}), "units": spec.units}, "episodes": episodes,
+        "robot": {**arm.robot(request.get("robot") or {}), "units": spec.units}, "episodes": live.goal,
         "max_s": float(request.get("max_s") or 15.0), "out": str(out),
         "seed": int(request.get("seed") or 0), "device": config["train", "device"], "fps": spec.fps,
         "rename": datasets.renamed_cameras(request.get("rename") or {}),
     }  # fmt: skip
-    live = Live("rollout", by, time.time(), goal=episodes)
-    await arm.settled()
+    await arm.beforehand(live, arm.settled())
+    live.since = time.time()
     arm.hold(live)
     try:
         result = await arm.run(live, "rollout", job, emit)
@@ -39,5 +38,5 @@ async def rollout(
         arm.release()
     why = f": {result['ended']}" if result.get("ended") else ""
     told = f"{result.get('successes')} of {result.get('episodes')} succeeded"
-    store.event("rollout", f"rollout by {by}: {told}{why}")
+    store.event("rollout", f"rollout by {live.by}: {told}{why}")
     return result

@@ -100,17 +100,20 @@ class Sessions:
 
     # -- recording ---------------------------------------------------------------------------------------------------
 
-    async def record(self, request: dict[str, Any], by: str, emit: Emit) -> dict[str, Any]:
-        """Record as asked; events of the recorder go to `emit`. The result says what is in the dataset now."""
+    async def record(self, request: dict[str, Any], live: Live, emit: Emit) -> dict[str, Any]:
+        """Record as asked by whom `live` names; events of the recorder go to `emit`. The result says what is in the
+        dataset now."""
         robot = self._arm.robot(request.get("robot") or {})
-        checked = RecordRequest.checked(request, by, self._config, self._store.datasets(), robot)
+        checked = RecordRequest.checked(request, live.by, self._config, self._store.datasets(), robot)
         self._ours(checked.dataset)
         if checked.rerun and self._workers.systemd is not None:
             raise UsageError(
                 "rerun: the recorder's unit has no network and no display, so that no frame leaves the machine",
                 "zk0ctl record watch shows rates, joints and the age of images; Rerun works with `zk0d --foreground`",
             )
-        return await self._arm.independent(self._record(checked, emit))
+        live.dataset = checked.dataset
+        with self._arm.waited_for(live):
+            return await self._arm.independent(self._record(live, checked, emit))
 
     def _root(self, name: str) -> Path:
         known = next((d for d in self._store.datasets() if d.name == name), None)
@@ -125,10 +128,13 @@ class Sessions:
             )
             raise UsageError(f"the dataset {name!r} was added from {root}: nothing is recorded into it", hint)
 
-    async def _record(self, request: RecordRequest, emit: Emit) -> dict[str, Any]:
+    async def _settled(self) -> None:
         if self._adopting is not None:
             await asyncio.wait({self._adopting})
         await self._arm.settled()
+
+    async def _record(self, live: Live, request: RecordRequest, emit: Emit) -> dict[str, Any]:
+        await self._arm.beforehand(live, self._settled())
         root = self._root(request.dataset)
         first = datasets.saved_episodes(root)
         goal = request.until if request.until is not None else first + request.episodes
@@ -136,7 +142,7 @@ class Sessions:
             self._register(request.dataset, root, request.task, request.robot, request.train)
             return _outcome(request.dataset, first, first, goal, 0, "there already")
         await room.limits(self._config, self._folder, self._store.datasets())  # raises when there is none
-        live = Live("recording", request.by, time.time(), request.dataset, goal, first, first=first)
+        live.since, live.goal, live.saved, live.first = time.time(), goal, first, first
         self._arm.hold(live)
         try:
             return await self._recorded(live, request, root, emit)

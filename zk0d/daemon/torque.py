@@ -17,6 +17,7 @@ from zk0d.daemon.robot_table import is_virtual, pairs
 from zk0d.daemon.store import Store
 from zk0d.devices import resolve
 from zk0d.errors import RobotError, WorkerError, Zk0Error
+from zk0d.moments import clock
 
 if TYPE_CHECKING:
     from zk0d.daemon.arm import Arm, Live
@@ -29,7 +30,7 @@ KEY = "arm_torque"
 A note is `why` it could not be let go, or "", `robot`: the `[robot]` table that opened it, and `at`, seconds."""
 MOVES = ("recording", "rollout", "teleop")
 """Sessions that bring an arm under torque."""
-_HINT = "hold it; then `zk0ctl robot release`, or cut its power"
+_HINT = "hold it; then `zk0ctl robot release`, or cut its power and say so: `zk0ctl robot release --unpowered`"
 _LET_GO_S = 5.0
 """How long a session that is asked to let go may take, which needs one; then it is killed, and we do it."""
 _OVER_S = 60.0
@@ -107,7 +108,7 @@ def problem(store: Store, session: bool) -> tuple[str, str] | None:
     on = {port: note for port, note in _notes(store).items() if note["why"] or not session}
     if not on:
         return None
-    at = time.strftime("%H:%M", time.localtime(min(note["at"] for note in on.values())))
+    at = clock(min(note["at"] for note in on.values()))
     why = "; ".join(dict.fromkeys(note["why"] for note in on.values() if note["why"]))
     said = f"the arm on {', '.join(on)} may be under torque since {at}" + (f": {why}" if why else "")
     return said, _HINT
@@ -140,16 +141,18 @@ async def left_behind(arm: Arm) -> None:
         arm.release()
 
 
-async def release(arm: Arm, overrides: dict[str, Any], by: str) -> dict[str, Any]:
+async def release(arm: Arm, overrides: dict[str, Any], by: str, *, unpowered: bool = False) -> dict[str, Any]:
     """Let the arm go on a person's word: by the session that moves it, else by a job of its own.
 
-    Gives which arms are limp now, and which session was ended for it. Raises RobotError when there is no arm, another
-    session has it, or the one that runs moves another arm than the one that is named; WorkerError when one cannot be
-    let go.
+    `unpowered`: the power of those that are known and cannot be reached has been cut, says the person. Gives which arms
+    are limp now, which have no power, and which session was ended for it. Raises RobotError when there is no arm,
+    another session has it, or the one that runs moves another arm than the one that is named; WorkerError when one
+    cannot be let go.
     """
     live = arm.live
     if live is not None and live.kind in MOVES:
         _check_its_own(live, str(overrides.get("follower") or ""))
+        arm.call_off(f"told to let the arm go by {by}")
         return await _asked(arm, live, by)
     kept = [] if any(overrides.values()) else arm.torque.robots
     robots = kept or [arm.robot(overrides)]
@@ -157,14 +160,20 @@ async def release(arm: Arm, overrides: dict[str, Any], by: str) -> dict[str, Any
         raise RobotError("the arm is virtual: there is nothing to let go", "--follower PORT names a real one")
     live = _live(by)
     arm.hold(live)
-    released: list[str] = []
+    arm.call_off(f"told to let the arm go by {by}")  # else it would come under torque again in a moment
+    released, dark = list[str](), list[str]()
     failed: list[WorkerError] = []
     try:
         for robot in robots:  # one that cannot be reached does not keep the others under torque
             try:
                 released += await _job(arm, live, robot)
             except WorkerError as error:
-                failed.append(error)
+                if not unpowered or robot not in kept:
+                    failed.append(error)
+                    continue
+                dark += [f"the arm on {port}" for port in arm.torque.of(robot)]
+                arm.torque.over(robot)
+                arm.store.event("care", f"{' and '.join(dark)} cannot be reached, and has no power, says {by}")
     finally:
         arm.release()
     if released:
@@ -172,7 +181,7 @@ async def release(arm: Arm, overrides: dict[str, Any], by: str) -> dict[str, Any
     if failed:
         done = f" ({' and '.join(released)}: limp now)" if released else ""
         raise WorkerError("; ".join(error.message for error in failed) + done, failed[0].hint)
-    return {"released": released, "ended": ""}
+    return {"released": released, "unpowered": dark, "ended": ""}
 
 
 def _check_its_own(live: Live, named: str) -> None:
@@ -214,7 +223,7 @@ async def _asked(arm: Arm, live: Live, by: str) -> dict[str, Any]:
     if left := arm.torque.of(live.robot):
         why = "; ".join(filter(None, left.values())) or f"the arm on {', '.join(left)} does not answer"
         raise RobotError(why, "hold the arm, and cut its power")
-    return {"released": [f"the follower on {port}" for port in ports], "ended": live.kind}
+    return {"released": [f"the follower on {port}" for port in ports], "unpowered": [], "ended": live.kind}
 
 
 async def _limp(arm: Arm, live: Live, worker: Worker, ports: list[str]) -> bool:
