@@ -24,6 +24,7 @@ from robot.ports import (
     ask_again,
     bus_error,
     claim_port,
+    close,
     device_errors,
     first_line,
     forget_old_replies,
@@ -31,7 +32,7 @@ from robot.ports import (
     wait_for_bytes,
     wait_longer,
 )
-from robot.torque import Torque, let_down
+from robot.torque import Torque, hold_still, let_down
 from robot.vitals import LineCounter, ServoWatch, clear_first
 from zk0d.devices import resolve
 from zk0d.errors import ConfigError, RobotError, Zk0Error
@@ -110,9 +111,10 @@ def _open_side(
     stack.callback(_let_go, torque)
     torque.taken()
     with device_errors(f"the {roles[0]}", table.follower):
+        hold_still(arm.bus)
         arm.configure()  # which brings it under torque: last of all
         lines["follower"], watch = LineCounter(arm.bus), ServoWatch(arm.bus, table.care)
-        watch.protect_gripper()
+        watch.begin()
     return Side(prefix, table, arm, guide, station, watch, torque, lines)
 
 
@@ -244,7 +246,7 @@ def _connect_bus(device: Any, role: str, table: RobotTable) -> None:
             device.bus.connect()
             break
         except Exception as error:
-            device.bus.port_handler.closePort()
+            close(device.bus.port_handler)
             # LeRobot asks each servo once; one lost packet is no missing servo. A port that is not there stays so.
             if attempt + 1 == CONNECT_ATTEMPTS or isinstance(error, ConnectionError):
                 raise bus_error(error, role, port) from error

@@ -13,7 +13,7 @@ from typing import Any
 
 from robot.arms import calibration_files, open_station
 from robot.config import RobotTable
-from robot.ports import bus_error, claim_port, forget_old_replies, pseudo_terminal, wait_for_bytes, wait_longer
+from robot.ports import bus_error, claim_port, close, forget_old_replies, pseudo_terminal, wait_for_bytes, wait_longer
 from zk0d.devices import resolve
 from zk0d.errors import ConfigError
 
@@ -43,7 +43,7 @@ def bare_arm(stack: ExitStack, table: RobotTable, role: str, *, handshake: bool 
     try:
         device.bus.connect(handshake)
     except Exception as error:
-        device.bus.port_handler.closePort()
+        close(device.bus.port_handler)
         raise bus_error(error, role, port) from error
     stack.callback(device.bus.disconnect, False)
     return device

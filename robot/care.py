@@ -47,7 +47,8 @@ class Vital:
     status: int = 0
     at: int = 0
     torque: bool = True
-    """Torque_Enable, which nobody but us switches, and a servo that starts anew."""
+    """Torque_Enable, which nobody but us switches; off also for a servo that has begun anew, as after a lost supply:
+    some take torque again by the next goal, from wherever they sank to."""
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,12 @@ def _holder(port: str) -> str:
     return ""
 
 
+def close(handler: Any) -> None:
+    """Close a port that may never have been opened, which the SDK fails at."""
+    if handler.ser is not None:
+        handler.closePort()
+
+
 def pseudo_terminal(port: str) -> bool:
     return os.path.realpath(port).startswith("/dev/pts/")
 

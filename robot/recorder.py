@@ -70,7 +70,14 @@ class Recorder:
 
     def approach(self) -> None:
         """The follower goes to where the leader is: no leap. An end that is told meanwhile is one before any take."""
-        if not self._bench.virtual and (why := ramp(self._bench, self._bench.leader_pose, self._channel)):
+        if self._bench.virtual:
+            return
+        try:
+            why = ramp(self._bench, self._bench.leader_pose, self._channel)
+        except BaseException:  # such as a leader that is lost: the arm is on its way, and must not sink there
+            put_down(self._bench, self._home, self._channel)
+            raise
+        if why:
             self._finish, self._cut, self._limp = True, why != "care", why == "release"
 
     def run(self) -> Message:

@@ -62,6 +62,8 @@ class Rollout:
         self._reset_policy = reset
         self._film = film
         self._stop = False
+        self._finish = False
+        """No further episode; the one that runs goes on to its end."""
         self._limp = False
         """Told to let the arm go where it is."""
         self._verdict: bool | None = None
@@ -74,7 +76,9 @@ class Rollout:
         try:
             self._warm_up(home, images)
             for episode in range(self.job.episodes):
-                if self._stop:
+                if self._thinker.busy:  # with an answer to the last episode
+                    self._thought(self.job.give_up_s)
+                if self._stop or self._finish:
                     break
                 rows.append(self._episode(episode))
                 told = ("episode", "success", "seconds", "ended_by")
@@ -87,7 +91,7 @@ class Rollout:
     def _warm_up(self, state: NDArray[np.float32], images: Mapping[str, NDArray[np.uint8]]) -> None:
         """A policy's first answer takes long (kernels, caches): have it before the arm moves."""
         self._thinker.ask(state, images)
-        if not self._thought(WARM_UP_S) and not self._stop:
+        if not self._thought(WARM_UP_S) and not (self._stop or self._finish):
             raise ConfigError(
                 f"the policy gave no first action within {WARM_UP_S:.0f} s", "is its device right? ([train] device)"
             )
@@ -100,7 +104,7 @@ class Rollout:
             self._bench.positions()
             self._stop = self._cared() or self._stop
             self._commands(0.0)
-            if self._stop or time.perf_counter() > deadline:
+            if self._stop or self._finish or time.perf_counter() > deadline:
                 return False
         return True
 
@@ -108,8 +112,6 @@ class Rollout:
         job, bench = self.job, self._bench
         seed = job.seed * 100_003 + 50_000 + episode  # not a scene that a recorder of the same seed has shown
         bench.begin_take(seed)
-        if self._thinker.busy:  # with an answer to the last episode
-            self._thought(job.give_up_s)
         self._reset_policy()
         self._thinker.seconds.clear()
         self._verdict, self._note = None, ""
@@ -208,7 +210,9 @@ class Rollout:
                 case "success" | "failure" as said:
                     self._verdict, self._note = said == "success", str(message.get("note") or "")
                     return str(said)
-                case "stop" | "finish" | "orphaned" | "release" as end:
+                case "finish":
+                    self._finish = True
+                case "stop" | "orphaned" | "release" as end:
                     self._stop, self._limp = True, end == "release"
                     return str(end)
         return None

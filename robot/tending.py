@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robot.config import RobotTable
+from robot.config import SIDES, RobotTable
 from robot.ear import Channel, Ended
 from robot.steps import Aborted, Steps
 from zk0d.errors import RobotError, UsageError
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 ROLES = ("follower", "leader")
 _PROGRESS_S = 0.5
+_NUMBERS = {"fps": (30, 5, 120), "seconds": (0, 0, 86_400), "reads": (200, 1, 100_000)}
+"""Of a job: its usual value, the least and the most."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,27 @@ class Tending:
         action, role = str(job.get("action")), str(job.get("role") or "")
         if action not in ACTIONS:
             raise UsageError(f"{action!r} is not known", f"one of {', '.join(ACTIONS)}")
-        table = RobotTable.parse(job["robot"])
+        table = RobotTable.parse(_followers(job["robot"]) if action == "release" else job["robot"])
         side, _, rest = role.rpartition("-")
         if action in ("calibrate", "setup"):
             arms = [f"{prefix.replace('_', '-')}{r}" for prefix in table.each() for r in ROLES]
             if role not in arms:
                 raise UsageError(f"which arm? {role!r} is none of them", " or ".join(arms))
             table, role = (table.pairs[side], rest) if side else (table, role)
+        numbers = {key: job.get(key) or usual for key, (usual, _, _) in _NUMBERS.items()}
+        for key, (_, low, high) in _NUMBERS.items():  # goals are as far apart as a period lasts: no leaps
+            if not low <= numbers[key] <= high:
+                raise UsageError(f"{key} = {numbers[key]} cannot be used", f"from {low} to {high}")
         return Tending(
-            action, role, table, int(job.get("fps") or 30), float(job.get("seconds") or 0),
-            Path(str(job.get("folder") or ".")), int(job.get("reads") or 200),
+            action, role, table, int(numbers["fps"]), float(numbers["seconds"]), Path(str(job.get("folder") or ".")),
+            int(numbers["reads"]),
         )  # fmt: skip
+
+
+def _followers(robot: Message) -> Message:
+    """What of a `[robot]` table says where followers are: nothing else that is wrong in it keeps them under torque."""
+    sides = {side: {"follower": robot[side].get("follower", "")} for side in SIDES if robot.get(side)}
+    return {key: robot[key] for key in ("type", "follower") if robot.get(key)} | sides
 
 
 @contextmanager

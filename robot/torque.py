@@ -55,6 +55,14 @@ class Torque:
                 print(text)
 
 
+def hold_still(bus: Any) -> None:
+    """Before torque: where the servos stand becomes their goal, so that none leaps to the one of an earlier session.
+
+    Call it when the arm is said to be under torque: some servos take it as soon as a goal is written.
+    """
+    bus.sync_write("Goal_Position", bus.sync_read("Present_Position", normalize=False), normalize=False)
+
+
 def let_down(arms: Sequence[Torque], why: str = "") -> None:
     """Let down those that are under torque, together; tells how it went and raises nothing. Takes about a second."""
     held = [arm for arm in arms if arm.on]

@@ -15,8 +15,10 @@ from robot.care import CURRENT_BIT, GRIPPER, OVERLOAD_BIT, RELEASE, Care, CareTa
 EVERY_S: Final = 0.25
 POSITION: Final = (56, 2)
 _WHOLE: Final = (40, 31)  # registers 40 to 70
-_TORQUE: Final = (40, 1)
+_TORQUE, _ACCELERATION = (40, 1), (41, 1)
 _LOAD, _VOLTAGE, _TEMPERATURE, _STATUS, _CURRENT = (60, 2), (62, 1), (63, 1), (65, 1), (69, 2)
+_GOAL_S: Final = 0.02
+"""After this a servo has done what comes of a goal: some take torque by it, a moment later."""
 _AMPS: Final = 0.0065
 _LIMIT: Final = 1000
 """Torque_Limit in 0.1 % of stall torque."""
@@ -46,6 +48,7 @@ def _clear_overloads(bus: Any) -> None:
         bus.sync_write("Torque_Enable", dict.fromkeys(tripped, 0))
         bus.sync_write("Goal_Position", {name: at[bus.motors[name].id] for name in tripped}, normalize=False)
         bus.sync_write("Torque_Enable", dict.fromkeys(tripped, 1))
+        time.sleep(_GOAL_S)
         bus.sync_write("Torque_Enable", dict.fromkeys(tripped, 0))
 
 
@@ -85,11 +88,15 @@ class ServoWatch:
         self._grip = round(table.grip_torque * _LIMIT)
         self._hold = round(table.hold_torque * _LIMIT)
         self._gripping = 0
+        self._begun: dict[str, int] = {}
+        """Acceleration that each servo was given: one that has begun anew has forgotten it, whatever its torque is."""
         self._ask = bus._sync_read
         bus._sync_read = self._sync_read
 
-    def protect_gripper(self) -> None:
-        """Limit the gripper's torque now. LeRobot sets Max_Torque_Limit, which counts from the next power-on only."""
+    def begin(self) -> None:
+        """The arm has been configured: note how, and limit the gripper now: LeRobot's Max_Torque_Limit counts from the
+        next power-on only."""
+        self._begun = dict(self._bus.sync_read("Acceleration", normalize=False))
         if GRIPPER in self._bus.motors:
             self._bus.sync_write("Torque_Limit", {GRIPPER: self._grip})
             self._gripping = self._grip
@@ -102,7 +109,9 @@ class ServoWatch:
         _, outcome = self._ask(*_WHOLE, ids, **named)
         get = self._bus.sync_reader.getData
         if self._bus._is_comm_success(outcome):
-            self._fresh = {name: _vital(get, motor.id) for name, motor in self._bus.motors.items()}
+            now_is = {name: get(motor.id, *_ACCELERATION) for name, motor in self._bus.motors.items()}
+            anew = {name for name, value in self._begun.items() if value != now_is[name]}
+            self._fresh = {name: _vital(get, motor.id, name in anew) for name, motor in self._bus.motors.items()}
         return {i: get(i, *POSITION) for i in ids}, outcome
 
     def step(self, now: float) -> list[Finding]:
@@ -130,7 +139,7 @@ class ServoWatch:
             self._chores.append(("Torque_Limit", {GRIPPER: wanted}))
 
 
-def _vital(get: Any, servo: int) -> Vital:
+def _vital(get: Any, servo: int, anew: bool) -> Vital:
     load, current = get(servo, *_LOAD), get(servo, *_CURRENT)
     return Vital(
         celsius=float(get(servo, *_TEMPERATURE)),
@@ -139,5 +148,5 @@ def _vital(get: Any, servo: int) -> Vital:
         amps=(current & 0x7FFF) * _AMPS,
         status=get(servo, *_STATUS),
         at=get(servo, *POSITION) & 0x7FFF,
-        torque=bool(get(servo, *_TORQUE)),
+        torque=bool(get(servo, *_TORQUE)) and not anew,
     )

@@ -71,6 +71,11 @@ class Servo:
     the wire's frame too. EEPROM cells (addresses below 40) survive a power cycle only if they were written unlocked.
     """
 
+    keeps_goal = False
+    """Whether torque drives it to the goal that it had before."""
+    goal_wakes = False
+    """Whether any goal switches its torque on. (Both are told of real servos, with one firmware or another.)"""
+
     def __init__(self, servo_id: int) -> None:
         self.table = bytearray(TABLE_SIZE)
         for address, data in _DEFAULTS.items():
@@ -140,8 +145,10 @@ class Servo:
             self.eeprom = bytes(self.table[:EEPROM_END])
         if address <= TORQUE_ENABLE < address + len(data) and self.table[TORQUE_ENABLE] and not was_on:
             self.error &= ~OVERLOAD_ERROR
-            # The servo holds where it is when torque comes on; an old goal would make the arm jump.
-            self.put_word(GOAL_POSITION, (self.raw - self.homing_offset) % RESOLUTION)
+            if not self.keeps_goal:  # holds where it is
+                self.put_word(GOAL_POSITION, (self.raw - self.homing_offset) % RESOLUTION)
+        if self.goal_wakes and address <= GOAL_POSITION < address + len(data):
+            self.table[TORQUE_ENABLE] = 1
         return True
 
     def power_cycle(self) -> None:

@@ -170,12 +170,27 @@ def test_release_lets_down_what_another_program_left_and_says_what_it_cannot_rea
         tending.main({"action": "release", "robot": robot}, Told())
 
 
-def test_a_leader_that_is_lost_brings_the_arm_to_rest(station: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("worker", ["teleop", "recorder"])
+def test_a_leader_that_is_lost_brings_the_arm_to_rest(station: Any, tmp_path: Path, worker: str) -> None:
     away(station)
-    told = Told(lambda event, fields: station.faults.leader.unplug() if event == "progress" else None)
     written = Written(station)
+
+    class Loses(Told):
+        def poll(self, timeout_s: float = 0.0) -> None:
+            """While the arm is on its way to the leader, before any take."""
+            went = [goals[0] for _, goals in written.goals]
+            if worker == "recorder" and max(went, default=0) - min(went, default=0) > 15 * STEPS:
+                station.faults.leader.unplug()
+            super().poll(timeout_s)
+
+    told = Loses(lambda event, fields: station.faults.leader.unplug() if event == "progress" else None)
+    robot = table(station, tmp_path / "c")
     with pytest.raises(recorder.RobotError, match="leader"):
-        tending.main({"action": "teleop", "robot": table(station, tmp_path)}, told)
+        if worker == "teleop":
+            tending.main({"action": "teleop", "robot": robot}, told)
+        else:
+            recorder.main({"dataset": str(tmp_path / "set"), "task": "t", "episode_s": 60, "robot": robot}, told)
+    assert not told.of("take")
     goals = np.array([g[:5] for _, g in written.goals])
     assert np.abs(goals[-1] - goals[0]).max() < 6 * STEPS and written.torque() == [0] * 6
     assert told.of("torque")[-1] | {"arm": "", "port": ""} == {"arm": "", "port": "", "on": False, "text": ""}

@@ -14,7 +14,7 @@ from robot.arms import open_bench
 from robot.bench import Bench
 from robot.checkup import check_arm
 from robot.config import RobotTable
-from robot.virtual.servo import TORQUE_ENABLE, TORQUE_LIMIT
+from robot.virtual.servo import GOAL_POSITION, PRESENT_POSITION, TORQUE_ENABLE, TORQUE_LIMIT, Servo
 
 pytest.importorskip("lerobot")
 pytest.importorskip("so101_nexus")
@@ -124,8 +124,12 @@ def test_a_sagging_supply_slows_and_then_lets_go(station: Any, bench: Bench) -> 
     assert found[-1]["text"] == "the supply is down to 4.0 V"
 
 
-def test_a_servo_whose_power_was_interrupted_lets_the_arm_go(station: Any, bench: Bench) -> None:
+@pytest.mark.parametrize("wakes", [False, True])
+def test_a_servo_whose_power_was_interrupted_lets_the_arm_go(
+    station: Any, bench: Bench, wakes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     joint = servo(station, "elbow_flex")
+    monkeypatch.setattr(Servo, "goal_wakes", wakes)  # the next goal, a period later, brings it under torque again
     until(bench, lambda: all(s.torque for s in station._follower.servos), "torque")
     station._do(joint.power_cycle)
     found = until(bench, lambda: bench.released, "released")
@@ -157,3 +161,18 @@ def test_an_overloaded_arm_is_limp_when_it_is_closed(station: Any, tmp_path: Pat
             opened._sides[0].follower.bus.port_handler.is_using = True  # as an error in a request leaves it
         assert not any(s.table[TORQUE_ENABLE] for s in station._follower.servos)
     assert "error bits 0x20" in str(check_arm(RobotTable.parse(table), "follower", 1))
+
+
+def test_an_arm_that_comes_under_torque_stands_still(
+    station: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also servos that keep the goal of the last session, from where somebody has moved them since."""
+    station.faults.follower.power_cycle()
+    station.write_calibration(tmp_path, "follower", "leader")
+    monkeypatch.setattr(Servo, "keeps_goal", True)
+    servos = station._follower.servos
+    station._do(lambda: [s.put_word(GOAL_POSITION, 1000) for s in servos])
+    table = {"follower": station.follower_port, "leader": station.leader_port, "calibration_dir": str(tmp_path)}
+    with open_bench(RobotTable.parse(table), fps=30):
+        for s in servos:
+            assert s.torque and abs(s.word(GOAL_POSITION) - s.word(PRESENT_POSITION)) < 60, s.id

@@ -212,6 +212,35 @@ def test_a_persons_verdict_ends_the_episode_and_slow_answers_are_taken_late(
     assert "told to release it" in line.of("torque")[-1]["text"]
 
 
+def test_finish_lets_the_episode_end_and_a_stop_between_two_is_heard(
+    by_port: tuple[Any, dict[str, Any]], policy: Path, tmp_path: Path
+) -> None:
+    line = Line()
+    line.commands = [{"cmd": "finish", "after": 1}]
+    rows, _ = roll_out(policy, tmp_path / "a", by_port[1], lambda home, state: home, line, max_s=2, episodes=3)
+    assert [(row["ended_by"], row["frames"]) for row in rows] == [("time", 60)]
+
+    thinking = threading.Event()
+
+    class Meanwhile(Line):
+        """Its commands come while the policy thinks: an answer is still to come when the first episode has ended."""
+
+        def poll(self, timeout_s: float = 0.0) -> dict[str, Any] | None:
+            return super().poll(timeout_s) if thinking.is_set() else time.sleep(timeout_s)
+
+    line = Meanwhile()
+    line.commands = [{"cmd": "next", "after": 1}, {"cmd": "stop", "by": "person", "after": 1}]
+
+    def act(home: Any, state: Any) -> Any:
+        thinking.set()
+        time.sleep(0.5)
+        thinking.clear()
+        return home
+
+    rows, _ = roll_out(policy, tmp_path / "b", by_port[1], act, line, max_s=5, episodes=3, give_up_s=9)
+    assert [row["ended_by"] for row in rows] == ["next"]
+
+
 def test_an_arm_too_hot_ends_a_rollout(by_port: tuple[Any, dict[str, Any]], policy: Path, tmp_path: Path) -> None:
     station, robot = by_port
     line = Line()

@@ -9,7 +9,8 @@ import pytest
 from robot.config import RobotTable
 from robot.recorder_job import RecorderJob
 from robot.rollout_job import RolloutJob
-from zk0d.errors import ConfigError, DatasetError
+from robot.tending import Tending
+from zk0d.errors import ConfigError, DatasetError, UsageError
 
 REAL: dict[str, Any] = {
     "follower": "/dev/ttyACM0",
@@ -78,6 +79,36 @@ def test_a_recorder_job_is_refused_in_the_same_way(change: dict[str, Any], named
 def test_a_rollout_job_needs_a_policy_folder() -> None:
     with pytest.raises(DatasetError, match="no published policy"):
         RolloutJob.parse({"policy": "/nowhere", "out": "/tmp/out", "robot": REAL})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("fps", -30), ("fps", 1), ("fps", 1000), ("seconds", -1), ("seconds", float("nan")), ("reads", -5)],
+)
+def test_a_teleoperation_moves_in_no_steps_that_are_leaps(key: str, value: float) -> None:
+    job = {"action": "teleop", "robot": REAL, "fps": 30, "seconds": 0, "reads": 200}
+    assert Tending.parse(job).fps == 30 and Tending.parse({**job, "fps": None}).fps == 30
+    with pytest.raises(UsageError, match=f"{key} = "):
+        Tending.parse({**job, key: value})
+
+
+def test_an_arm_is_let_go_whatever_else_is_wrong_in_its_table() -> None:
+    """Its cameras, its leader, or a folder that is gone: none of that may keep it under torque."""
+    wrong = {
+        "cameras": {"front": {"height": 64}},
+        "calibration_dir": "/nowhere",
+        "leader": "/dev/ttyACM0",
+        "care": {"x": 1},
+    }
+    with pytest.raises(ConfigError):
+        Tending.parse({"action": "teleop", "robot": {**REAL, **wrong}})
+    assert Tending.parse({"action": "release", "robot": {**REAL, **wrong}}).robot.follower == "/dev/ttyACM0"
+    sides = {side: {"follower": f"/dev/{side}", "cameras": {"X": 1}} for side in ("left", "right")}
+    table = Tending.parse({"action": "release", "robot": {"type": "so100", **wrong, **sides}}).robot
+    assert [(pair.follower, pair.type) for pair in table.each().values()] == [
+        ("/dev/left", "so100"),
+        ("/dev/right", "so100"),
+    ]
 
 
 def test_two_pairs_are_called_as_lerobot_calls_them() -> None:
