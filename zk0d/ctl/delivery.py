@@ -34,6 +34,8 @@ class Delivery:
         there = os.path.lexists(target) and not (empty and target.is_dir() and not any(target.iterdir()))
         if fresh and there:
             raise DatasetError(f"{target} is there already", "choose another name")
+        if not target.name:
+            raise UsageError(f"{target} is no place for files", HINT)
         self._part = target.with_name(f".{target.name}.{os.getpid()}.part")
 
     def __enter__(self) -> Self:

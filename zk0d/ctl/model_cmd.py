@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
-from zk0d.ctl.render import Progress, paint, safe, show_json, table, transfer
+from zk0d.ctl.render import Progress, absolute, paint, safe, show_json, table, transfer
 from zk0d.moments import clock
 
 _JSON = arg("--json", help="as JSON", action="store_true")
@@ -76,7 +75,7 @@ def _export(context: Context, args: Args) -> int:
         what = transfer(event) if event["event"] == "transfer" else f"{event['event']} version {event['version']} …"
         progress.update(what)
 
-    target = Path(args.folder).expanduser().absolute()
+    target = absolute(args.folder)
     with Delivery(target, fresh=True, empty=True) as coming:
         r = context.call("model_export", show, timeout=None, version=args.version, folder=str(target))
         coming.finish(r)

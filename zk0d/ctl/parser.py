@@ -53,7 +53,11 @@ def _globals(parser: argparse.ArgumentParser, default: Any) -> None:
 
 
 def _add(subparsers: Any, command: Command) -> None:
-    parser = subparsers.add_parser(command.name, help=command.help, description=command.help)
+    path = subparsers._prog_prefix  # of the command with those above it
+    default = f"Without an ACTION: {command.default}. `{path} {command.name} {command.default} --help` has its options."
+    parser = subparsers.add_parser(
+        command.name, help=command.help, description=command.help, epilog=default if command.default else None
+    )
     _globals(parser, argparse.SUPPRESS)
     for a in command.args:
         parser.add_argument(*a.names, help=a.help, **a.options)

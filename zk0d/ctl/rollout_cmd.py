@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.dataset_cmd import renames
 from zk0d.ctl.record_cmd import DEGRADED, INTERRUPTED, control, interruptible, robot
-from zk0d.ctl.render import Progress, plural, safe, show_json
+from zk0d.ctl.render import Progress, absolute, plural, safe, show_json
 
 
 def run(context: Context, args: Args) -> int:
     from zk0d.ctl.delivery import Delivery
 
     progress = Progress()
-    out = Path(args.out).expanduser().absolute()
+    out = absolute(args.out)
 
     def on_event(event: dict[str, Any]) -> None:
         if coming.took(event):
@@ -55,7 +54,7 @@ def run(context: Context, args: Args) -> int:
 def _fetch(context: Context, args: Args) -> int:
     from zk0d.ctl.delivery import Delivery
 
-    out = Path(args.out).expanduser().absolute()
+    out = absolute(args.out)
 
     def on_event(event: dict[str, Any]) -> None:
         coming.took(event)

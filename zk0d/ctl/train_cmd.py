@@ -37,6 +37,8 @@ def until(text: str, now: float) -> float:
 def _action(action: str, help: str, *, lasts: str) -> Command:
     def run(context: Context, args: Args) -> int:
         for_s = None
+        if lasts and args.for_ and args.until:
+            raise UsageError("--for and --until contradict each other", "one of them says when it ends")
         if lasts and args.for_:
             for_s = seconds(args.for_)
         elif lasts and args.until:
