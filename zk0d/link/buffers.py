@@ -8,14 +8,18 @@ from __future__ import annotations
 import socket
 import sys
 from collections import deque
+from itertools import islice
 
 Bytes = bytes | memoryview
 
 READ = 256 * 1024
 _RECORD = 16384
+_AT_ONCE = 16  # parts that one system call takes
 SLICE = 32 * _RECORD
 """Bytes read, encrypted and handed to the kernel at once: whole TLS records, and few changes between these."""
 _WORTH_KEEPING = 64 * 1024
+_PIECES, _LEAST_PIECE = 8 << 20, 2 * _RECORD
+"""What all links may keep in each direction together, and what each has at least."""
 
 
 class OutBuffer:
@@ -35,16 +39,19 @@ class OutBuffer:
         """Give the socket what it takes; the number of bytes. OSError if the socket is broken."""
         sent = 0
         while self._parts:
+            some = list(islice(self._parts, _AT_ONCE))
             try:
-                n = sock.send(self._parts[0], flags)
+                n = sock.sendmsg(some, (), flags) if len(some) > 1 else sock.send(some[0], flags)
             except (BlockingIOError, InterruptedError):
                 break
             sent += n
             self.size -= n
-            if n < len(self._parts[0]):
-                self._parts[0] = self._parts[0][n:]
-                break
-            self._parts.popleft()
+            for part in some:
+                if n < len(part):
+                    self._parts[0] = part[n:]
+                    return sent
+                n -= len(part)
+                self._parts.popleft()
         return sent
 
     def clear(self) -> None:
@@ -91,4 +98,11 @@ class Scratch:
         self.raw = memoryview(bytearray(READ))
         self.plain = memoryview(bytearray(_RECORD))
         self.slice = memoryview(bytearray(SLICE))
+        self.piece = SLICE
+        """Bytes that go through OpenSSL's buffers at once. Each link has two, which keep for its life what they once
+        held: 750 KiB a node, if that is a slice."""
         self.buffers = Buffers()
+
+    def share(self, links: int) -> None:
+        """So many links use it now: few get fast pieces, a thousand small ones."""
+        self.piece = max(_LEAST_PIECE, min(SLICE, _PIECES // max(1, links) // _RECORD * _RECORD))

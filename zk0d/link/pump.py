@@ -22,6 +22,7 @@ class TlsPump:
         tap: Callable[[bytes], None] | None = None,
     ) -> None:
         self._in, self._out = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._made: list[bytes] = []
         self.tls = context.wrap_bio(self._in, self._out, server_side=server_side, server_hostname=server_hostname)
         # With a buffer, `read` gives a count; typeshed says bytes.
         self._read = cast(Callable[[int, memoryview], int], self.tls.read)
@@ -31,7 +32,7 @@ class TlsPump:
         self.established = False
 
     def feed(self, ciphertext: Bytes) -> None:
-        """Take what the network delivered. Advances the handshake."""
+        """Take what the network delivered, `scratch.piece` bytes at most. Advances the handshake."""
         self._in.write(ciphertext)
         if not self.established:
             self.shake()
@@ -76,11 +77,21 @@ class TlsPump:
             return
         if self._tap is not None:
             self._tap(bytes(plaintext))
-        self.tls.write(plaintext)
+        piece = self.scratch.piece
+        if len(plaintext) <= piece:
+            self.tls.write(plaintext)
+            return
+        view = memoryview(plaintext)
+        for at in range(0, len(view), piece):
+            self.tls.write(view[at : at + piece])
+            self._made.append(self._out.read())
 
-    def take(self) -> bytes:
+    def take(self) -> list[bytes]:
         """Ciphertext for the network."""
-        return self._out.read()
+        made, self._made = self._made, []
+        if self._out.pending:
+            made.append(self._out.read())
+        return made
 
     @property
     def buffered(self) -> int:

@@ -229,6 +229,7 @@ class Terminator:
                 log.exception("terminator.tick_failed", address=session.address)
                 session.close("a defect of the hub")
         self._sessions = {s for s in self._sessions if s.stage is not Stage.CLOSED}
+        self._scratch.share(len(self._sessions))
         self._tokens = {t: s for t, s in self._tokens.items() if s.stage is Stage.ANSWERING}
         if self._accepting_again and now >= self._accepting_again and self._listener is not None:
             self._accepting_again = 0.0

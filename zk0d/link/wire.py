@@ -97,7 +97,8 @@ class Wire:
 
     def _flush(self, more: bool = False) -> None:
         """Move ciphertext to the socket as far as it takes it (`more` follows at once). WireEnd if the line is gone."""
-        self.to_net.append(self.pump.take())
+        for made in self.pump.take():
+            self.to_net.append(made)
         if self.to_net.size:
             try:
                 n = self.to_net.send(self._net, socket.MSG_MORE if more else 0)
@@ -169,8 +170,10 @@ class Wire:
             raise WireEnd("net", "the other end closed the connection")
         self.bytes_in += n
         self.moved = time.monotonic()
-        self.pump.feed(self._buffer[:n])
-        self._deliver()
+        piece = self.pump.scratch.piece
+        for at in range(0, n, piece):
+            self.pump.feed(self._buffer[at : min(n, at + piece)])
+            self._deliver()
         sure = self.split.coming - self.pump.buffered if self.split is not None else 0
         self._wake_at(_ENOUGH if n >= _FAST and sure > _ENOUGH else 1)
 
