@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot.ear import Channel, Ear, Ended
-from robot.ramp import put_down
+from robot.ramp import REST_SPEED, put_down, ramp
 from robot.rollout_job import RolloutJob
 from robot.thinker import Policy, Thinker
 from zk0d import durable
@@ -78,6 +78,8 @@ class Rollout:
             for episode in range(self.job.episodes):
                 if self._thinker.busy:  # with an answer to the last episode
                     self._thought(self.job.give_up_s)
+                if episode and not (self._bench.virtual or self._stop or self._finish):
+                    self._reset(home, episode)
                 if self._stop or self._finish:
                     break
                 rows.append(self._episode(episode))
@@ -87,6 +89,22 @@ class Rollout:
             self._thinker.close()
             put_down(self._bench, home, self._channel, limp=self._limp)  # not held while the video is finished
         return rows
+
+    def _reset(self, home: NDArray[np.float32], episode: int) -> None:
+        """A hand is about to reach in: the arm goes to rest, and stays there for `reset_s`, or until `next`."""
+        word = ramp(self._bench, lambda: home, self._channel, REST_SPEED)
+        self._finish, self._limp = word == "finish", word == "release"
+        self._stop = word in ("stop", "orphaned", "release", "care")
+        period, began, said = 1.0 / self.job.fps, time.perf_counter(), 0.0
+        while not (self._stop or self._finish) and (left := began + self.job.reset_s - time.perf_counter()) > 0:
+            self._bench.positions()
+            self._stop = self._cared()
+            if time.perf_counter() - said >= PROGRESS_EVERY_S:
+                said = time.perf_counter()
+                self._channel.emit("progress", episode=episode, phase="reset", left_s=round(left, 1),
+                                   **self._bench.preview())  # fmt: skip
+            if self._commands(min(period, left)) == "next":
+                return
 
     def _warm_up(self, state: NDArray[np.float32], images: Mapping[str, NDArray[np.uint8]]) -> None:
         """A policy's first answer takes long (kernels, caches): have it before the arm moves."""

@@ -24,6 +24,8 @@ class RolloutJob:
     task: str = ""
     episodes: int = 1
     max_s: float = 15.0
+    reset_s: float = 10.0
+    """How long a real arm stays at rest between two episodes, where a person puts things back, unless told `next`."""
     fps: int = 30
     seed: int = 0
     device: str = "auto"
@@ -53,6 +55,9 @@ class RolloutJob:
             seconds = job.get(key, usual)
             if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0.2 <= seconds <= 3600:
                 raise refuse(key, "seconds, from 0.2 to 3600")
+        pause = job.get("reset_s", 0.0)
+        if isinstance(pause, bool) or not isinstance(pause, int | float) or not 0 <= pause <= 3600:
+            raise refuse("reset_s", "seconds, from 0 to 3600")
         values = {k: v for k, v in job.items() if k in RolloutJob.__dataclass_fields__ and v is not None}
         values |= {"policy": Path(job["policy"]), "out": Path(job["out"])}
         values["robot"] = RobotTable.parse(job.get("robot", {}))

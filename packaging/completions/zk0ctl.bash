@@ -65,7 +65,7 @@ _zk0ctl() {
         "model pull") words="--help" ;;
         "model export") words="--help" ;;
         "rollout") words="start success failure fetch next finish stop --help" ;;
-        "rollout start") words="--episodes --follower --help --json --max-s --model --out --rename --seed --task" ;;
+        "rollout start") words="--episodes --follower --help --json --max-s --model --out --rename --reset-s --seed --task" ;;
         "rollout success") words="--help --note" ;;
         "rollout failure") words="--help --note" ;;
         "rollout fetch") words="--help --out" ;;

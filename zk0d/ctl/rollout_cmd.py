@@ -26,6 +26,10 @@ def run(context: Context, args: Args) -> int:
             progress.say(f"episode {event.get('episode')}: {how} after {event.get('seconds', 0):.1f} s{ended}")
         elif kind == "progress":
             held = ", held: no action yet" if event.get("held") else ""
+            if event.get("phase") == "reset":
+                left = f"{event.get('left_s', 0):.0f} s"
+                progress.update(f"the arm is at rest for {left}: put things back (`zk0ctl rollout next` goes on)")
+                return
             progress.update(f"episode {event.get('episode')}: {event.get('seconds', 0):.1f} s{held}")
         elif kind in ("care", "watchdog"):
             progress.say(f"{kind}: {safe(event.get('text'))}")
@@ -35,7 +39,7 @@ def run(context: Context, args: Args) -> int:
     with Delivery(out) as coming, interruptible(context, progress) as interrupted:
         result = context.call(
             "rollout", on_event, timeout=None, model=args.model, episodes=args.episodes, max_s=args.max_s,
-            seed=args.seed, task=args.task, robot=robot(args), rename=renames(args.rename),
+            seed=args.seed, task=args.task, robot=robot(args), rename=renames(args.rename), reset_s=args.reset_s,
         )  # fmt: skip
         coming.finish(result)
     result["video"] = str(out / "rollout.mp4") if result.get("video") else ""
@@ -87,6 +91,12 @@ COMMAND = Command(
                 arg("--model", help='version to run (default "latest")', default="latest", metavar="VERSION"),
                 arg("--episodes", help="how many times (default 3)", type=int, default=3, metavar="N"),
                 arg("--max-s", help="longest episode in seconds (default 15)", type=float, default=15.0, metavar="S"),
+                arg(
+                    "--reset-s",
+                    help="how long a real arm is at rest between episodes (default 10)",
+                    type=float,
+                    metavar="S",
+                ),
                 arg("--out", help="folder for the video and rollout.json", required=True, metavar="DIR"),
                 arg("--task", help="task text (default: that of the last recording)", metavar="TEXT"),
                 arg("--follower", help="the arm's port, or virtual:TASK", metavar="PORT"),
@@ -104,7 +114,7 @@ COMMAND = Command(
             (arg("--out", help="folder for the video and rollout.json", required=True, metavar="DIR"),),
             _fetch,
         ),
-        control("next", "end this episode, without a word on success"),
+        control("next", "end this episode, without a word on success; between two, begin the next one"),
         control("finish", "end after this episode"),
         control("stop", "end now; the arm goes to rest"),
     ),

@@ -26,6 +26,7 @@ async def rollout(
         "policy": str(policy), "task": str(request.get("task") or (tasks[-1] if tasks else "")),
         "robot": {**arm.robot(request.get("robot") or {}), "units": spec.units}, "episodes": live.goal,
         "max_s": float(request.get("max_s") or 15.0), "out": str(out),
+        **({} if request.get("reset_s") is None else {"reset_s": float(request["reset_s"])}),
         "seed": int(request.get("seed") or 0), "device": config["train", "device"], "fps": spec.fps,
         "rename": datasets.renamed_cameras(request.get("rename") or {}),
     }  # fmt: skip
