@@ -5,6 +5,7 @@ Not for what the answer is (`on_request`), nor for how many may be at work at on
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -17,6 +18,9 @@ from zk0d.link.messages import Body, Frame, Message, encode
 log = structlog.get_logger("zk0d.link.peer")
 
 MAX_REMEMBERED = 256
+REMEMBERED_S = 300.0
+"""A node that asks again does so within its own patience, of half a minute. Longer, the answers that a thousand idle
+nodes had would be most of a hub's memory."""
 
 OnRequest = Callable[[str, Body], Awaitable[Body]]
 
@@ -28,20 +32,29 @@ class Answers:
         self, peer: str, on_request: OnRequest, ident: Callable[[], int], send: Callable[[list[Frame]], bool]
     ) -> None:
         self._peer, self._on_request, self._ident, self._send = peer, on_request, ident, send
-        self._remembered: OrderedDict[int, list[Frame] | None] = OrderedDict()
+        self._remembered: OrderedDict[int, tuple[float, list[Frame] | None]] = OrderedDict()
 
     def requested(self, message: Message, start: Callable[[Message, Coroutine[Any, Any, None]], bool]) -> None:
         """Answer `message` in a task that `start` begins; False from it: not now, the peer has been told."""
         if message.id in self._remembered:
-            known = self._remembered[message.id]
+            _, known = self._remembered[message.id]
             if known is not None:
                 self._send(known)
             return
-        self._remembered[message.id] = None
+        self._forget(time.monotonic() - REMEMBERED_S)
+        self._remembered[message.id] = (time.monotonic(), None)
         if not start(message, self._answer(message)):
             del self._remembered[message.id]
         while len(self._remembered) > MAX_REMEMBERED:
             self._remembered.popitem(last=False)
+
+    def _forget(self, before: float) -> None:
+        """Let go of the oldest answers."""
+        while self._remembered:
+            ident, (at, frames) = next(iter(self._remembered.items()))
+            if at > before or frames is None:
+                break
+            del self._remembered[ident]
 
     async def _answer(self, message: Message) -> None:
         try:
@@ -59,5 +72,5 @@ class Answers:
             body = {"code": "internal", "message": f"the hub failed to answer {message.type}; its log says more"}
             frames = encode(Message("error", self._ident(), body, message.id))
         if message.id in self._remembered:
-            self._remembered[message.id] = frames
+            self._remembered[message.id] = (time.monotonic(), frames)
         self._send(frames)
