@@ -81,6 +81,7 @@ class HubLink:
             context=server_context(authority.directory / "ca.pem", server_identity),
             enroll_hello=hello_frame(authority.pem), allowed=allowed, on_up=self._from_up, on_down=self._from_down,
             on_enroll=self._from_enroll, on_message=self._from_message, on_room=self._from_room, limits=self._limits,
+            crowded=lambda: self._credit.waited_for,
         )  # fmt: skip
 
     async def start(self) -> None:

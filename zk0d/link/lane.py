@@ -161,9 +161,10 @@ class Splitter:
         """Bytes that are sure to come still: the rest of the frame that is being gathered."""
         return self._walk.left
 
-    def overdue(self, now: float, grace: float) -> bool:
-        """Whether the frame that is being gathered comes slower than any line that is served, and so holds memory."""
-        return self._walk.left > 0 and now - self._since > grace + self._size / LOWEST
+    def overdue(self, now: float, grace: float, rate: float = LOWEST) -> bool:
+        """Whether the frame that is being gathered takes longer than `grace` s and its bytes at `rate` a second, and so
+        holds memory."""
+        return self._walk.left > 0 and now - self._since > grace + self._size / rate
 
     def wanted(self) -> memoryview | None:
         """Where the next plaintext belongs, if that is the body of one frame and worth it; then call `filled`."""

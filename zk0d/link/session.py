@@ -5,6 +5,7 @@ Runs in the terminator's thread and touches only its own sockets. Not for limits
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
 import struct
@@ -22,6 +23,7 @@ from zk0d.link.gate import Gate, GateError, ReverseHold, refusal_record
 from zk0d.link.identity import check_node_id, common_name, fingerprint
 from zk0d.link.keyfiles import load_certificate
 from zk0d.link.lane import Inbox, Lane, Splitter
+from zk0d.link.rates import LOWEST
 from zk0d.link.state import LinkLimits, NodeLinkInfo
 from zk0d.link.tls import ALPN_ENROLL, LINK_PROTOCOLS, explain_peer_failure
 from zk0d.link.wire import Wire, WireEnd
@@ -54,6 +56,8 @@ class Desk(Protocol):
     enroll_hello: bytes
     """The first frame on every enrolment connection: the authority's certificate."""
     allowed: Callable[[str, str], bool]
+    crowded: Callable[[], bool]
+    """Whether others wait for the memory that a link takes."""
 
     def opened(self, session: Session) -> None:
         """The gate opened: an earlier link of the same node ends now."""
@@ -135,9 +139,10 @@ class Session:
         elif self.stage is Stage.OPEN:
             self.wire.calm(now)
             inbox, limits = self.wire.inbox, self._desk.limits
+            patience = (limits.reask_s, LOWEST) if self._desk.crowded() else (limits.stall_s, math.inf)
             if now - self.wire.moved > limits.silence_s:
                 self.close(f"silent for {limits.silence_s:.0f} s")
-            elif self._split.overdue(now, limits.reask_s) and inbox is not None and not inbox.full:  # then it is we
+            elif self._split.overdue(now, *patience) and inbox is not None and not inbox.full:  # then it is we
                 self.close("a message of it takes too long")
 
     def _established(self) -> None:

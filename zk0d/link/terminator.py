@@ -50,14 +50,16 @@ class Terminator:
         on_message: Callable[[str, list[Bytes], int, Inbox], None],
         on_room: Callable[[str], None],
         limits: LinkLimits,
+        crowded: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`on_message(node, frames, size, inbox)`: a message came; `inbox.handled(size)` when it is dealt with.
+        """`crowded()`: do some wait for their turn to send?
+        `on_message(node, frames, size, inbox)`: a message came; `inbox.handled(size)` when it is dealt with.
         `on_room(node)`: its lane has room again.
         `on_up(node, inbox)`, `on_down(node, reason)`, `on_enroll(token, request, address)` (then call `answer`)."""
         self._context = context
         self.router_path = Path()  # set before start
         self.enroll_hello = enroll_hello
-        self.allowed, self.limits = allowed, limits
+        self.allowed, self.limits, self.crowded = allowed, limits, crowded
         self._on_up, self._on_down, self._on_enroll = on_up, on_down, on_enroll
         self._on_message, self._on_room = on_message, on_room
         self._selector = selectors.DefaultSelector()

@@ -153,6 +153,11 @@ class Credit:
         """How many more chunks a transfer may ask for that waits for `outstanding`."""
         return max(0, max(self.LEAST, self.MOST // max(1, self.transfers)) - outstanding)
 
+    @property
+    def waited_for(self) -> bool:
+        """Whether somebody waits for his turn. From any thread."""
+        return bool(self._waiting)
+
     def take(self, again: Callable[[], object], size: int) -> bool:
         """Whether `size` bytes may be asked for now. If not, `again` is called when its turn has come; whoever does not
         use his turn must `leave`, or nobody else has one."""
