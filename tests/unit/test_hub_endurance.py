@@ -161,3 +161,14 @@ def test_metrics_are_taken_up_where_an_earlier_run_left_them(
         assert made == [7, 8] and len(path.read_text().splitlines()) == 9
 
     with_hub(tmp_path, play)
+
+
+def test_a_federation_that_lost_its_spec_keeps_no_other_from_receiving(tmp_path: Path) -> None:
+    async def play(hub: Hub) -> None:
+        federation = hub.federations["fed"]
+        assert federation.merge_room == 3 * federation.spec.payload_bytes > 0
+        federation._spec = None
+        hub.blobs.delete(federation.row["spec"])
+        assert federation.merge_room == 0
+
+    with_hub(tmp_path, play)

@@ -9,6 +9,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
+from zk0d.errors import Zk0Error
 from zk0d.hub import recipe, rounds
 from zk0d.hub.config import Config, parse_federation
 from zk0d.hub.ledger import Ledger
@@ -73,7 +74,11 @@ class FederationState:
         """Bytes of disk that the next merge takes: a version, its master, the optimiser's state."""
         if self.row["phase"] != "open":
             return 0
-        return (3 + 2 * recipe.from_config(self.config, "").moments) * self.spec.payload_bytes
+        try:
+            size = self.spec.payload_bytes
+        except (Zk0Error, OSError):  # its own trouble, which says so itself: the others' updates arrive
+            return 0
+        return (3 + 2 * recipe.from_config(self.config, "").moments) * size
 
     @property
     def row(self) -> Row:
