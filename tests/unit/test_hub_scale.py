@@ -58,6 +58,10 @@ def fill(hub: Hub, versions: int) -> None:
             "INSERT INTO downloads (node, digest, federation, size, at) VALUES (?, ?, 'fed', 9, ?)",
             [(node, digest("version", n), float(n)) for n in numbers for node in NODES],
         )
+        db.executemany(
+            "INSERT INTO audit (at, actor, action, subject, detail) VALUES (?, 'hub', 'version', 'fed', '{}')",
+            [(float(n),) for n in numbers],
+        )
 
 
 def ended(work: Coroutine[Any, Any, Any]) -> None:
@@ -108,6 +112,7 @@ async def costs(folder: Path, versions: int) -> dict[str, int]:
             "snapshot": lambda: hub.ledger.snapshot("fed"),
             "headline": runner.headline,
             "status": lambda: ended(Admin(hub).status({}, None)),  # type: ignore[arg-type]
+            "what people did": lambda: ended(Admin(hub).audit({}, None)),  # type: ignore[arg-type]
             "a task": lambda: runner.task(NODES[0]),
             "the newest version": runner.latest,
             "a download": lambda: hub._may_fetch(NODES[0], newest),

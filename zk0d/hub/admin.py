@@ -73,9 +73,8 @@ class Admin:
     async def audit(self, request: dict[str, Any], connection: ControlConnection) -> list[dict[str, Any]]:
         """The newest `count` acts, oldest first; with `all` also what nodes and the hub itself did."""
         count, everyone = int(request.get("count", 50)), bool(request.get("all"))
-        rows = self._hub.store.all(
-            "SELECT * FROM audit WHERE ? OR actor LIKE 'admin:%' ORDER BY id DESC LIMIT ?", everyone, count
-        )
+        whose = "" if everyone else "WHERE substr(actor, 1, 6) = 'admin:'"  # as its index says it
+        rows = self._hub.store.all(f"SELECT * FROM audit {whose} ORDER BY id DESC LIMIT ?", count)
         return [
             {"id": r["id"], "at": timestamp(r["at"]), "actor": r["actor"], "action": r["action"],
              "subject": r["subject"], "detail": json.loads(r["detail"])}

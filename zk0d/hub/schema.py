@@ -143,5 +143,8 @@ MIGRATIONS: tuple[str, ...] = (
     """
     CREATE INDEX versions_failed ON versions (federation, number) WHERE evaluation = 'failed';
     """,
+    """
+    CREATE INDEX audit_of_people ON audit (id) WHERE substr(actor, 1, 6) = 'admin:';
+    """,
 )
 """Each entry takes the schema one version forward. Never edit one that was released: append."""
