@@ -90,3 +90,37 @@ def test_who_takes_the_room_and_lets_it_lie_loses_his_link_when_others_wait(
                     node.close()
 
     asyncio.run(run())
+
+
+def test_what_a_transfer_took_is_given_back_however_it_ends(tmp_path: Path) -> None:
+    async def run() -> None:
+        limits = replace(FAST, receive_bytes=4 * LEAF)
+        async with world(tmp_path, limits) as w:
+
+            async def answer(node: str, kind: str, body: dict[str, Any]) -> dict[str, Any]:
+                return await asyncio.Future()
+
+            w.answer = answer
+            nodes = [Sender(i, 9 * LEAF, LEAF) for i in range(6)]
+            for node in nodes:
+                await node.link(w.authority, tmp_path / "keys", w.port)
+            served = [asyncio.create_task(node.serve(0.01)) for node in nodes]
+            taken = [asyncio.create_task(w.hub.fetch(n.name, n.digest, n.size)) for n in nodes]
+            await until(lambda: nodes[0].chunks > 1, "they move")
+            taken[0].cancel()
+            taken[1].cancel()
+            await asyncio.sleep(0)
+            taken[1].cancel()
+            nodes[2].close()  # its link breaks
+            w.hub.disconnect(nodes[3].name, "revoked")
+            await until(lambda: taken[4].done() and taken[5].done(), "the others are whole", 20)
+            for task in (*taken, *served):
+                task.cancel()
+            await asyncio.gather(*taken, *served, return_exceptions=True)
+            credit = w.hub._credit
+            await until(lambda: credit._free == limits.receive_bytes, "all is given back")
+            assert not credit.waited_for and not credit.transfers
+            for node in nodes:
+                node.close()
+
+    asyncio.run(run())

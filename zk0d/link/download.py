@@ -115,8 +115,10 @@ class _Fetch:
             self._end(None)
             peer.credit.leave(self._turn)
             self._settle(0, len(self._taken))
-            await asyncio.shield(self._storing.close())  # nobody may write to a partial that is closed
-            self._settle(0, 0)
+            try:
+                await asyncio.shield(self._storing.close())  # nobody may write to a partial that is closed
+            finally:
+                self._settle(0, 0)
 
     def _end(self, error: BaseException | None) -> None:
         if self._timer is not None:
