@@ -182,6 +182,7 @@ def test_what_is_no_dataset_or_has_no_such_camera_is_told_before_anything_is_sen
 def test_ctrl_c_after_all_was_sent_ends_the_import_too(node: Daemon, mine: Path) -> None:
     pytest.importorskip("lerobot")
     whole = {"codebase_version": "v3.0", "total_episodes": 1, "total_frames": 1, "fps": 30, "features": {}}
+    last = node.events()[-1]
     (mine / "meta/info.json").write_text(json.dumps(whole))  # which LeRobot is to open, and that takes it some seconds
     with node.begin("dataset", "import", f"local:{mine}", "--name", "x") as importing:
         worker = wait_until(lambda: node.worker("robot.curation"), "zk0d has all of it, and a worker", 30)
@@ -190,9 +191,17 @@ def test_ctrl_c_after_all_was_sent_ends_the_import_too(node: Daemon, mine: Path)
     assert importing.returncode == 130 and "cancelled: zk0d keeps nothing of it" in said, said
     assert not worker.is_running() or worker.status() == "zombie"
     left(node)
-    assert [p.name for p in (node.state / "datasets").iterdir()] == [".carried"]
-    assert not any("failed" in e["text"] and "'x'" in e["text"] for e in node.ask("why")["events"][-2:])
+    there = node.state / "datasets"
+    wait_until(lambda: [p.name for p in there.iterdir()] == [".carried"], "what it was making is gone too", 10)
+    assert node.events()[-1] == last, "nobody is told of a failure"
     assert node.ask("dataset_cancel") == {"cancelled": False}  # nothing of this program's
+    with Sender(node, bytes=len(INFO)) as sender:  # said while the last of it is still to be written
+        sender.hear()
+        assert node.ask("dataset_cancel") == {"cancelled": True}
+        sender.sock.sendall(
+            b'{"path": "meta/info.json", "size": %d}\n' % len(INFO) + INFO.encode() + b'{"end": true}\n'
+        )
+        assert sender.refused() == "dataset: cancelled"
 
 
 def test_a_name_that_is_taken_is_refused_before_anything_comes(node: Daemon) -> None:

@@ -6,9 +6,11 @@ Not for what is done with the result (dataset_ops.py).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import glob
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +36,10 @@ class WithdrawnError(DatasetError):
 
 @dataclass(eq=False)
 class _Task:
-    """What a program, known by its process and user, has asked for."""
+    """What a program has asked for. `begun`: a worker does it, or is being started; else the folder still comes."""
 
-    asker: tuple[int, int]
+    connection: ControlConnection
+    begun: bool = False
     worker: Worker | None = None
     cancelled: bool = False
     undone: bool = False
@@ -50,11 +53,32 @@ class Curating:
         self._workers, self._arm, self._sweeper = workers, arm, sweeper
         self._tasks: list[_Task] = []
 
+    @contextlib.contextmanager
+    def coming(self, connection: ControlConnection) -> Iterator[None]:
+        """A folder comes, of which a worker is to make something: a `cancel` before that is not lost."""
+        task = _Task(connection)
+        self._tasks.append(task)
+        try:
+            yield
+        finally:
+            self._tasks.remove(task)
+
+    @contextlib.contextmanager
+    def _task(self, connection: ControlConnection) -> Iterator[_Task]:
+        known = next((task for task in self._tasks if task.connection is connection and not task.begun), None)
+        with contextlib.nullcontext() if known else self.coming(connection):
+            task = known or self._tasks[-1]
+            if task.cancelled:
+                raise WithdrawnError("cancelled", "nothing of it is left")
+            task.begun = True
+            try:
+                yield task
+            finally:
+                task.over.set()
+
     async def run(self, job: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
         """A job's result, its progress told to the caller, who may leave. Raises WorkerError; WithdrawnError."""
         events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        task = _Task(connection.asker)
-        self._tasks.append(task)
 
         async def relay() -> None:
             while True:
@@ -62,37 +86,38 @@ class Curating:
                 if event["event"] not in ("done", "error"):
                     await connection.send(event)
 
-        relaying = asyncio.create_task(relay())
-        try:
-            name = f"{job['action']}_{time.time_ns():x}"
-            worker = task.worker = await self._workers.start("curation", name, job, events.put_nowait)
-            if task.cancelled:
-                await worker.kill()
-            return await self._arm.independent(worker.wait())
-        except WorkerError:
-            if not task.cancelled:
-                raise
-            await asyncio.to_thread(self._sweep, job)
-            task.undone = True
-            raise WithdrawnError("cancelled", "nothing of it is left") from None
-        finally:
-            relaying.cancel()
-            self._tasks.remove(task)
-            task.over.set()
+        with self._task(connection) as task:
+            relaying = asyncio.create_task(relay())
+            try:
+                name = f"{job['action']}_{time.time_ns():x}"
+                worker = task.worker = await self._workers.start("curation", name, job, events.put_nowait)
+                if task.cancelled:
+                    await worker.kill()
+                return await self._arm.independent(worker.wait())
+            except WorkerError:
+                if not task.cancelled:
+                    raise
+                task.undone = True
+                task.over.set()  # whoever waits need not for its files, which may be many
+                await asyncio.to_thread(self._sweep, job)
+                raise WithdrawnError("cancelled", "nothing of it is left") from None
+            finally:
+                relaying.cancel()
 
     async def cancel(self, connection: ControlConnection) -> bool:
         """End what the calling program has asked for over another connection → whether nothing of it is left.
 
         False when there was nothing, or it had just been done.
         """
-        theirs = [task for task in self._tasks if task.asker == connection.asker]
+        theirs = [task for task in self._tasks if task.connection.asker == connection.asker]
+        begun = [task for task in theirs if task.begun]
         for task in theirs:
             task.cancelled = True
             if task.worker is not None:
                 await task.worker.kill()
-        for task in theirs:
+        for task in begun:
             await asyncio.wait_for(task.over.wait(), _OVER_S)
-        return bool(theirs) and all(task.undone for task in theirs)
+        return bool(theirs) and all(task.undone for task in begun)
 
     def _sweep(self, job: dict[str, Any]) -> None:
         """What a killed worker was making; also what has its name already and nobody was told of."""

@@ -199,7 +199,8 @@ async def op_dataset_merge(service: Service, request: dict[str, Any], connection
 def _told(service: Service, connection: ControlConnection, what: str) -> Iterator[None]:
     """Failed after whoever asked had left, it is an event, so that they find out."""
     try:
-        yield
+        with service.curating.coming(connection):
+            yield
     except WithdrawnError:
         raise
     except Zk0Error as error:
