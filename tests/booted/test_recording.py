@@ -104,8 +104,9 @@ def test_an_operators_own_datasets_come_in_from_a_home_that_the_daemon_cannot_re
     station.sh("ln -s /etc/shadow /tmp/cups/meta/zk0/leak.json")
     leak = station.run("zk0ctl", "dataset", "import", "local:/tmp/cups", "--name", "leak", user="alice", check=False)
     assert leak.returncode == 1 and "a link that leads nowhere or out of it" in leak.stderr, leak.stderr
+    station.sh("install -d -o mallory /home/mallory/x /home/mallory/x/meta; echo '{}' >/home/mallory/x/meta/info.json")
     theirs = station.run(
-        "zk0ctl", "dataset", "import", "local:/home/mallory", "--name", "x", user="mallory", check=False
+        "zk0ctl", "dataset", "import", "local:/home/mallory/x", "--name", "x", user="mallory", check=False
     )
     assert theirs.returncode != 0 and "x" not in station.sh("ls -A /var/lib/zk0d/datasets").split(), theirs.stdout
     assert "permission denied" in theirs.stderr, theirs.stderr
