@@ -12,18 +12,18 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from zk0d.durable import write_json
 from zk0d.errors import PayloadError
 from zk0d.hub.receipts import Statement, check_signature
-from zk0d.model.codec import sum_of_squares
+from zk0d.model.codec import BLOCK, sum_of_squares
 from zk0d.model.leaves import name_of_file
-from zk0d.model.payload import Payload
+from zk0d.model.payload import DTYPES, WIRE, Payload
 from zk0d.model.spec import ModelSpec
 
 HEADER_PER_TENSOR = 1024
 """Bytes of header per tensor that a payload may have beyond its data, plus 64 KiB."""
-_AT_ONCE = 1 << 20
-"""Elements read before their pages are given back."""
 QUARANTINED = 20
 """Refused payloads kept for a look; older ones go."""
 
@@ -62,20 +62,20 @@ def inspect(
     if not hashed and name_of_file(path) != statement.payload:
         raise PayloadError(f"the payload is not {statement.payload}")
     check_signature(statement, certificate)
-    total = 0.0
+    total, room = 0.0, np.empty(BLOCK, DTYPES[WIRE[spec.dtype]])
     with Payload.open(path, max_header=_header_limit(spec)) as payload:
         payload.check_against(spec)
         for name in payload.names:
-            values = payload.tensor(name).reshape(-1)
-            for start in range(0, values.size, _AT_ONCE):
+            elements = payload.entries[name].elements
+            for start in range(0, elements, BLOCK):
                 if cancelled():
                     raise CancelledError
-                part = values[start : start + _AT_ONCE]
+                part = room[: min(BLOCK, elements - start)]
+                payload.read(name, start, part)  # not mapped: pages of it would count as this process's memory
                 squares = sum_of_squares(part)  # one reading judges both: float64 holds the square of any float32
                 if not math.isfinite(squares):
                     raise PayloadError(f"tensor {name!r} holds a NaN or an infinity")
                 total += squares
-                payload.release(name, start, start + part.size)
     norm = math.sqrt(total)
     if max_norm > 0 and norm > max_norm:
         raise PayloadError(f"the update's norm {norm:.4g} is above this federation's limit {max_norm:.4g}")

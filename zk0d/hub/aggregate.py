@@ -106,13 +106,15 @@ def merge(
         slots = [Slot(spec.dtype, len(out_moments)) for _ in range(CORES + 3)]
         run(job.fill, slots, _blocks(spec), files, CORES, job.passed)
     master_file, kept = files[-1 - len(out_moments)], files[len(files) - len(out_moments) :]
+    del rooms, job, slots
+    _trim()  # their blocks would stand beside the next transfers
     summed = None if recipe.strategy in ("median", "trimmed_mean") else tuple(float(w) for w in weights)
     return Merged(master_file.digest, published.digest, published.size, tuple(w.digest for w in kept), summed,
                   published.manifest)  # fmt: skip
 
 
 def _trim() -> None:
-    """Give the system what the C library keeps of the transfers before: the more nodes, the more that is (glibc)."""
+    """Give the system what the C library keeps of what was freed: the more nodes sent, the more that is (glibc)."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

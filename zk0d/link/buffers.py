@@ -18,7 +18,7 @@ _AT_ONCE = 16  # parts that one system call takes
 SLICE = 32 * _RECORD
 """Bytes read, encrypted and handed to the kernel at once: whole TLS records, and few changes between these."""
 _WORTH_KEEPING = 64 * 1024
-_PIECES, _LEAST_PIECE = 8 << 20, 2 * _RECORD
+_PIECES, _LEAST_PIECE = 1 << 20, 2 * _RECORD
 """What all links may keep in each direction together, and what each has at least."""
 
 
