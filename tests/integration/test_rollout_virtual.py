@@ -101,8 +101,8 @@ def test_stop_ends_it_cleanly_with_what_there_is(policy: Path, tmp_path: Path) -
     with WorkerProcess("robot.rollout", settings, tmp_path / "work") as worker:
         worker.until("progress", timeout_s=120)
         worker.send("stop")
-        result = worker.until("done", timeout_s=5)["result"]
-        assert worker.process.wait(5) == 0, worker.tail()
+        result = worker.until("done", timeout_s=15)["result"]
+        assert worker.process.wait(10) == 0, worker.tail()
     assert result["episodes"] == 1 and Path(result["video"]).stat().st_size > 1000
 
 
