@@ -57,10 +57,10 @@ def carry(source: TlsPump, sink: TlsPump) -> list[int]:
 heard: list[bytes] = []
 
 
-@pytest.mark.parametrize("links", [1, 100, 10_000])
+@pytest.mark.parametrize("links", [1, 16, 10_000])
 def test_bytes_come_through_in_pieces_that_many_links_can_afford(ends: Path, links: int) -> None:
     hub, node = pair(ends, links)
-    assert hub.scratch.piece == {1: SLICE, 100: 80 * 1024, 10_000: 32 * 1024}[links]
+    assert hub.scratch.piece == {1: SLICE, 16: 64 * 1024, 10_000: 32 * 1024}[links]
     data = os.urandom(3 * SLICE + 12345)
     for source, sink in ((hub, node), (node, hub)):
         heard.clear()
