@@ -18,10 +18,10 @@ import pytest
 from zk0d.ctl.keys import meaning
 
 CHILD = """
-import sys, time
+import os, sys, time
 from zk0d.ctl.keys import keys_steer
-with keys_steer(lambda wish: print("wish", wish, flush=True)):
-    print("ready", flush=True)
+with keys_steer(lambda wish: os.write(1, f"wish {wish}\\n".encode())):  # two threads' prints could mix
+    os.write(1, b"ready\\n")
     while True:
         line = open(sys.argv[1]).read()
         if line == "end":
