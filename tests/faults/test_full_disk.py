@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 pytest.importorskip("lerobot")
 from recorded_dataset import check_whole
+from small_disk import small_disk
 
 from robot.dataset import RecordedDataset
 from robot.episodes import RecordingSpec
@@ -23,13 +23,8 @@ SPEC = RecordingSpec(30, tuple(f"{n}.pos" for n in "abcdef"), {"front": (64, 64)
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "zk0test", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", "4m") as folder:
+        yield folder
 
 
 def seal(dataset: RecordedDataset, number: int) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from linked import FAST, world
+from small_disk import small_disk
 
 from zk0d.errors import LinkLostError
 from zk0d.model.blobs import BlobStore, DiskFullError
@@ -25,13 +25,8 @@ SIZE = 8 << 20
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system with room for two and a half blobs."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "zk0test", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", "20m") as folder:
+        yield folder
 
 
 def test_of_many_that_arrive_at_once_those_that_fit_become_whole(tmp_path: Path, disk: Path) -> None:

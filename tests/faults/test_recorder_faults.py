@@ -10,7 +10,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pytest
 from capture import Capture
 from daemon_process import wait_until
 from recorded_dataset import check_whole
+from small_disk import small_disk
 from virtual_pair import Told, table
 from worker_process import WorkerProcess
 
@@ -97,16 +97,9 @@ def test_a_camera_lost_in_a_take(station: Any, tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300m", "zk0test", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"a tmpfs cannot be mounted here: {mounted.stderr.decode().strip()}")
-    try:
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "300m") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fill(path: Path) -> None:
@@ -116,21 +109,21 @@ def fill(path: Path) -> None:
 
 
 def test_a_disk_that_fills_up_in_a_take(
-    station: Any, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    station: Any, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cv2.VideoCapture", Capture)
     Capture.gone.clear()
     cameras = {"front": {"source": "0", "height": 64, "width": 64}}
-    root, robot = small_disk / "set", table(station, tmp_path / "c", cameras=cameras)
+    root, robot = disk / "set", table(station, tmp_path / "c", cameras=cameras)
     assert record(root, robot, Told())["episodes"] == 1
     told = Told()
-    filler = small_disk / "filler"
+    filler = disk / "filler"
     told.act = lambda event, fields: fill(filler) if event == "progress" and fields["seconds"] > 1.1 else None
     with pytest.raises(DatasetError) as full:
         record(root, robot, told, episode_s=60, episodes=2)
     assert "No space left" in full.value.message and "are kept" in full.value.message and "room" in full.value.hint
     assert check_whole(root).num_episodes == 1
-    fill(more := small_disk / "more")  # what the ended take gave back may be enough to save it
+    fill(more := disk / "more")  # what the ended take gave back may be enough to save it
     recovered = recorder.recover(root)["recovered"]
     assert "No space left" in recovered.get("waiting", [""])[0], recovered
     filler.unlink()
