@@ -86,6 +86,7 @@ class Curating:
                 if event["event"] not in ("done", "error"):
                     await connection.send(event)
 
+        ours = [path for key in _MADE if job.get(key) and not os.path.lexists(path := Path(job[key]))]
         with self._task(connection) as task:
             relaying = asyncio.create_task(relay())
             try:
@@ -99,7 +100,7 @@ class Curating:
                     raise
                 task.undone = True
                 task.over.set()  # whoever waits need not for its files, which may be many
-                await asyncio.to_thread(self._sweep, job)
+                await asyncio.to_thread(self._sweep, [path for path in ours if not self._taken(path)])
                 raise WithdrawnError("cancelled", "nothing of it is left") from None
             finally:
                 relaying.cancel()
@@ -119,9 +120,15 @@ class Curating:
             await asyncio.wait_for(task.over.wait(), _OVER_S)
         return bool(theirs) and all(task.undone for task in begun)
 
-    def _sweep(self, job: dict[str, Any]) -> None:
+    def _taken(self, path: Path) -> bool:
+        """Whether somebody else has made a dataset of this name since: what is in it is theirs."""
+        live = self._arm.live
+        known = any(dataset.root == path for dataset in self._arm.store.datasets())
+        return known or (live is not None and live.dataset == path.name)
+
+    def _sweep(self, ours: list[Path]) -> None:
         """What a killed worker was making; also what has its name already and nobody was told of."""
-        for made in (Path(job[key]) for key in _MADE if job.get(key)):
+        for made in ours:
             for half in made.parent.glob(f".{glob.escape(made.name)}.*{PART}*"):
                 self._sweeper.remove(half)
             if os.path.lexists(made):
