@@ -27,8 +27,10 @@ setup-core:
 demo: setup
 	@$(PY) -m zk0d.demo --policy $(POLICY) --out "$(DEMO_OUT)"
 
+# Two files of tests at a time, in their order: the long ones come first. JOBS=0 runs them in this process.
+JOBS ?= 2
 test: setup
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 CASES ?= 1000000
 .PHONY: fuzz

@@ -21,16 +21,22 @@ LIMITS = LinkLimits(reask_s=0.05, stall_s=20.0, chunk_size=LEAF, max_wrong=10_00
 
 
 class Wire:
-    """Frames from here to there, each after some turns of the loop: never (lost), once, twice, or with a wrong bit."""
+    """Frames from here to there, each after some turns of the loop: never (lost), once, twice, or with a wrong bit.
+
+    How many frames go over it is a matter of timing; so that each run sees a loss, one of the first ten is always lost
+    where any may be.
+    """
 
     def __init__(self, rng: random.Random, loss: float, twice: float, spoil: float) -> None:
         self._rng, self._loss, self._twice, self._spoil = rng, loss, twice, spoil
+        self._sure = rng.randrange(10) if loss else -1
         self.to: Peer
-        self.lost = self.spoilt = 0
+        self.carried = self.lost = self.spoilt = 0
 
     async def transmit(self, frames: list[bytes]) -> None:
         loop, rng = asyncio.get_running_loop(), self._rng
-        if rng.random() < self._loss:
+        self.carried += 1
+        if rng.random() < self._loss or self.carried == self._sure + 1:
             self.lost += 1
             return
         sent = [bytes(f) for f in frames]
@@ -102,9 +108,7 @@ def test_a_blob_arrives_whole_over_the_worst_wire(
         cutter.cancel()
         assert path.read_bytes() == data
         assert sorted(stored) == list(range(41)), "a chunk was stored twice, or never"
-        assert given is None or (
-            ends.down.lost + ends.up.lost and ends.down.spoilt
-        )  # one seed in a hundred loses nothing
+        assert ends.down.lost, "nothing was lost: the wire did not do its part"
         await ends.close()
 
     print(f"seed {seed}")
