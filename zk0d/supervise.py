@@ -145,9 +145,18 @@ class Worker:
                 f"{module} cannot be started with {python}: {error.strerror or error}",
                 "set [runtime] python to an interpreter that has the training packages",
             ) from error
+        except BaseException:
+            ours.close()
+            raise
         finally:
             theirs.close()
-        return await cls.attach(module, Child(process), ours, log_path, on_event)
+        child = Child(process)
+        try:
+            return await cls.attach(module, child, ours, log_path, on_event)
+        except BaseException:  # whoever wanted it went away: nobody would ever end it
+            child.kill()
+            await child.wait()
+            raise
 
     @classmethod
     async def attach(

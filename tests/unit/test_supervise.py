@@ -53,6 +53,27 @@ def test_missing_interpreter_is_a_worker_error(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
+def test_nothing_of_a_worker_is_left_whose_start_is_cancelled(tmp_path: Path) -> None:
+    """Wherever in the start that happens; the leak gate looks for the process, its pidfd and its channel."""
+
+    async def run() -> bool:
+        starting = asyncio.create_task(start(tmp_path, Events(), kind="loop"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        if starting.done():
+            await (await starting).kill()
+            return True
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        return False
+
+    for turns in range(50):
+        if asyncio.run(run()):
+            break
+    assert turns > 3
+
+
 def test_freeze_thaw_and_yield(tmp_path: Path) -> None:
     async def run() -> None:
         events = Events()

@@ -253,6 +253,9 @@ async def start(
         except WorkerError as error:
             await systemd.kill(unit)
             raise WorkerError(f"{unit} cannot be started: {error.message}", error.hint) from error
+        except asyncio.CancelledError:  # nobody would ever end it
+            await systemd.kill(unit)
+            raise
     return await _attach(systemd, unit, module, pid, ours, folder, log_path, on_event)
 
 
