@@ -52,6 +52,7 @@ def bench(
                 calibration_dir=folder,
                 cameras=station.camera_configs(),
                 use_degrees=degrees,
+                num_read_retries=50,  # the bench shares this process, and perhaps its processor: an answer may be late
             )
         )
         leader = SO101Leader(

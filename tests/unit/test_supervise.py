@@ -56,7 +56,7 @@ def test_missing_interpreter_is_a_worker_error(tmp_path: Path) -> None:
 def test_nothing_of_a_worker_is_left_whose_start_is_cancelled(tmp_path: Path) -> None:
     """Wherever in the start that happens; the leak gate looks for the process, its pidfd and its channel."""
 
-    async def run() -> bool:
+    async def run(turns: int) -> bool:
         starting = asyncio.create_task(start(tmp_path, Events(), kind="loop"))
         for _ in range(turns):
             await asyncio.sleep(0)
@@ -68,10 +68,7 @@ def test_nothing_of_a_worker_is_left_whose_start_is_cancelled(tmp_path: Path) ->
             await starting
         return False
 
-    for turns in range(50):
-        if asyncio.run(run()):
-            break
-    assert turns > 3
+    assert next(n for n in range(50) if asyncio.run(run(n))) > 3
 
 
 def test_freeze_thaw_and_yield(tmp_path: Path) -> None:
