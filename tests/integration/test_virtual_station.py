@@ -225,12 +225,12 @@ def test_lost_and_damaged_packets_are_survived_or_reported(tmp_path: Path) -> No
         assert follower.get_observation(), "LeRobot asks again"
         station.faults.leader.corrupt_next(1)
         assert leader.get_action()
-        station.faults.drop_next(10)
+        station.faults.drop_next(100)
         with pytest.raises(ConnectionError):
             follower.get_observation()
         station.faults.drop_next(0)
         assert follower.get_observation()
-        assert station.faults.follower.counters.dropped == 4
+        assert station.faults.follower.counters.dropped == 1 + 51, "no more than it was told to"
         station.faults.follower.temperature("elbow_flex", 71)
         assert follower.bus.read("Present_Temperature", "elbow_flex") == 71
         station.faults.follower.overload("gripper")
