@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE := 1
 .PHONY: help demo test lint bench lock setup setup-core clean
 help:
 	@echo "make demo [POLICY=smolvla|act] [DEMO_OUT=DIR]   a hub and three operators with virtual arms, end to end"
-	@echo "make test [ARGS='-k link']                      all tests"
+	@echo "make test [ARGS='-k link'] [JOBS=2]             all tests, JOBS files of them at a time"
 	@echo "make fuzz [CASES=1000000] [SEED=N]              bad input for every parser and machine of the link"
 	@echo "make lint                                       ruff and mypy --strict"
 	@echo "make bench, make bench-NAME                     benchmarks, small or one at full size"
