@@ -156,7 +156,7 @@ class Crowd:
             node.close()
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.close()
-        self.process.wait(20)
+        self.process.wait(60)
         self.process.stdout.close()
 
 
@@ -169,7 +169,7 @@ async def crowd(folder: Path, receive_bytes: int) -> AsyncIterator[Crowd]:
         await asyncio.to_thread(made.close)
 
 
-async def until_quiet(look: Callable[[], int], seconds: float = 20.0) -> int:
+async def until_quiet(look: Callable[[], int], seconds: float = 60.0) -> int:
     """`look()` once it has been the same for a while."""
     end, last, same = asyncio.get_running_loop().time() + seconds, look(), 0
     while same < 10:
@@ -184,7 +184,7 @@ async def hub(folder: Path, receive_bytes: int) -> None:
     """Takes the blob that a `hello` names, and answers when it has it; until standard input ends."""
     folder.mkdir(parents=True)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory((folder / "log").open("w")))
-    w = World(folder, replace(FAST, reask_s=10.0, stall_s=300.0, receive_bytes=receive_bytes))
+    w = World(folder, replace(FAST, reask_s=30.0, stall_s=300.0, receive_bytes=receive_bytes))
 
     async def answer(node: str, kind: str, body: dict[str, Any]) -> dict[str, Any]:
         digest, size = body["software"].split()

@@ -18,19 +18,19 @@ from zk0d.link.state import LinkLimits
 from zk0d.model.blobs import BlobStore
 
 FAST = LinkLimits(
-    handshake_s=2.0,
+    handshake_s=20.0,
     ping_s=0.5,
     retry_min_s=0.02,
     retry_max_s=0.1,
     refused_min_s=0.05,
     refused_max_s=0.4,
-    reask_s=0.5,
-    stall_s=20.0,
+    reask_s=5.0,
+    stall_s=60.0,
     chunk_size=256 * 1024,
 )
 
 
-async def until(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
     """Wait for a condition; fail with its name at the deadline."""
     end = time.monotonic() + seconds
     while not condition():
@@ -119,7 +119,7 @@ class World:
         await link.start()
         try:
             if wait:
-                await link.wait_connected(10)
+                await link.wait_connected(30)
             yield link
         finally:
             await link.close()
@@ -136,7 +136,7 @@ async def world(folder: Path, limits: LinkLimits = FAST) -> AsyncIterator[World]
         await made.hub.close()
 
 
-def hello(link: NodeLink, timeout: float = 10) -> Awaitable[dict[str, Any]]:
+def hello(link: NodeLink, timeout: float = 30) -> Awaitable[dict[str, Any]]:
     return link.request("hello", {"software": "test", "federations": []}, timeout)
 
 
@@ -186,9 +186,7 @@ class Proxy:
             while data := source.recv(32768):
                 if age < self._age:
                     continue
-                self.passed += len(data)
-                if self.cut_at and self.passed >= self.cut_at[0]:
-                    self.cut_at.pop(0)
+                if self._counted(len(data)):
                     self.cut()
                     return
                 sink.sendall(data)
@@ -199,6 +197,15 @@ class Proxy:
                 sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
+
+    def _counted(self, size: int) -> bool:
+        """Count what passes, of both ways one after the other: each of `cut_at` cuts once."""
+        with self._lock:
+            self.passed += size
+            if not self.cut_at or self.passed < self.cut_at[0]:
+                return False
+            self.cut_at.pop(0)
+            return True
 
     def cut(self) -> None:
         """Reset every connection."""

