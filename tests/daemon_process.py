@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -34,6 +35,11 @@ width = 64
 """
 
 
+STOP_S = 5.0 + 10.0
+"""A stop is to take five seconds; a machine that does much else, or stands still for some, may need more. One that waits
+for a time-out takes longer still."""
+
+
 @dataclass(frozen=True)
 class Ran:
     """What a command did."""
@@ -43,7 +49,7 @@ class Ran:
     err: str
 
 
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
     """The first true value of `condition`; fails naming `what` after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -72,7 +78,7 @@ class Daemon:
         if self.process is not None and self.process.poll() is None:
             self.terminate()
         for mark in (self.state / "work/running").glob("*"):
-            if psutil.pid_exists(int(mark.name)):
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(int(mark.name), signal.SIGKILL)
 
     def start(self) -> None:
@@ -82,7 +88,7 @@ class Daemon:
                 [sys.executable, "-m", "zk0d.daemon.main", "--foreground", "--state", str(self.state)],
                 env=self.environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
-        wait_until(self._answers, "zk0d answers", 20)
+        wait_until(self._answers, "zk0d answers")
 
     def _answers(self) -> bool:
         assert self.process is not None and self.process.poll() is None, (self.state / "daemon.out").read_text()[-2000:]
@@ -101,7 +107,7 @@ class Daemon:
         """SIGKILL."""
         assert self.process is not None
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
 
     def terminate(self) -> float:
         """SIGTERM; seconds until it had ended."""
@@ -109,16 +115,19 @@ class Daemon:
         begin = time.monotonic()
         self.process.terminate()
         self.process.send_signal(signal.SIGCONT)  # a test that failed while it was stopped must not leave it so
-        self.process.wait(20)
+        self.process.wait(60)
         return time.monotonic() - begin
 
     def stop(self) -> None:
         """SIGSTOP, and wait until every thread of it stands still: the signal alone only asks for that."""
         os.kill(self.pid, signal.SIGSTOP)
-        wait_until(self._stands, "zk0d is stopped", 10)
+        wait_until(self._stands, "zk0d is stopped")
 
     def _stands(self) -> bool:
-        stats = [path.read_text() for path in Path(f"/proc/{self.pid}/task").glob("*/stat")]
+        try:
+            stats = [path.read_text() for path in Path(f"/proc/{self.pid}/task").glob("*/stat")]
+        except OSError:  # a thread that ended meanwhile
+            return False
         return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
 
     def ask(self, op: str, **request: Any) -> Any:
@@ -156,8 +165,16 @@ class Daemon:
     def events(self, kind: str = "") -> list[str]:
         """Texts of the daemon's history, oldest first."""
         found: list[dict[str, Any]] = []
-        call(self.socket, {"op": "logs", "count": 1000}, found.append, timeout=10)
+        call(self.socket, {"op": "logs", "count": 1000}, found.append, timeout=60)
         return [e["text"] for e in found if not kind or e["kind"] == kind]
+
+
+def over(process: psutil.Process) -> bool:
+    """Whether a process has ended: it may be gone between any two looks at it."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def loads(ran: Ran) -> Any:

@@ -6,6 +6,8 @@ The nodes are made of zk0d.link alone: no daemon and no training; their deltas a
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import os
 import signal
@@ -37,7 +39,7 @@ from zk0d.model.spec import Feature, ModelSpec, TensorSpec
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 JOINTS = tuple(f"joint_{i}.pos" for i in range(6))
-FAST = LinkLimits(retry_min_s=0.05, retry_max_s=0.3, reask_s=1.0, stall_s=20.0, refused_min_s=0.2)
+FAST = LinkLimits(retry_min_s=0.05, retry_max_s=0.3, reask_s=5.0, stall_s=60.0, refused_min_s=0.2)
 TOML = """
 [model]
 policy = "act"
@@ -87,10 +89,17 @@ def stats(mean: float, count: float = 100.0) -> dict[str, dict[str, list[float]]
     return {"action": one, "observation.state": one}
 
 
+_PORTS = itertools.count(20_000 + os.getpid() % 100 * 120)
+
+
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
+    """A port on loopback that nobody has, and that no kernel hands out (those are above 32767): a hub that ends and
+    starts again is to find its own, whatever tests run beside it."""
+    while True:
+        port = next(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class HubProcess:
@@ -98,7 +107,7 @@ class HubProcess:
 
     def __init__(self, folder: Path, runtime: str = 'python = "/bin/false"\nattempts = 1\n') -> None:
         self.folder = folder
-        self.patience_s = 20.0
+        self.patience_s = 60.0
         self.process: subprocess.Popen[bytes] | None = None
         settings = folder / "hub.toml"
         if not settings.exists():
@@ -159,7 +168,7 @@ class HubProcess:
             return 0.0
         began = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
-        status = self.process.wait(10)
+        status = self.process.wait(60)
         assert status == 0, self.log()
         return time.monotonic() - began
 
@@ -208,7 +217,7 @@ class TestNode:
             run_dir=self.folder / "run", on_push=self._push, limits=self.limits,
         )  # fmt: skip
         await self.link.start()
-        await self.link.wait_connected(15)
+        await self.link.wait_connected(60)
 
     async def close(self) -> None:
         if self.link is not None:
@@ -238,7 +247,7 @@ class TestNode:
     async def request(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
         """Ask until the hub answers: it may be away for a moment."""
         assert self.link is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while True:
                 try:
                     return await self.link.request(kind, body, timeout=5)
@@ -254,7 +263,7 @@ class TestNode:
 
     async def task(self, federation: str, version: int) -> dict[str, Any]:
         """The task of `version`, waited for."""
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(90):
             while True:
                 reply = await self.request("task.request", {"federation": federation})
                 if reply["task"] is not None and reply["task"]["version"] == version:
@@ -263,7 +272,7 @@ class TestNode:
 
     async def fetch(self, digest: str) -> Path:
         assert self.link is not None
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(90):
             while True:
                 try:
                     return await self.link.fetch(digest)
@@ -300,7 +309,7 @@ class TestNode:
     ) -> dict[str, Any]:
         """Offer until there is a receipt for which `until` holds. RefusedError when the hub refuses the update."""
         update = digest_of(offer["statement"])
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(90):
             while not (update in self.receipts and until(self.receipts[update])):
                 reply = await self.request("update.offer", offer)
                 if "receipt" in reply:
@@ -347,7 +356,7 @@ def base_tensors(parts: Path, spec: ModelSpec) -> dict[str, np.ndarray]:
         return {t.name: base.float32(t.name).copy() for t in spec.exchange}
 
 
-async def until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
     """Wait for a condition, with a deadline."""
     deadline = time.monotonic() + seconds
     while not condition():

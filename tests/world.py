@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from drawn_dataset import make_dataset
+from hub_cast import free_port
 
-from zk0d.demo.cast import Hub, Node, free_port
+from zk0d.demo.cast import Hub, Node
 
 CAMERAS = {"front": (32, 32)}
 
@@ -85,7 +86,7 @@ max_samples = 32
         self.wait(lambda: any(v["version"] == number for v in self.hub.versions(name)), f"version {number}", timeout_s)
         return self.hub.versions(name)
 
-    def wait(self, true: Callable[[], Any], what: str, timeout_s: float = 60) -> Any:
+    def wait(self, true: Callable[[], Any], what: str, timeout_s: float = 120) -> Any:
         """Until `true()` is; fails with `what` and the ends of the logs after `timeout_s` seconds."""
         deadline = time.monotonic() + timeout_s
         while not (found := true()):

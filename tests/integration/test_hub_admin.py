@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_cast import TOML, HubProcess, TestNode, make_parts
+from hub_cast import TOML, HubProcess, TestNode, make_parts, until
 
 from zk0d.errors import WorkerError
 from zk0d.hub.admin import READS, Admin
@@ -36,6 +36,11 @@ async def a_hub_with_a_past(hub: HubProcess, folder: Path) -> TestNode:
         csr = TestNode(folder, name).identity.csr()
         await enroll(node.invitation.host, node.invitation.port, {"csr": csr, "label": name}, node.invitation.ca)
     await node.close()
+
+    def evaluated() -> bool:
+        return all(v["evaluation"] == "failed" for v in hub.ask("versions", name="fed"))
+
+    await until(evaluated, "the hub has given up both evaluations, and says no more of them")
     with sqlite3.connect(hub.folder / "hub.db", timeout=30) as db:  # as if it had been evaluated
         db.execute("UPDATE versions SET evaluation = 'done', loss = 1.0 WHERE number = 1")
     db.close()

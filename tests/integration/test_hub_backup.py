@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hub_cast import HubProcess, TestNode, make_parts
+from hub_cast import HubProcess, TestNode, make_parts, until
 
 from zk0d.errors import ConfigError, UsageError
 from zk0d.hub import backup
@@ -53,6 +53,9 @@ async def rounds(tmp_path: Path, hub: HubProcess) -> None:
     bad = node.delta(spec, task)
     bad["head.bias"][0] = float("nan")
     assert "NaN" in await node.refused(node.prepare(spec, task, bad))
+    await until(
+        lambda: all(v["evaluation"] == "failed" for v in hub.ask("versions", name="pick")), "all is said of them"
+    )
     before = hub.ask("versions", name="pick")
     assert [v["version"] for v in before] == [0, 1, 2]
 
@@ -61,7 +64,7 @@ async def rounds(tmp_path: Path, hub: HubProcess) -> None:
     shutil.rmtree(hub.folder)
     assert main(["--dir", str(hub.folder), "restore", str(tmp_path / "saved")]) == 0
     hub.start()
-    assert hub.ask("versions", name="pick") == before[:2]
+    await until(lambda: hub.ask("versions", name="pick") == before[:2], "it knows what it knew, evaluations and all")
     task = await node.task("pick", 1)
     offer = node.prepare(spec, task, {n: v * 2 for n, v in node.delta(spec, task).items()})
     await node.give(offer, until=lambda r: r["new_version"] == 2)

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from daemon_process import STOP_S
 from hub_cast import REPOSITORY, TOML, HubProcess, TestNode, make_parts
+
+from zk0d.durable import write_text
 
 STAND_IN = f"""#!{sys.executable}
 import json, os, signal, sys, time
@@ -73,7 +76,7 @@ class Bench:
 
     def mode(self, modes: dict[str, str | float]) -> None:
         """Version → what its evaluation does, or the loss it finds."""
-        (self.folder / "mode").write_text(json.dumps(modes))
+        write_text(self.folder / "mode", json.dumps(modes))  # at once: an evaluation may be reading it
 
     @property
     def attempts(self) -> list[int]:
@@ -99,10 +102,11 @@ class Bench:
     @property
     def lines(self) -> list[dict[str, Any]]:
         path = self.hub.folder / "federations" / "fed" / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        whole = path.read_text().rpartition("\n")[0] if path.exists() else ""  # the last line may be half there
+        return [json.loads(line) for line in whole.splitlines()]
 
     def wait_for(self, count: int) -> list[dict[str, Any]]:
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 120
         while len(self.lines) < count:
             assert time.monotonic() < deadline, self.hub.log()
             time.sleep(0.05)
@@ -133,12 +137,12 @@ def test_failures_are_bounded_and_the_rounds_go_on(bench: Bench) -> None:
     assert card["federation"] == "fed" and card["training"]["local_steps"] == 5 and len(card["history"]) == 3
     assert shown[0]["folder"] == "" and lines[1]["train_loss"][next(iter(lines[1]["train_loss"]))]["last"] == 1.25
     picture = bench.hub.folder / "federations" / "fed" / "chart.png"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not picture.exists():
         assert time.monotonic() < deadline, bench.hub.log()
         time.sleep(0.05)
     assert picture.read_bytes().startswith(b"\x89PNG")
-    assert bench.hub.stop() < 5
+    assert bench.hub.stop() < STOP_S
 
 
 def test_evaluation_cut_off_by_a_kill_or_a_stop_is_run_again(bench: Bench) -> None:
@@ -146,13 +150,13 @@ def test_evaluation_cut_off_by_a_kill_or_a_stop_is_run_again(bench: Bench) -> No
     bench.play(1)
     seen = 0
     for end in (bench.hub.kill, bench.hub.stop):
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while bench.attempts.count(1) <= seen:
             assert time.monotonic() < deadline, bench.hub.log()
             time.sleep(0.05)
         seen = bench.attempts.count(1)
         took = end()
-        assert took is None or took < 5
+        assert took is None or took < STOP_S
         assert len(bench.lines) == 1
         bench.hub.start()
     bench.mode({})
@@ -161,7 +165,7 @@ def test_evaluation_cut_off_by_a_kill_or_a_stop_is_run_again(bench: Bench) -> No
     assert [line["heldout_loss"] for line in bench.wait_for(2)] == [1.0, 0.5]
     versions = bench.hub.folder / "federations" / "fed" / "versions"
     assert sorted(p.name for p in versions.iterdir()) == ["0000", "0001"]
-    assert bench.hub.stop() < 5
+    assert bench.hub.stop() < STOP_S
 
 
 def test_best_version_early_stop_and_retention(tmp_path: Path) -> None:
@@ -170,7 +174,7 @@ def test_best_version_early_stop_and_retention(tmp_path: Path) -> None:
         bench.mode({"0": 2.0, "1": 1.0, "2": "fails", "3": 1.5, "4": 1.25})
         bench.play(4)
         bench.wait_for(5)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while (shown := bench.hub.ask("federation_show", name="fed"))["phase"] != "finished":
             assert time.monotonic() < deadline, shown
             time.sleep(0.05)
@@ -179,7 +183,7 @@ def test_best_version_early_stop_and_retention(tmp_path: Path) -> None:
         assert sorted(p.name for p in folders.iterdir()) == ["0001", "0004"]
         acts = [(a["actor"], a["action"]) for a in bench.hub.ask("audit", all=True)]
         assert ("hub", "federation.finish") in acts
-        assert bench.hub.stop() < 5
+        assert bench.hub.stop() < STOP_S
     finally:
         if bench.hub.process is not None and bench.hub.process.poll() is None:
             bench.hub.kill()

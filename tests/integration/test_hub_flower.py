@@ -82,7 +82,7 @@ def test_a_federation_merged_by_flower(tmp_path: Path) -> None:
                 task = await node.task("fed", 0)
                 await node.fetch(task["version_digest"])
                 await node.give(node.prepare(spec, task, node.delta(spec, task)), lambda r: True)
-            await until(lambda: hub.ask("federation_show", name="fed")["version"] == 1, "Flower's version")
+            await until(lambda: hub.ask("federation_show", name="fed")["version"] == 1, "Flower's version", 180)
         finally:
             for node in nodes:
                 await node.close()

@@ -129,7 +129,7 @@ class Case:
     async def play(self, until: Callable[[], bool]) -> None:
         """Let the loop run until something holds."""
         self.outlets.start()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while not until():
                 await asyncio.sleep(0.02)
         await self.outlets.close()

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from daemon_process import STOP_S
 from hub_cast import TOML, HubProcess, TestNode, cast, make_parts, until
 
 from zk0d.durable import digest_of
@@ -90,8 +91,8 @@ def test_a_refusal_is_never_silent_and_leaves_nothing(hub: HubProcess, tmp_path:
                 await node.close()
 
     asyncio.run(play())
-    assert hub.stop() < 5
+    assert hub.stop() < STOP_S
     (blobs / "partial" / f"{'ab' * 32}.part").write_bytes(b"of an offer that nobody remembers")
     hub.start()
     assert parts(0)
-    assert hub.stop() < 5
+    assert hub.stop() < STOP_S

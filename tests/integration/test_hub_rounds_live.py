@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from daemon_process import STOP_S
 from hub_cast import HubProcess, TestNode, base_tensors, cast, make_parts, reference, stats, until
 
 from zk0d.durable import digest_of
@@ -104,7 +105,7 @@ def test_gathering_two_merges_and_a_stop(hub: HubProcess, tmp_path: Path) -> Non
     status = hub.ask("status")
     assert status["schema_version"] == 1 and status["federations"][0]["phase"] == "finished"
     assert any("could not be evaluated" in text for text in status["health"])
-    assert hub.stop() < 5
+    assert hub.stop() < STOP_S
 
 
 def test_killed_again_and_again_gives_the_same_bytes(hub: HubProcess, tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_killed_again_and_again_gives_the_same_bytes(hub: HubProcess, tmp_path: 
     asyncio.run(play())
     shown = hub.ask("versions", name="fed")
     assert [(v["version"], v["updates"]) for v in shown] == [(0, 0), (1, 3), (2, 3)]
-    assert hub.stop() < 5
+    assert hub.stop() < STOP_S
 
 
 def test_a_merge_that_was_begun_is_made_of_what_it_was_begun_with(hub: HubProcess, tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_a_merge_that_was_begun_is_made_of_what_it_was_begun_with(hub: HubProces
     asyncio.run(play())
     assert not debris.exists()
     assert hub.ask("federation_show", name="fed")["updates_waiting"] == 1
-    assert hub.stop() < 5
+    assert hub.stop() < STOP_S
 
 
 def test_the_deadline_merges_with_the_quorum_also_over_a_kill(
@@ -211,7 +212,7 @@ def test_the_deadline_merges_with_the_quorum_also_over_a_kill(
 ) -> None:
     parts = tmp_path / "parts"
     spec = make_parts(parts)
-    hub.create("fed", parts, nodes=2, deadline_s=2)
+    hub.create("fed", parts, nodes=2, deadline_s=6)
 
     async def play() -> None:
         nodes = await cast(hub, tmp_path, 2)
@@ -247,7 +248,7 @@ def test_the_deadline_merges_with_the_quorum_also_over_a_kill(
     assert command("versions", "fed").splitlines()[2].startswith("1        1        ")
     assert "finished with version 1" in command("federation", "finish", "fed")
     assert main(["--dir", str(hub.folder), "federation", "finish", "fed"]) == 64
-    assert hub.stop() < 5
+    assert hub.stop() < STOP_S
 
 
 def test_bad_updates_are_refused_with_the_reason_and_the_round_goes_on(hub: HubProcess, tmp_path: Path) -> None:
@@ -318,7 +319,7 @@ def test_bad_updates_are_refused_with_the_reason_and_the_round_goes_on(hub: HubP
                 await node.close()
 
     asyncio.run(play())
-    assert hub.stop() < 5
+    assert hub.stop() < STOP_S
 
 
 class Altered(LentChunk):
@@ -391,7 +392,7 @@ def test_altered_byte_is_refused(hub: HubProcess, tmp_path: Path, lie: str) -> N
             await node.close()
 
     asyncio.run(play())
-    assert hub.stop() < 5
+    assert hub.stop() < STOP_S
 
 
 def test_revoked_node_is_out_and_pending_node_waits_for_approval(hub: HubProcess, tmp_path: Path) -> None:
@@ -421,4 +422,4 @@ def test_revoked_node_is_out_and_pending_node_waits_for_approval(hub: HubProcess
             await second.close()
 
     asyncio.run(play())
-    assert hub.stop() < 5
+    assert hub.stop() < STOP_S

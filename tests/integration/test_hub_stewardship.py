@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from daemon_process import STOP_S
 from hub_cast import TOML, HubProcess, TestNode, cast, make_parts, until
 
 from zk0d.errors import ConfigError, RefusedError, UsageError
@@ -96,7 +97,7 @@ def test_a_maintainers_year_in_short(hub: HubProcess, tmp_path: Path) -> None:
                 await node.close()
 
     asyncio.run(play())
-    assert hub.stop() < 10
+    assert hub.stop() < STOP_S
     store = Store(hub.folder / "hub.db")
     actions = [r["action"] for r in store.all("SELECT action FROM audit ORDER BY id")]
     store.close()
