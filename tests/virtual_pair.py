@@ -18,6 +18,17 @@ def table(station: Any, folder: Path, **changes: Any) -> dict[str, Any]:
     return {**ports, "calibration_dir": str(folder), **changes}
 
 
+def be_patient(bus: Any) -> None:
+    """LeRobot's driver waits 50 ms for an answer. The pair lives in the test's process, and perhaps shares its processor:
+    where each request counts, an answer that is late is waited for. Not where answers are lost."""
+    handler = bus.port_handler
+
+    def wait_long(length: int) -> None:
+        handler.setPacketTimeoutMillis(60_000.0)
+
+    handler.setPacketTimeout = wait_long
+
+
 class Hand:
     """Holds the leader's joints at encoder readings of our choice."""
 

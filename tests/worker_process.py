@@ -79,7 +79,7 @@ class WorkerProcess:
     def kill(self) -> None:
         """SIGKILL to the whole session."""
         os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(60)
 
     def of(self, name: str) -> list[dict[str, Any]]:
         """The events so far of this name."""

@@ -6,7 +6,6 @@ The bench lives in the test's process, in wall-clock time; the recorder knows no
 from __future__ import annotations
 
 import fcntl
-import itertools
 import json
 import os
 import time
@@ -39,24 +38,24 @@ def test_a_persons_take_is_saved_when_the_daemon_dies(station: Any, tmp_path: Pa
     job = {"dataset": str(root), "task": "t", "episodes": 5, "robot": table(station, tmp_path / "calibration")}
     with WorkerProcess("robot.recorder", job, tmp_path / "work") as worker:
         worker.until("take")
-        while worker.until("progress")["seconds"] < 1.3:
+        while worker.until("progress")["frames"] < 35:  # of which fewer come where the machine halts
             pass
         worker.hang_up()
-        assert worker.process.wait(30) == 0, worker.tail()
+        assert worker.process.wait(60) == 0, worker.tail()
     dataset = check_whole(root)
     assert dataset.num_episodes == 1 and len(dataset) >= 30
 
 
 def test_a_defect_of_the_recorder_costs_no_take(station: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, whole = itertools.count(), Bench.preview
+    told, whole = Told(), Bench.preview
 
     def preview(bench: Bench) -> dict[str, Any]:
-        if next(calls) >= 4:
+        if any(fields["frames"] > 30 for fields in told.of("progress")):
             raise ValueError("a defect in the preview")
         return whole(bench)
 
     monkeypatch.setattr(Bench, "preview", preview)
-    root, told = tmp_path / "set", Told()
+    root = tmp_path / "set"
     job = {"dataset": str(root), "task": "t", "episodes": 1, "robot": table(station, tmp_path / "calibration")}
     with pytest.raises(ValueError, match="a defect in the preview"):
         recorder.main(job, told)  # type: ignore[arg-type]
@@ -80,6 +79,8 @@ def test_a_port_that_is_missing_or_busy(station: Any, tmp_path: Path) -> None:
 
 def test_an_arm_that_is_not_calibrated_is_refused_at_once(station: Any, tmp_path: Path) -> None:
     robot = table(station, tmp_path / "calibration")
+    import lerobot.robots.so_follower  # noqa: F401  # which takes its time
+
     since = time.monotonic()
     (tmp_path / "empty").mkdir()
     text = refusal({**robot, "calibration_dir": str(tmp_path / "empty")})
@@ -88,7 +89,7 @@ def test_an_arm_that_is_not_calibrated_is_refused_at_once(station: Any, tmp_path
     path.write_text(path.read_text().replace('"range_min": ', '"range_min": 1'))
     text = refusal(robot)
     assert "leader" in text and "not calibrated as its file says" in text
-    assert time.monotonic() - since < 30  # it asked nobody
+    assert time.monotonic() - since < 60  # it asked nobody
 
 
 def test_a_servo_or_a_camera_that_is_missing_is_named(station: Any, tmp_path: Path) -> None:
@@ -146,7 +147,7 @@ def test_an_arm_too_hot_ends_the_take_which_is_kept_with_the_reason(station: Any
         while worker.until("care")["level"] != "release":
             pass
         saved, result = worker.until("saved"), worker.until("done")["result"]
-        assert worker.process.wait(20) == 0, worker.tail()
+        assert worker.process.wait(60) == 0, worker.tail()
     assert "elbow_flex is 70 °C hot" in result["ended"] and result["episodes"] == 1
     assert not any(s.table[40] for s in station._follower.servos)  # no torque
     record = json.loads((root / "meta/zk0/episodes/000000.json").read_text())

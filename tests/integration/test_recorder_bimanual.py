@@ -46,7 +46,7 @@ def test_two_virtual_pairs_recorded_under_lerobots_names(tmp_path: Path) -> None
     with WorkerProcess("robot.recorder", job, tmp_path / "work") as worker:
         ready = worker.until("ready")
         saved, result = worker.until("saved"), worker.until("done")["result"]
-        assert worker.process.wait(20) == 0, worker.tail()
+        assert worker.process.wait(60) == 0, worker.tail()
     assert set(ready["ports"]) == {"left_follower", "left_leader", "right_follower", "right_leader"}
     assert result["episodes"] == 1 and set(saved["quality"]["bus_errors"]) == set(ready["ports"])
     dataset = check_whole(tmp_path / "set")

@@ -35,7 +35,7 @@ def test_recorded_actions_are_the_source_within_one_encoder_step(shared_teleop: 
     }
     with WorkerProcess("robot.recorder", job, tmp_path / "work") as worker:
         result = worker.until("done", timeout_s=120)["result"]
-        assert worker.process.wait(20) == 0, worker.tail()
+        assert worker.process.wait(60) == 0, worker.tail()
     assert result["episodes"] == len(EPISODES)
     dataset = check_whole(root)
     recorded = np.stack(dataset.hf_dataset["action"])

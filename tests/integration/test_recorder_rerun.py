@@ -51,7 +51,7 @@ def viewer(saved: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+            process.wait(60)
 
 
 def test_joints_and_images_arrive_in_the_viewer(tmp_path: Path) -> None:
@@ -59,9 +59,9 @@ def test_joints_and_images_arrive_in_the_viewer(tmp_path: Path) -> None:
     with viewer(saved) as (port, process):
         with WorkerProcess("robot.recorder", job(tmp_path / "set", port), tmp_path / "work") as worker:
             assert worker.until("done")["result"]["episodes"] == 1
-            assert worker.process.wait(20) == 0, worker.tail()
+            assert worker.process.wait(60) == 0, worker.tail()
         os.killpg(process.pid, signal.SIGINT)
-        process.wait(20)
+        process.wait(60)
     said = subprocess.run(
         [sys.executable, "-m", "rerun_cli", "rrd", "print", str(saved)], capture_output=True, text=True
     )
@@ -75,9 +75,9 @@ def test_a_viewer_that_goes_away_costs_nothing(tmp_path: Path) -> None:
         with WorkerProcess("robot.recorder", job(tmp_path / "set", port), tmp_path / "work") as worker:
             worker.until("progress")
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+            process.wait(60)
             assert worker.until("done")["result"]["episodes"] == 1
-            assert worker.process.wait(20) == 0, worker.tail()
+            assert worker.process.wait(60) == 0, worker.tail()
         with WorkerProcess("robot.recorder", job(tmp_path / "set", port), tmp_path / "work") as worker:
             error = worker.until("error")
     assert f"no viewer answers at 127.0.0.1:{port}" in error["message"] and "rerun --bind" in error["hint"]

@@ -152,8 +152,6 @@ def test_an_arm_that_cannot_be_told_is_said_to_keep_its_torque(station: Any, tmp
 def test_release_lets_down_what_another_program_left_and_says_what_it_cannot_reach(
     station: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("ports", "torque"):  # each costs half a second at a pseudo-terminal
-        monkeypatch.setattr(f"robot.{module}.RETRIES", 0)
     robot = table(station, tmp_path)
     station._do(lambda: [s.write(TORQUE_ENABLE, b"\1") for s in station._follower.servos])
     written = Written(station)
@@ -165,6 +163,8 @@ def test_release_lets_down_what_another_program_left_and_says_what_it_cannot_rea
     with pytest.raises(recorder.RobotError, match="perhaps under torque: follower: there is no /dev/nowhere") as said:
         tending.main({"action": "release", "robot": {**robot, "follower": "/dev/nowhere"}}, Told())
     assert "cut its power" in said.value.hint
+    for module in ("ports", "torque"):  # each costs half a second at a pseudo-terminal, where nothing answers
+        monkeypatch.setattr(f"robot.{module}.RETRIES", 0)
     station.faults.follower.drop_next(10_000)  # the port is there, the servos are not: no power, or a loose cable
     with pytest.raises(recorder.RobotError, match="perhaps under torque"):
         tending.main({"action": "release", "robot": robot}, Told())

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from virtual_pair import be_patient
 
 from robot.arms import open_bench
 from robot.bench import Bench
@@ -46,7 +47,7 @@ def bench(station: Any, tmp_path: Path) -> Iterator[Bench]:
 def until(bench: Bench, done: Callable[[], bool], what: str) -> list[dict[str, Any]]:
     """Run the control loop until `done`; gives the findings on the way."""
     found: list[dict[str, Any]] = []
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not done():
         assert time.monotonic() < deadline, (what, found, bench.health())
         bench.observe()
@@ -56,12 +57,18 @@ def until(bench: Bench, done: Callable[[], bool], what: str) -> list[dict[str, A
     return found
 
 
+def said(found: list[dict[str, Any]], text: str) -> dict[str, Any]:
+    """The finding of that text: by chance another joint may bear a load worth telling just then."""
+    return next(f for f in found if text in f["text"])
+
+
 def servo(station: Any, joint: str) -> Any:
     return station._follower.servos[list(station.calibration["follower"]).index(joint)]
 
 
 def test_nothing_is_the_matter_and_vitals_cost_no_request(station: Any, bench: Bench) -> None:
     station._do(lambda: None)  # what was written when it was opened is served
+    be_patient(bench._sides[0].follower.bus)  # else a late answer is asked for twice
     before = station.faults.follower.counters.requests
     for _ in range(10):
         bench.observe()
@@ -77,7 +84,7 @@ def test_nothing_is_the_matter_and_vitals_cost_no_request(station: Any, bench: B
 def test_a_hot_joint_slows_the_arm_and_a_hotter_one_lets_it_go(station: Any, bench: Bench) -> None:
     station.faults.follower.temperature("elbow_flex", 63)
     found = until(bench, lambda: bench.health()["level"] == "slow", "slow")
-    assert "elbow_flex is 63 °C hot" in found[0]["text"]
+    assert said(found, "elbow_flex is 63 °C hot")
     start, _ = bench.observe()
     bench.command(start)
     sent = bench.command((start + np.float32(30)).astype(np.float32))
@@ -85,7 +92,7 @@ def test_a_hot_joint_slows_the_arm_and_a_hotter_one_lets_it_go(station: Any, ben
     assert bench.tally()["clipped"] >= 1
     station.faults.follower.temperature("elbow_flex", 69)
     found = until(bench, lambda: bench.released, "released")
-    assert found[-1]["level"] == "release" and "69 °C" in bench.health()["reason"]
+    assert said(found, "69 °C")["level"] == "release" and "69 °C" in bench.health()["reason"]
     goals = station.faults.follower.counters.goals
     bench.command(start)
     station._do(lambda: None)
@@ -98,20 +105,20 @@ def test_an_overloaded_joint_gets_its_torque_back(station: Any, bench: Bench) ->
     until(bench, lambda: joint.torque, "torque")
     station.faults.follower.overload("wrist_flex")
     found = until(bench, lambda: bool(bench._tripped()), "tripped")
-    assert "wrist_flex is overloaded" in found[-1]["text"] and not joint.torque
+    assert said(found, "wrist_flex is overloaded") and not joint.torque
     seen, _ = bench.observe()
     sent = bench.command(seen + np.float32(20))
     at = bench.joints.index("wrist_flex.pos")
     assert sent[at] == pytest.approx(seen[at], abs=0.5)  # it is asked for nothing
     found = until(bench, lambda: not bench._tripped(), "cleared")
-    assert joint.torque and bench.health()["level"] != "slow" and "cleared" in found[-1]["text"]
+    assert joint.torque and bench.health()["level"] != "slow" and said(found, "cleared")
 
 
 def test_a_servo_that_says_it_is_too_hot_lets_the_arm_go(station: Any, bench: Bench) -> None:
     until(bench, lambda: all(s.torque for s in station._follower.servos), "torque")
     station.faults.follower.overheat("elbow_flex")
     found = until(bench, lambda: bench.released, "released")
-    assert found[-1]["level"] == "release" and "elbow_flex" in found[-1]["text"] and "too hot" in found[-1]["text"]
+    assert said(found, "too hot")["level"] == "release" and "elbow_flex" in said(found, "too hot")["text"]
     assert not any(s.table[TORQUE_ENABLE] for s in station._follower.servos)
 
 
@@ -121,7 +128,7 @@ def test_a_sagging_supply_slows_and_then_lets_go(station: Any, bench: Bench) -> 
     until(bench, lambda: bench.health()["level"] == "slow", "slow")
     station.faults.follower.voltage("shoulder_pan", 4.0)
     found = until(bench, lambda: bench.released, "released")
-    assert found[-1]["text"] == "the supply is down to 4.0 V"
+    assert said(found, "the supply is down to 4.0 V")["level"] == "release"
 
 
 @pytest.mark.parametrize("wakes", [False, True])
@@ -133,7 +140,7 @@ def test_a_servo_whose_power_was_interrupted_lets_the_arm_go(
     until(bench, lambda: all(s.torque for s in station._follower.servos), "torque")
     station._do(joint.power_cycle)
     found = until(bench, lambda: bench.released, "released")
-    assert found[-1]["text"] == "elbow_flex has lost its torque: was its power interrupted?"
+    assert said(found, "elbow_flex has lost its torque: was its power interrupted?")["level"] == "release"
     assert not any(s.table[TORQUE_ENABLE] for s in station._follower.servos)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -65,7 +66,7 @@ def test_video_and_table(policy: Path, tmp_path: Path) -> None:
 
     with WorkerProcess("robot.rollout", job(policy, tmp_path / "out"), tmp_path / "work") as worker:
         result = worker.until("done", timeout_s=120)["result"]
-        assert worker.process.wait(20) == 0, worker.tail()
+        assert worker.process.wait(60) == 0, worker.tail()
     report = json.loads((tmp_path / "out/rollout.json").read_text())
     assert [e["episode"] for e in worker.of("episode")] == [0, 1]
     assert result["episodes"] == len(report["episodes"]) == 2
@@ -101,8 +102,8 @@ def test_stop_ends_it_cleanly_with_what_there_is(policy: Path, tmp_path: Path) -
     with WorkerProcess("robot.rollout", settings, tmp_path / "work") as worker:
         worker.until("progress", timeout_s=120)
         worker.send("stop")
-        result = worker.until("done", timeout_s=15)["result"]
-        assert worker.process.wait(10) == 0, worker.tail()
+        result = worker.until("done", timeout_s=60)["result"]
+        assert worker.process.wait(60) == 0, worker.tail()
     assert result["episodes"] == 1 and Path(result["video"]).stat().st_size > 1000
 
 
@@ -181,12 +182,12 @@ def test_a_policy_that_hangs_is_held_then_given_up_and_the_arm_goes_to_rest(
         return home + np.float32([0, 0, 0, 0, 25, 0])
 
     try:
-        rows, away = roll_out(policy, tmp_path / "out", by_port[1], act, line, max_s=20, give_up_s=1.0, hold_s=0.3)
+        rows, away = roll_out(policy, tmp_path / "out", by_port[1], act, line, max_s=20, give_up_s=2.0, hold_s=0.3)
     finally:
         over.set()
     (row,) = rows
-    assert row["ended_by"] == "watchdog" and row["held_s"] >= 1.0 and row["success"] is None
-    assert "no action for 1." in line.of("watchdog")[0]["text"]
+    assert row["ended_by"] == "watchdog" and row["held_s"] >= 2.0 and row["success"] is None
+    assert re.search(r"no action for \d+\.\d s", line.of("watchdog")[0]["text"])
     assert any(e["held"] for e in line.of("progress"))
     assert away < 4  # it was 25 degrees away
     assert not any(s.table[40] for s in by_port[0]._follower.servos)
@@ -196,17 +197,18 @@ def test_a_policy_that_hangs_is_held_then_given_up_and_the_arm_goes_to_rest(
 def test_a_persons_verdict_ends_the_episode_and_slow_answers_are_taken_late(
     by_port: tuple[Any, dict[str, Any]], policy: Path, tmp_path: Path
 ) -> None:
-    line = Line()
-    line.commands = [{"cmd": "success", "note": "by a hair", "after": 2}, {"cmd": "release", "after": 4}]
+    line, answers = Line(), list[int]()
+    line.commands = [{"cmd": "success", "note": "by a hair", "after": 4}, {"cmd": "release", "after": 6}]
 
     def act(home: Any, state: Any) -> Any:
+        answers.append(len(line.of("episode")))
         time.sleep(0.08)  # more than two periods
         return np.float32([500, 0, 0, 0, 0, 0]) + home
 
-    rows, away = roll_out(policy, tmp_path / "out", by_port[1], act, line, max_s=20, episodes=3, reset_s=0)
+    rows, away = roll_out(policy, tmp_path / "out", by_port[1], act, line, max_s=20, episodes=3, reset_s=0, hold_s=3)
     row, let_go = rows
     assert (row["success"], row["judged_by"], row["note"], row["ended_by"]) == (True, "person", "by a hair", "success")
-    assert row["clipped"] > 3 and row["held_s"] == 0 and row["frames"] > 15  # in a second, of 12 answers at most
+    assert row["clipped"] > 3 and row["held_s"] == 0 and row["frames"] > 1.2 * answers.count(0)  # no answer, no delay
     assert let_go["ended_by"] == "release" and away > 10  # not back to rest, and no third episode
     assert not any(s.table[40] for s in by_port[0]._follower.servos)
     assert "told to release it" in line.of("torque")[-1]["text"]
@@ -220,13 +222,17 @@ def test_finish_lets_the_episode_end_and_a_stop_between_two_is_heard(
     rows, _ = roll_out(policy, tmp_path / "a", by_port[1], lambda home, state: home, line, max_s=2, episodes=3)
     assert [(row["ended_by"], row["frames"]) for row in rows] == [("time", 60)]
 
-    thinking = threading.Event()
+    thinking, turn = threading.Event(), threading.Lock()
 
     class Meanwhile(Line):
         """Its commands come while the policy thinks: an answer is still to come when the first episode has ended."""
 
         def poll(self, timeout_s: float = 0.0) -> dict[str, Any] | None:
-            return super().poll(timeout_s) if thinking.is_set() else time.sleep(timeout_s)
+            with turn:
+                if thinking.is_set() and (said := super().poll()) is not None:
+                    return said
+            time.sleep(timeout_s)
+            return None
 
     line = Meanwhile()
     line.commands = [{"cmd": "next", "after": 1}, {"cmd": "stop", "by": "person", "after": 1}]
@@ -234,7 +240,12 @@ def test_finish_lets_the_episode_end_and_a_stop_between_two_is_heard(
     def act(home: Any, state: Any) -> Any:
         thinking.set()
         time.sleep(0.5)
-        thinking.clear()
+        for _ in range(1000):
+            with turn:
+                if len(line.commands) != 1:  # not between the two
+                    thinking.clear()
+                    break
+            time.sleep(0.01)
         return home
 
     rows, _ = roll_out(policy, tmp_path / "b", by_port[1], act, line, max_s=5, episodes=3, give_up_s=9)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from virtual_pair import be_patient
 
 pytest.importorskip("so101_nexus", reason="the extra zk0d[virtual] is not installed")
 pytest.importorskip("lerobot", reason="the extra zk0d[ml] is not installed")
@@ -37,9 +38,9 @@ def nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def bench(
-    spec: StationSpec, folder: Path, calibration_dir: Path | None = None, degrees: bool = True
+    spec: StationSpec, folder: Path, calibration_dir: Path | None = None, degrees: bool = True, patient: bool = True
 ) -> Iterator[tuple[VirtualStation, Any, Any]]:
-    """A station with both of LeRobot's arms connected."""
+    """A station with both of LeRobot's arms connected. `patient`: where no answer is lost, a late one is waited for."""
     from lerobot.robots.so_follower import SO101Follower, SOFollowerRobotConfig
     from lerobot.teleoperators.so_leader import SO101Leader, SO101LeaderConfig
 
@@ -58,6 +59,9 @@ def bench(
         leader = SO101Leader(
             SO101LeaderConfig(port=station.leader_port, id="leader", calibration_dir=folder, use_degrees=degrees)
         )
+        if patient:
+            be_patient(follower.bus)
+            be_patient(leader.bus)
         follower.connect()
         leader.connect()
         try:
@@ -219,7 +223,7 @@ def test_lerobots_calibration_flow_works_on_the_servos(tmp_path: Path) -> None:
 
 
 def test_lost_and_damaged_packets_are_survived_or_reported(tmp_path: Path) -> None:
-    with bench(StationSpec("Touch"), tmp_path) as (station, follower, leader):
+    with bench(StationSpec("Touch"), tmp_path, patient=False) as (station, follower, leader):
         station.begin_take(0)
         station.faults.drop_next(1)
         assert follower.get_observation(), "LeRobot asks again"
@@ -241,7 +245,7 @@ def test_lost_and_damaged_packets_are_survived_or_reported(tmp_path: Path) -> No
 
 
 def test_an_unplugged_arm_fails_and_can_come_back(tmp_path: Path) -> None:
-    with bench(StationSpec("Touch"), tmp_path) as (station, follower, _):
+    with bench(StationSpec("Touch"), tmp_path, patient=False) as (station, follower, _):
         station.faults.unplug()
         assert not Path(station.follower_port).exists()
         with pytest.raises((OSError, termios.error)):  # pyserial lets termios.error through, which is no OSError
@@ -257,11 +261,12 @@ def test_the_wall_clock_moves_the_leader_and_the_arm(tmp_path: Path) -> None:
     with bench(StationSpec("Touch", clock="wall"), tmp_path) as (station, follower, leader):
         station.begin_take(2)
         started, seen = time.monotonic(), []
-        while not station.leader_done() and time.monotonic() - started < 30:
+        # To its end, and to what the arm does a little later, or much later on a machine that stood still meanwhile.
+        while not (station.leader_done() and station.success()) and time.monotonic() - started < 60:
             follower.send_action(leader.get_action())
             seen.append(follower.get_observation()["shoulder_lift.pos"])
         assert station.success() is True
-        assert 1.5 < time.monotonic() - started < 20
+        assert time.monotonic() - started > 1.5
         assert np.ptp(seen) > 10
 
 
@@ -284,6 +289,7 @@ def test_an_so100_speaks_the_same(tmp_path: Path) -> None:
     with VirtualStation(StationSpec("Touch", arm="so100")) as station:
         station.write_calibration(tmp_path, "f", "l")
         arm = SO100Follower(SOFollowerRobotConfig(port=station.follower_port, id="f", calibration_dir=tmp_path))
+        be_patient(arm.bus)
         arm.connect()
         assert set(KEYS) == set(arm.get_observation())
         arm.disconnect()
