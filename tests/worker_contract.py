@@ -61,7 +61,7 @@ class Events:
         self.all.append(event)
 
     async def first(self, kind: str) -> dict[str, Any]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 for event in self.all:
                     if event["event"] == kind:
@@ -82,7 +82,7 @@ def used(pid: int) -> int:
 
 
 async def gone(pid: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while used(pid) >= 0:
             await asyncio.sleep(0.01)
 
@@ -117,21 +117,21 @@ async def freeze(start: Start) -> None:
     child = (await events.first("child"))["pid"]
     worker.freeze()
     assert worker.frozen
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             before = (used(worker.pid), used(child))
             await asyncio.sleep(0.2)
             if before == (used(worker.pid), used(child)):
                 break
     worker.thaw()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while used(child) <= before[1]:
             await asyncio.sleep(0.01)
     for _ in range(5):  # the last word counts
         worker.freeze()
         worker.thaw()
     worker.freeze()
-    await worker.stop(grace_s=10, cmd="yield")
+    await worker.stop(grace_s=60, cmd="yield")
     assert worker.result == {"finished": False, "cmd": "yield"}, worker.failure
     assert not worker.frozen and not worker.running
     await gone(child)
@@ -166,7 +166,7 @@ async def freeze_times(start: Start, count: int = 100) -> list[float]:
     state = Path(f"/sys/fs/cgroup{own}/cgroup.events")
 
     async def until(word: str) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while word not in state.read_text():
                 await asyncio.sleep(0.0005)
 

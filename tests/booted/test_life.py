@@ -72,7 +72,7 @@ def test_an_older_program_refuses_a_newer_database(house: Any, debs: list[Path],
     house.sh("systemctl stop zk0d.service")
     schema(house, 99)
     install(house, debs, "--allow-downgrades")
-    house.until(lambda: show(house, "zk0d.service", "ActiveState") == "failed", 30, "zk0d to give up")
+    house.until(lambda: show(house, "zk0d.service", "ActiveState") == "failed", 90, "zk0d to give up")
     said = house.sh("journalctl --sync; journalctl -q -o cat -u zk0d.service -n 20")
     assert "99" in said and "newer" in said and "Traceback" not in said, said
     assert show(house, "zk0d.service", "NRestarts") == "0"  # the refusal is final: it is not tried again and again

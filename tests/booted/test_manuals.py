@@ -30,9 +30,9 @@ if pid == 0:
 seen = ""
 def until(word, start=0):
     global seen
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while word not in seen[start:]:
-        if time.monotonic() > end or not select.select([terminal], [], [], 20)[0]:
+        if time.monotonic() > end or not select.select([terminal], [], [], 60)[0]:
             sys.exit(f"no {word!r} in {seen!r}")
         seen += os.read(terminal, 4096).decode()
 os.write(terminal, b"PS1=; autoload -Uz compinit; compinit -u -D; echo re''ady\\n")

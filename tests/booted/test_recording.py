@@ -132,11 +132,11 @@ def goes_on(system: Any, name: str, unit: str, recorder: str) -> None:
     """The same recorder saves further episodes, obeys the new daemon, and its dataset is known whole."""
     before = episodes(system, name)
     assert show(system, unit, "MainPID") == recorder
-    system.until(lambda: episodes(system, name) > before, 60, "a further episode")
+    system.until(lambda: episodes(system, name) > before, 90, "a further episode")
     assert show(system, unit, "MainPID") == recorder
     system.run("zk0ctl", "record", "finish", user="alice")
-    system.until(lambda: not units(system, "record"), 60, "the recorder's end")
-    system.until(lambda: registered(system, name) == episodes(system, name), 20, "the dataset to be known")
+    system.until(lambda: not units(system, "record"), 90, "the recorder's end")
+    system.until(lambda: registered(system, name) == episodes(system, name), 90, "the dataset to be known")
     events = system.sh("zk0ctl logs -n 40")
     assert f"recording of {name!r} by alice goes on" in events, events
     saved = re.search(rf"recording of {name!r} by alice stopped: (\d+) episodes saved", events)
@@ -195,5 +195,5 @@ def test_a_take_that_waited_when_both_were_killed_is_saved_at_the_next_start(sta
 
     station.until(lambda: told(), 90, lambda: f"the adoption to be said; {logs(station)}")
     assert said in told(), told() + logs(station)
-    station.until(lambda: registered(station, "waiting") == episodes(station, "waiting"), 20, "the dataset to be known")
+    station.until(lambda: registered(station, "waiting") == episodes(station, "waiting"), 90, "the dataset to be known")
     print(told().strip())

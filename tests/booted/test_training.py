@@ -183,20 +183,20 @@ def test_frozen_while_a_person_records_and_thawed_afterwards(training: Any) -> N
     training.run("tee", "/opt/real.py", input=REAL)
     words = RECORD.replace("zk0ctl", "python3 /opt/real.py") + " --dataset mugs --episodes 500"
     training.sh(f"systemd-run -q --unit=alices --uid=alice --setenv=LANG=C.UTF-8 {words}")
-    training.until(lambda: show(training, unit, "FreezerState") == "frozen", 60, lambda: f"a freeze; {logs(training)}")
+    training.until(lambda: show(training, unit, "FreezerState") == "frozen", 90, lambda: f"a freeze; {logs(training)}")
     assert status(training)["training"]["trainer"] == "frozen"
     ticks = used(training, pid)
     _comes_first(training)
     assert used(training, pid) == ticks, "a frozen trainer takes no processor time"
     training.run("zk0ctl", "record", "finish", user="alice")
-    training.until(lambda: show(training, unit, "FreezerState") == "running", 60, lambda: f"a thaw; {logs(training)}")
+    training.until(lambda: show(training, unit, "FreezerState") == "running", 90, lambda: f"a thaw; {logs(training)}")
     assert show(training, unit, "MainPID") == pid
-    training.until(lambda: steps(training) > before, 60, lambda: f"further steps; {logs(training)}")
+    training.until(lambda: steps(training) > before, 90, lambda: f"further steps; {logs(training)}")
 
 
 def _comes_first(system: Any) -> None:
     """The recorder's unit may be scheduled in real time, and its control loop is while a take lasts."""
-    unit = str(system.until(lambda: recorder(system), 60, lambda: f"the recorder; {logs(system)}"))
+    unit = str(system.until(lambda: recorder(system), 90, lambda: f"the recorder; {logs(system)}"))
     assert show(system, unit, "LimitRTPRIO") == "20"
     pid = show(system, unit, "MainPID")
     if not system.sh(LENT, check=False):
@@ -208,7 +208,7 @@ def _comes_first(system: Any) -> None:
         said = system.sh(f"chrt -p {pid}", check=False)
         return "policy: SCHED_RR" in said and f"priority: {PRIORITY}" in said
 
-    system.until(in_real_time, 60, lambda: f"a control loop in real time; {logs(system)}")
+    system.until(in_real_time, 90, lambda: f"a control loop in real time; {logs(system)}")
 
 
 def rows(system: Any, user: str, *arguments: str) -> tuple[list[dict[str, Any]], str]:
@@ -268,10 +268,10 @@ def test_without_a_bus_the_daemon_starts_and_goes_on_when_it_is_there(training: 
             health = status(training).get("health", [])
             return next((p["message"] for p in health if "systemd cannot be asked" in p["message"]), "")
 
-        training.until(told, 60, "the daemon to say it")
+        training.until(told, 90, "the daemon to say it")
     finally:
         training.sh("systemctl start dbus.socket dbus.service")
-    training.until(lambda: not told(), 30, "the bus to be found again")
+    training.until(lambda: not told(), 90, "the bus to be found again")
     training.until(
         lambda: status(training)["training"]["trainer"] == "running",
         120,
