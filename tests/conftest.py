@@ -82,7 +82,7 @@ def leak_gate(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     threads, children, descriptors = _threads(), _children(), _descriptors()
     yield
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20  # for what is just ending, on a machine that halts for some of them
     while True:
         left_threads = {t for t in _threads() - threads if t.is_alive()}
         left_children = _children() - children
