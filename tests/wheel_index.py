@@ -146,7 +146,7 @@ class WheelIndex:
                 try:
                     self._reply(206 if headers else 200, body[:first], headers, len(body))
                     if first < limit:
-                        index.go.wait(20)
+                        index.go.wait(120)
                         self.wfile.write(body[first:limit])
                 except OSError:  # the other end was killed
                     self.close_connection = True

@@ -42,7 +42,7 @@ def test_show_doctor_teleop_setup_and_calibrate_by_the_daemon(station: Any, tmp_
         busy = node.ctl("robot", "release")
         assert busy.code == 1 and "in use: setup" in busy.err
         assert node.ctl("robot", "abort").code == 0
-        out = setting_up.communicate(timeout=60)[0]
+        out = setting_up.communicate(timeout=120)[0]
         assert setting_up.returncode == 1 and "no servo was changed" in out, out
 
         before = (folder / "leader.json").read_bytes()
@@ -54,7 +54,7 @@ def test_show_doctor_teleop_setup_and_calibrate_by_the_daemon(station: Any, tmp_
         assert node.ctl("robot", "next").code == 0
         next(line for line in calibrating.stdout if line.startswith("ranges: "))
         calibrating.kill()  # the ssh session drops: the work goes on
-        calibrating.communicate(timeout=10)
+        calibrating.communicate(timeout=120)
         for reach in itertools.cycle((-900, 900)):
             if node.status()["session"] is None:
                 break

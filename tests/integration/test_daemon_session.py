@@ -49,7 +49,7 @@ class Terminal:
         return self.seen
 
     def shows(self, text: str, count: int = 1) -> None:
-        wait_until(lambda: self.read().count(text) >= count, f"the terminal shows {text!r}", 60)
+        wait_until(lambda: self.read().count(text) >= count, f"the terminal shows {text!r}", 120)
 
 
 @contextlib.contextmanager
@@ -59,7 +59,7 @@ def terminal(node: Daemon, *words: str) -> Iterator[Terminal]:
         yield opened
     finally:
         opened.process.kill()
-        opened.process.wait(10)
+        opened.process.wait(60)
         os.close(opened.master)
 
 
@@ -116,7 +116,7 @@ def test_next_again_discard_pause_and_finish_from_two_terminals(tmp_path: Path) 
         say("finish")
         first.press("n")
         first.shows("saved episode 2")
-        assert wait_until(lambda: first.process.poll() is not None, "the session's end", 60)
+        assert wait_until(lambda: first.process.poll() is not None, "the session's end", 120)
         assert "cups: 3 episodes (3 new, 2 takes discarded); told to finish" in first.read()
         assert first.process.returncode == 2  # of the three that were wanted, one is to be recorded again
         assert node.status()["session"] is None

@@ -84,7 +84,7 @@ def test_killed_in_the_middle_it_goes_on_and_asks_for_no_byte_twice(
     with subprocess.Popen(command) as process:
         part = base / "cache/files" / f"{name}.part"
         wait_until(
-            lambda: process.poll() or (part.exists() and part.stat().st_size == 1_000_000), "a part of torch", 60
+            lambda: process.poll() or (part.exists() and part.stat().st_size == 1_000_000), "a part of torch", 120
         )
         assert process.poll() is None
         process.kill()

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from daemon_process import STOP_S
 from drawn_dataset import make_dataset
 from train_jobs import Bench
 
@@ -84,7 +85,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(bench: Bench, dataset: Path, und
     job = bench.training(dataset, "killed", checkpoint_every_s=0)
     resumed: list[int] = []
 
-    step = rng.randrange(5, 24)
+    step = rng.randrange(5, 18)  # well before the last one, which a busy machine may tell of late
 
     def kill(worker: Worker, event: dict[str, Any]) -> None:
         if event["event"] == "checkpoint" and event["step"] >= step:
@@ -142,11 +143,13 @@ def test_concluded_it_ends_with_the_steps_it_has(bench: Bench, dataset: Path, tm
 def test_stop_while_it_still_loads_ends_it_at_once(bench: Bench, dataset: Path) -> None:
     async def scene() -> dict[str, Any]:
         job = bench.training(dataset, "early")
-        worker = await Worker.start(sys.executable, "zk0d.train.trainer", job, bench.folder / "w", bench.folder / "l")
+        work, said = bench.folder / "w", list[dict[str, Any]]()
+        worker = await Worker.start(sys.executable, "zk0d.train.trainer", job, work, bench.folder / "l", said.append)
         began = time.monotonic()
         worker.send("stop")
         result = await worker.wait()
-        assert time.monotonic() - began < 5 + 5  # five seconds, and starting Python on a busy machine
+        assert [e["event"] for e in said] == ["done"], "it was not ready yet"
+        assert time.monotonic() - began < STOP_S
         return result
 
     assert asyncio.run(scene()) == {"finished": False, "reason": "stop"}
