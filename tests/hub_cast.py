@@ -176,7 +176,8 @@ class HubProcess:
         return (self.folder / "log" / "console.log").read_text()
 
     def events(self, event: str) -> list[dict[str, Any]]:
-        lines = (json.loads(line) for line in (self.folder / "log" / "hub.log").read_text().splitlines())
+        whole = (self.folder / "log" / "hub.log").read_text().rpartition("\n")[0]  # the last line may be half there
+        lines = (json.loads(line) for line in whole.splitlines())
         return [line for line in lines if line["event"] == event]
 
 

@@ -28,7 +28,7 @@ dtype = "float32"
 [model.cameras]
 front = [64, 64]
 [training]
-local_steps = 40
+local_steps = 60
 batch_size = 4
 [rounds]
 min_nodes = 1
@@ -79,6 +79,13 @@ def trainer(node: Daemon) -> psutil.Process | None:
     return node.worker("zk0d.train.trainer")
 
 
+def held(node: Daemon) -> list[str]:
+    """Why transfers were held, oldest first; what that does is in test_link_held.py."""
+    whole = (node.state / "log" / "zk0d.log").read_text().rpartition("\n")[0]
+    log = [json.loads(line) for line in whole.splitlines()]
+    return [entry["why"] for entry in log if entry["event"] == "transfers are held"]
+
+
 def stepping(node: Daemon) -> psutil.Process | None:
     """The trainer, once it has taken steps."""
     progress = node.status()["training"]["progress"]
@@ -86,7 +93,7 @@ def stepping(node: Daemon) -> psutil.Process | None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # torch is started seven times
+@pytest.mark.timeout(900)  # torch is started again and again
 @pytest.mark.needs("torch", "lerobot")
 def test_life_of_an_update(hub: HubProcess, node: Daemon, tmp_path: Path) -> None:
     call(hub.folder / "admin.sock", {"op": "federation_create", "name": "pick", "toml": FEDERATION}, timeout=180)
@@ -118,9 +125,7 @@ def test_life_of_an_update(hub: HubProcess, node: Daemon, tmp_path: Path) -> Non
     wait_until(lambda: node.status()["session"], "the session begins")
     assert node.status()["training"]["trainer"] in ("frozen", "none")
     wait_until(lambda: worker.status() == psutil.STATUS_STOPPED, "it stands still")  # which SIGSTOP only asks for
-    log = [json.loads(line) for line in (node.state / "log" / "zk0d.log").read_text().splitlines()]
-    held = [entry["why"] for entry in log if entry["event"] == "transfers are held"]
-    assert held and held[-1].startswith("recording by "), held  # what that does: test_link_held.py
+    wait_until(lambda: held(node)[-1:] and held(node)[-1].startswith("recording by "), "transfers are held")
     assert node.ctl("record", "stop").code == 0
     session.communicate(timeout=120)
     wait_until(lambda: worker.status() != psutil.STATUS_STOPPED, "it goes on")
