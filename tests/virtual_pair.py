@@ -18,15 +18,17 @@ def table(station: Any, folder: Path, **changes: Any) -> dict[str, Any]:
     return {**ports, "calibration_dir": str(folder), **changes}
 
 
-def be_patient(bus: Any) -> None:
+def be_patient(bus: Any) -> Callable[[], None]:
     """LeRobot's driver waits 50 ms for an answer. The pair lives in the test's process, and perhaps shares its processor:
-    where each request counts, an answer that is late is waited for. Not where answers are lost."""
+    where no answer is lost, one that is late is waited for → what puts the driver's own time back."""
     handler = bus.port_handler
+    own = handler.setPacketTimeout
 
     def wait_long(length: int) -> None:
         handler.setPacketTimeoutMillis(60_000.0)
 
     handler.setPacketTimeout = wait_long
+    return lambda: setattr(handler, "setPacketTimeout", own)
 
 
 class Hand:

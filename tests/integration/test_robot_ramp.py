@@ -131,7 +131,7 @@ def test_only_a_persons_second_stop_drops_the_arm_on_its_way(
 
 def test_a_recording_that_is_told_to_release_lets_the_arm_down_where_it_is(station: Any, tmp_path: Path) -> None:
     away(station)
-    written, told = Written(station), Says("release", "progress", lambda fields: fields.get("seconds", 0) > 1)
+    written, told = Written(station), Says("release", "progress", lambda fields: fields.get("frames", 0) > 35)
     job = {"dataset": str(tmp_path / "set"), "task": "t", "episode_s": 60, "robot": table(station, tmp_path / "c")}
     assert recorder.main(job, told)["episodes"] == 1
     goals = np.array([g[:5] for _, g in written.goals])

@@ -80,6 +80,7 @@ def test_calibrate_refuses_the_seam_and_writes_what_lerobot_reads(station: Any, 
     assert theirs.calibration["wrist_roll"].range_max == 4095
     low, high = theirs.calibration["elbow_flex"].range_min, theirs.calibration["elbow_flex"].range_max
     assert 1100 < low < 1300 and 2800 < high < 3000
+    virtual_pair.be_patient(theirs.bus)
     theirs.bus.connect()
     try:
         assert theirs.is_calibrated

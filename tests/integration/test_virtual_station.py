@@ -40,7 +40,7 @@ def nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def bench(
     spec: StationSpec, folder: Path, calibration_dir: Path | None = None, degrees: bool = True, patient: bool = True
 ) -> Iterator[tuple[VirtualStation, Any, Any]]:
-    """A station with both of LeRobot's arms connected. `patient`: where no answer is lost, a late one is waited for."""
+    """A station with both of LeRobot's arms connected. `patient`: no answer of the follower's is lost."""
     from lerobot.robots.so_follower import SO101Follower, SOFollowerRobotConfig
     from lerobot.teleoperators.so_leader import SO101Leader, SO101LeaderConfig
 
@@ -59,11 +59,12 @@ def bench(
         leader = SO101Leader(
             SO101LeaderConfig(port=station.leader_port, id="leader", calibration_dir=folder, use_degrees=degrees)
         )
-        if patient:
-            be_patient(follower.bus)
-            be_patient(leader.bus)
+        be_patient(leader.bus)
+        hurry = be_patient(follower.bus)
         follower.connect()
         leader.connect()
+        if not patient:
+            hurry()
         try:
             yield station, follower, leader
         finally:
@@ -235,6 +236,7 @@ def test_lost_and_damaged_packets_are_survived_or_reported(tmp_path: Path) -> No
         station.faults.drop_next(0)
         assert follower.get_observation()
         assert station.faults.follower.counters.dropped == 1 + 51, "no more than it was told to"
+        be_patient(follower.bus)  # nothing is lost from here on
         station.faults.follower.temperature("elbow_flex", 71)
         assert follower.bus.read("Present_Temperature", "elbow_flex") == 71
         station.faults.follower.overload("gripper")
