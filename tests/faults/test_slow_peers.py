@@ -28,19 +28,26 @@ FLOOD = 48 << 20
 
 def connect(w: World, stage: str) -> socket.socket:
     """A socket at `stage`: TCP stands; TLS stands (link or enrolment); the gate is open."""
-    raw = socket.create_connection(("127.0.0.1", w.port), timeout=10)
     if stage == "tcp":
-        return raw
+        return socket.create_connection(("127.0.0.1", w.port), timeout=60)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(cadata=w.authority.pem.decode())
     context.set_alpn_protocols(["zk0-enroll/1" if stage == "enroll" else "zk0/1"])
     if stage != "enroll":
         keys = w.identity("bad")
         context.load_cert_chain(keys.certificate_path, keys.key_path)
-    tls = context.wrap_socket(raw, server_hostname="hub.zk0")
-    if stage == "open":
-        tls.sendall(GREETING + READY)
-    return tls
+    end = time.monotonic() + 60
+    while True:
+        raw = socket.create_connection(("127.0.0.1", w.port), timeout=60)
+        try:
+            tls = context.wrap_socket(raw, server_hostname="hub.zk0")
+            if stage == "open":
+                tls.sendall(GREETING + READY)
+            return tls
+        except OSError:  # the hub has little patience here, and a machine that halts uses it up
+            raw.close()
+            if time.monotonic() > end:
+                raise
 
 
 def behave(sock: socket.socket, manner: str, seconds: float, payload: bytes, limit: int) -> str:
@@ -87,15 +94,17 @@ def test_a_rude_peer_harms_nobody(tmp_path: Path, stage: str, manner: str) -> No
         async with world(tmp_path, LIMITS) as w, w.node("good") as link:
             before = psutil.Process().memory_info().rss
             sock = await asyncio.to_thread(connect, w, stage)
+            lawful = (stage, manner) in (("open", "drip"), ("open", "flood"))  # these two keep to the protocol's letter
             rude = asyncio.create_task(
-                asyncio.to_thread(behave, sock, manner, 4.0, payload, FLOOD if stage == "open" else 1 << 40)
+                asyncio.to_thread(
+                    behave, sock, manner, 4.0 if lawful else 60.0, payload, FLOOD if stage == "open" else 1 << 40
+                )
             )
             while not rude.done():
                 assert (await hello(link))["node_id"] == "good"
                 await asyncio.sleep(0.05)
             how = await rude
-            if (stage, manner) not in (("open", "drip"), ("open", "flood")):  # these two keep to the protocol's letter
-                assert how == "closed"
+            assert lawful or how == "closed"
             assert (await hello(link))["node_id"] == "good" and link.state.phase == "connected"
             assert psutil.Process().memory_info().rss - before < 48 << 20
 
