@@ -42,7 +42,7 @@ def serve(path: Path, use: Any) -> None:
         server = ControlServer(path, handle)
         await server.start()
         try:
-            await asyncio.wait_for(asyncio.to_thread(use), 20)
+            await asyncio.wait_for(asyncio.to_thread(use), 60)
         finally:
             await server.close()
         assert not path.exists()
@@ -75,12 +75,12 @@ def test_garbage_gets_an_answer_and_the_server_goes_on(tmp_path: Path) -> None:
     def use() -> None:
         for line in (b"\xff\xfe\n", b"[]\n", b"{}\n", b"[" * 5000 + b"\n"):
             with socket.socket(socket.AF_UNIX) as s:
-                s.settimeout(10)
+                s.settimeout(60)
                 s.connect(str(path))
                 s.sendall(line)
                 assert json.loads(s.makefile("rb").readline())["error"]["code"] == "protocol"
         with socket.socket(socket.AF_UNIX) as s:
-            s.settimeout(10)
+            s.settimeout(60)
             s.connect(str(path))
             try:
                 s.sendall(b"x" * (MAX_REQUEST * 3))
@@ -105,7 +105,7 @@ def test_client_that_leaves_is_noticed(tmp_path: Path) -> None:
         writer.write(b'{"op": "wait"}\n')
         await writer.drain()
         writer.close()
-        await asyncio.wait_for(seen.wait(), 10)
+        await asyncio.wait_for(seen.wait(), 60)
         await server.close()
 
     asyncio.run(run())

@@ -48,7 +48,7 @@ class Terminal:
         self.seen = ""
 
     def until(self, done: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not done():
             assert time.monotonic() < deadline, (what, self.seen)
             if select.select([self.master], [], [], 0.02)[0]:
@@ -59,7 +59,7 @@ class Terminal:
 
     def close(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(60)
         os.close(self.master)
         os.close(self._fd)
 

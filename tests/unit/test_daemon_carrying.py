@@ -69,14 +69,14 @@ def test_a_write_ends_before_its_file_is_closed(tmp_path: Path, monkeypatch: pyt
 
     def slow(self: carrying._Incoming, file: FileIO, data: bytes) -> None:
         begun.set()
-        go_on.wait(10)
+        go_on.wait(60)
         closed.append(file.closed)
         write(self, file, data)
 
     monkeypatch.setattr(carrying._Incoming, "_write", slow)
 
     async def ending(server: ControlServer) -> None:
-        await asyncio.to_thread(begun.wait, 10)
+        await asyncio.to_thread(begun.wait, 60)
         for task in list(server._tasks):
             task.cancel()
         await asyncio.sleep(0.05)  # whoever does not wait for the thread has closed the file by now
@@ -121,7 +121,7 @@ def test_what_cannot_be_swept_stops_nothing(tmp_path: Path, monkeypatch: pytest.
     sweeper = Sweeper()
     sweeper.begin(datasets, work)
     assert sweeper._thread is not None
-    sweeper._thread.join(10)
+    sweeper._thread.join(60)
     assert [p.name for p in datasets.iterdir()] == [".x.7.part"] and (work / "results/sheet_1").exists()
     sweeper.begin(tmp_path / "nothing", tmp_path / "nothing")
     sweeper.close()

@@ -54,7 +54,7 @@ def _cancelled(tmp_path: Path, made: Any, live: str | None = None) -> None:
         connection = cast(ControlConnection, SimpleNamespace(asker=(1, 2)))
         job = {"action": "split", "target": str(tmp_path / "x"), "rest": str(tmp_path / "y")}
         running = asyncio.create_task(curating.run(job, connection))
-        await asyncio.wait_for(working.started.wait(), 10)
+        await asyncio.wait_for(working.started.wait(), 60)
         assert await curating.cancel(connection)
         with pytest.raises(WithdrawnError, match="nothing of it is left"):
             await running

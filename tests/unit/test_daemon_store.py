@@ -202,7 +202,7 @@ def test_a_newer_state_is_refused_by_daemon_and_zk0ctl(tmp_path: Path) -> None:
         ("zk0d.ctl.main", ["status"], NotRunningError),
     ):
         ran = subprocess.run([sys.executable, "-m", module, "--state", str(tmp_path), *words],
-                             capture_output=True, text=True, check=False, timeout=30)  # fmt: skip
+                             capture_output=True, text=True, check=False, timeout=120)  # fmt: skip
         assert ran.returncode == code.exit_code, ran
         assert "has schema 99" in ran.stderr and "start the newer zk0d that wrote it" in ran.stderr, ran
         assert "Traceback" not in ran.stderr

@@ -206,7 +206,7 @@ def test_whoever_wants_the_arm_does_not_wait_for_ever(arm: Arm, monkeypatch: pyt
         await arm.settled()
         arm._letting_go.cancel()
 
-    asyncio.run(asyncio.wait_for(scene(), 20))
+    asyncio.run(asyncio.wait_for(scene(), 50))
 
 
 def test_a_stop_of_a_person_says_so(arm: Arm) -> None:
@@ -239,7 +239,7 @@ def test_a_session_that_has_not_begun_is_ended_by_a_stop_and_by_its_callers_leav
             await asyncio.sleep(0)
             end()
             with pytest.raises(error, match=said):
-                await asyncio.wait_for(waiting, 10)
+                await asyncio.wait_for(waiting, 60)
             with pytest.raises(error, match=said):
                 arm.hold(mine)
         assert arm.live is None
@@ -305,7 +305,7 @@ def test_a_recording_that_is_stopped_while_it_waits_opens_no_arm(arm: Arm, jobs:
         await asyncio.sleep(0)
         assert arm.control("stop")["kind"] == "recording"
         with pytest.raises(RobotError, match="before it began"):
-            await asyncio.wait_for(recording, 10)
+            await asyncio.wait_for(recording, 50)
         arm._letting_go.cancel()
 
     asyncio.run(scene())

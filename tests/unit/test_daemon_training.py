@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -239,7 +240,7 @@ def test_a_trainer_that_ignores_the_yield_is_killed_and_has_not_died(
         (first,) = workers.pids()
         readings.append(over)
         loop.wake()
-        await until(lambda: loop.trainer_state == "none", "it is ended", 30)
+        await until(lambda: loop.trainer_state == "none", "it is ended")
         assert not Path(f"/proc/{first}").exists() and loop.decision.rule == "hours"
         task = store.task("t1")
         assert task is not None and (task.state, task.deaths) == ("ready", 0)
@@ -269,7 +270,7 @@ def test_a_full_disk_does_not_end_the_loop(tmp_path: Path, monkeypatch: pytest.M
 
         monkeypatch.setattr(store, "event", full)
         running = asyncio.create_task(loop.run(lambda: full() if len(turns) < 3 else None))
-        await until(lambda: loop.wake() or len(turns) >= 3, "it goes on", 10)  # type: ignore[func-returns-value]
+        await until(lambda: loop.wake() or len(turns) >= 3, "it goes on")  # type: ignore[func-returns-value]
         assert not running.done()
         running.cancel()
         store.close()
@@ -292,7 +293,7 @@ def test_where_gpu_memory_cannot_be_moved_the_trainer_leaves(tmp_path: Path) -> 
         worker = loop._worker = StubbornWorker()  # type: ignore[assignment]
         worker.pid = os.getpid()
         running = asyncio.create_task(loop.run(lambda: None))
-        await until(lambda: "yield" in worker.said, "it is asked to leave", 30)
+        await until(lambda: "yield" in worker.said, "it is asked to leave")
         running.cancel()
         assert worker.said[:3] == [
             "thaw",
@@ -331,13 +332,13 @@ def test_a_parked_trainer_is_fetched_back_before_it_goes_on_or_leaves(tmp_path: 
         loop.tick()  # while its memory is on the way, nobody touches it: not even for a recording
         assert worker.said == ["thaw"]
         moved.set()
-        await until(lambda: loop.parking.holds(loop._worker), "it is parked", 5)
+        await until(lambda: loop.parking.holds(loop._worker), "it is parked")
         assert worker.said == ["thaw", "leave", "freeze"] and loop.signals().parked
         loop.tick()
         assert worker.frozen and worker.said[3:] == []
         busy.clear()
         assert loop.tick().action is Action.TRAIN
-        await until(lambda: not loop.parking.busy(), "it is back", 5)
+        await until(lambda: not loop.parking.busy(), "it is back")
         assert worker.said[3:] == ["thaw", "return"] and not worker.frozen and not loop.signals().parked
         loop.tick()
         assert loop.signals().frozen_since is None
@@ -369,7 +370,9 @@ def test_a_task_that_cannot_end_in_time_is_not_begun_and_a_late_one_is_declared_
     asyncio.run(scene())
 
 
-def test_training_time_is_kept_by_federation(tmp_path: Path) -> None:
+def test_training_time_is_kept_by_federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("zk0d.daemon.paces.time", SimpleNamespace(monotonic=lambda: now))
     store = Store(tmp_path / "zk0d.db")
     store.add_task({**TASK, "local_steps": 100})
     task = store.task("t1")
@@ -378,7 +381,7 @@ def test_training_time_is_kept_by_federation(tmp_path: Path) -> None:
     assert paces.left_s(task) is None
     paces.begin(task)
     for step in (1, 2, 3):
-        time.sleep(0.01)
+        now += 0.01
         paces.event({"event": "progress", "step": step})
     paces.event({"event": "checkpoint", "step": 3, "seconds": 2.5})
     left = paces.left_s(task)

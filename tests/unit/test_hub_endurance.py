@@ -93,7 +93,7 @@ def test_evaluations_go_on_after_a_database_that_failed(tmp_path: Path, monkeypa
         await asyncio.sleep(0.05)  # it fails, and looks again
         with hub.store.write() as db:
             db.execute("ALTER TABLE versions_away RENAME TO versions")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while hub.ledger.assessments.to_evaluate() is not None:
                 await asyncio.sleep(0.01)
         version = hub.ledger.version("fed", 0)

@@ -209,9 +209,9 @@ def test_calls_into_the_loop_keep_their_order_and_share_wake_ups(monkeypatch: py
 
         thread = threading.Thread(target=give)
         thread.start()
-        all_in.wait(5)  # the loop stands still meanwhile
+        all_in.wait(60)  # the loop stands still meanwhile
         thread.join()
-        await asyncio.wait_for(seen.wait(), 5)
+        await asyncio.wait_for(seen.wait(), 60)
         assert got == list(range(100))
         assert wakes.count(thread.ident or 0) == 1
         soon.close()

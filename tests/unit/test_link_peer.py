@@ -45,8 +45,8 @@ def test_control_does_not_wait_behind_a_manifest(tmp_path: Path) -> None:
             )  # fmt: skip
             peer.up()
             peer.heard([bytes(f) for f in encode(Message("manifest.get", 1, {"digest": digest}))])
-            await asyncio.wait_for(refused.wait(), 10)
-            await asyncio.wait_for(said.wait(), 10)
+            await asyncio.wait_for(refused.wait(), 60)
+            await asyncio.wait_for(said.wait(), 60)
             await peer.close()
 
     asyncio.run(scene())

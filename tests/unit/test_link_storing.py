@@ -24,7 +24,7 @@ def test_each_blob_in_its_order_and_all_in_turn(tmp_path: Path) -> None:
         store, seen = BlobStore(tmp_path, reserve=0), []
         with ThreadPoolExecutor(1) as pool:
             held = threading.Event()
-            pool.submit(held.wait, 10)  # nothing begins before all is put in
+            pool.submit(held.wait, 60)  # nothing begins before all is put in
             blobs = [arriving(store, 2 * _TURN) for _ in range(2)]
             done = asyncio.Event()
 
@@ -42,7 +42,7 @@ def test_each_blob_in_its_order_and_all_in_turn(tmp_path: Path) -> None:
                 for storing, (data, _) in zip(storings, blobs, strict=True):
                     storing.put(index, data[index * LEAF : (index + 1) * LEAF])
             held.set()
-            await asyncio.wait_for(done.wait(), 10)
+            await asyncio.wait_for(done.wait(), 60)
             for storing, (data, partial) in zip(storings, blobs, strict=True):
                 await storing.close()
                 assert partial.finish().read_bytes() == data
@@ -64,12 +64,12 @@ def test_what_is_wrong_is_told_and_after_the_end_nothing_is_written(tmp_path: Pa
                 await asyncio.sleep(0.001)
             assert told == [(0, False, None), (1, True, None)] and partial.have == {1}
             held = threading.Event()
-            pool.submit(held.wait, 10)
+            pool.submit(held.wait, 60)
             storing.put(2, data[2 * LEAF : 3 * LEAF])
             closing = asyncio.create_task(storing.close())
             await asyncio.sleep(0)
             held.set()
-            await asyncio.wait_for(closing, 10)
+            await asyncio.wait_for(closing, 60)
             assert partial.have == {1} and len(told) == 2, "what had not begun was stored all the same"
             partial.close()
             again = Storing(pool, partial, lambda i, size, good, error: told.append((i, good, error)))

@@ -43,7 +43,7 @@ def test_the_first_failure_waits_the_first_pause(monkeypatch: pytest.MonkeyPatch
         )  # fmt: skip
         dialler.start()
         try:
-            assert enough.wait(20)
+            assert enough.wait(60)
         finally:
             dialler.close()
     assert counted[:4] == [0, 1, 2, 3]

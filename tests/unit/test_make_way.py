@@ -43,7 +43,7 @@ def test_only_a_recording_that_begins_is_announced(tmp_path: Path, depth: int) -
         with socket_address(path) as address:
             listener.bind(address)
         listener.listen(8)
-        listener.settimeout(10)
+        listener.settimeout(60)
         for words in (["status"], ["record", "stop"], ["record", "--help"], ["dataset", "record"][:1]):
             announce(["--socket", path, *words])
         announce(["--socket", path, "record", "--task", "x"])

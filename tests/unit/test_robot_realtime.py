@@ -14,7 +14,7 @@ from robot.realtime import PRIORITY, before_others
 CODE = """
 import os, resource
 from robot.realtime import before_others
-os.nice(3)
+os.setpriority(os.PRIO_PROCESS, 0, 3)  # whatever the tests themselves run at
 try:
     resource.setrlimit(resource.RLIMIT_RTPRIO, ({limit}, {limit}))
     os.setuid(65534)

@@ -170,13 +170,13 @@ class Says:
         if isinstance(self.gives, Exception):
             raise self.gives
         if isinstance(self.gives, threading.Event):
-            self.gives.wait(30)
+            self.gives.wait(120)
             return Reading(self.name, "awake")
         return self.gives  # type: ignore[return-value]
 
 
 def until(condition: object, board: Board) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():  # type: ignore[operator]
         board.check()
         assert time.monotonic() < deadline, board.readings()
