@@ -50,7 +50,7 @@ def test_an_arm_whose_process_is_killed_from_outside_is_let_down(station: Any, t
         def moving(module: str, *words: str) -> tuple[Any, int]:
             """A session that has the arm under torque → the command that began it, its worker's pid."""
             begun = node.begin(*words)
-            wait_until(lambda: any(torque(station)), "the follower is under torque", 120)
+            wait_until(lambda: all(torque(station)), "all of the follower is under torque", 120)
             worker = node.worker(module)
             assert worker is not None
             return begun, worker.pid

@@ -95,7 +95,7 @@ def test_kill_nine_in_a_take_loses_only_that_take(tmp_path: Path) -> None:
         worker.kill()
         while worker.read(5) is not None:
             pass
-    saved = len(worker.of("saved"))
+    saved, begun = len(worker.of("saved")), len(worker.of("take"))
     survivors = check_whole(root)
     assert survivors.num_episodes >= 1
     before = [
@@ -108,8 +108,9 @@ def test_kill_nine_in_a_take_loses_only_that_take(tmp_path: Path) -> None:
         assert worker.process.wait(60) == 0, worker.tail()
         adopted = len(ready["recovered"].get("adopted", []))
     after = check_whole(root)
-    # What was reported is there; what was committed but not yet reported may be there as well.
-    assert saved + 1 <= after.num_episodes <= saved + 1 + 2 and adopted <= 1
+    # What was reported is there; takes that had ended, and were not yet reported, may be there as well: as many as a
+    # busy machine had not come to.
+    assert saved + 1 <= after.num_episodes <= begun + 1 and adopted <= begun - saved
     assert "quarantined" not in ready["recovered"]
     for old, new in zip(before, after.hf_dataset["action"][: len(before)], strict=True):
         assert (old == np.asarray(new)).all()
