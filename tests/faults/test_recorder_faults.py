@@ -67,7 +67,7 @@ def test_swapped_ports_and_a_replugged_arm(station: Any, tmp_path: Path) -> None
     root, told = tmp_path / "set", Told()
     before = os.path.realpath(robot["follower"])
     told.act = lambda event, fields: (
-        station.faults.follower.unplug() if event == "progress" and fields["seconds"] > 1.1 else None
+        station.faults.follower.unplug() if event == "progress" and fields["frames"] >= 32 else None
     )
     with pytest.raises(RobotError, match="follower"):
         record(root, robot, told, episode_s=60)
@@ -88,7 +88,7 @@ def test_a_camera_lost_in_a_take(station: Any, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("cv2.VideoCapture", Capture)
     Capture.gone.clear()
     robot = table(station, tmp_path / "c", cameras={"front": {"source": "0", "height": 64, "width": 64}})
-    told = Told(lambda event, fields: Capture.gone.set() if event == "progress" and fields["seconds"] > 1.1 else None)
+    told = Told(lambda event, fields: Capture.gone.set() if event == "progress" and fields["frames"] >= 32 else None)
     with pytest.raises(RobotError) as failed:
         record(tmp_path / "set", robot, told, episode_s=60)
     assert "camera front stopped" in failed.value.message and failed.value.hint
@@ -115,10 +115,11 @@ def test_a_disk_that_fills_up_in_a_take(
     Capture.gone.clear()
     cameras = {"front": {"source": "0", "height": 64, "width": 64}}
     root, robot = disk / "set", table(station, tmp_path / "c", cameras=cameras)
-    assert record(root, robot, Told())["episodes"] == 1
+    assert record(root, robot, before := Told())["episodes"] == 1
     told = Told()
     filler = disk / "filler"
-    told.act = lambda event, fields: fill(filler) if event == "progress" and fields["seconds"] > 1.1 else None
+    # Well after the thirty frames that are to be kept: the encoder of a busy machine is behind the take.
+    told.act = lambda event, fields: fill(filler) if event == "progress" and fields["frames"] >= 60 else None
     with pytest.raises(DatasetError) as full:
         record(root, robot, told, episode_s=60, episodes=2)
     assert "No space left" in full.value.message and "are kept" in full.value.message and "room" in full.value.hint
@@ -130,7 +131,7 @@ def test_a_disk_that_fills_up_in_a_take(
     more.unlink()
     assert recorder.recover(root)["recovered"]["adopted"] == [1]
     dataset = check_whole(root)
-    assert dataset.num_episodes == 2 and len(dataset) >= 60
+    assert dataset.num_episodes == 2 and len(dataset) >= before.of("saved")[0]["frames"] + 30
 
 
 def test_a_take_that_uses_up_the_quota_ends_and_is_kept(
@@ -158,7 +159,7 @@ def test_a_signal_in_a_take_keeps_it_up_to_there(station: Any, tmp_path: Path, n
             pass
         frames = worker.of("progress")[-1]["frames"]
         worker.process.send_signal(number)
-        worker.process.wait(20)
+        worker.process.wait(60)
     # A process that is killed cannot let go of its arm: that is zk0d's (tests/integration/test_arm_let_go.py).
     assert any(s.table[TORQUE_ENABLE] for s in station._follower.servos) == (number == signal.SIGKILL)
     found = recorder.recover(root)
