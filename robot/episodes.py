@@ -122,6 +122,7 @@ class Take:
         self.folder = folder
         self.spec = spec
         self._log = RowLog(folder, len(spec.joints), begun) if begun is not None else None
+        self._keep = begun.keep_rows if begun is not None else 0
         self._states: list[NDArray[np.float32]] = []
         self._actions: list[NDArray[np.float32]] = []
         self._times: list[float] = []
@@ -155,12 +156,17 @@ class Take:
         self.leave()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def leave(self) -> None:
-        """Stop, and leave on the disk what is there: the next start rescues it as it does after a kill."""
+    def leave(self) -> int:
+        """Stop, and leave on the disk what is there → the rows that the next start saves of it, as it does after a kill.
+
+        Frames that no encoder had written yet are lost; 0: too little is left to be saved.
+        """
         for encoder in self._encoders.values():
             encoder.abort()
         if self._log is not None:
             self._log.close()
+        whole = min([self.frames, *(encoder.whole for encoder in self._encoders.values())])
+        return whole if self._keep and whole >= max(2, self._keep) else 0
 
     def seal(self, task: str, facts: Mapping[str, Any]) -> StagedTake:
         """Finish the videos and make the take durable as it is: from here on a kill loses nothing of it.
@@ -185,12 +191,13 @@ class Take:
             clear(self.folder, self._encoders)
             return staged
         except (DatasetError, OSError) as error:
-            if self._log is None or self.frames < 2:
+            kept = self.leave()
+            if not kept:
                 shutil.rmtree(self.folder, ignore_errors=True)
                 raise
             raise DatasetError(
                 f"a take of {self.frames} rows could not be ended: {error}",
-                "what there is of it is kept, and saved when recording starts again with room on the disk",
+                f"its first {kept} are kept, and saved when recording starts again with room on the disk",
             ) from error
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -167,12 +167,12 @@ class Recorder:
 
     def _set_aside(self, take: Any, why: str) -> str:
         """End a take that cannot go on → what is kept of it for the next start; empty when it is too little."""
-        if self._bench.virtual or take.frames < self._least:
+        rows = take.leave()
+        if not rows:
             take.discard()
             self._drop(why)
             return ""
-        take.leave()
-        kept = f"its first {take.frames / self.job.fps:.0f} s are kept, and saved when recording starts again"
+        kept = f"its first {rows / self.job.fps:.0f} s are kept, and saved when recording starts again"
         self._drop(f"{why}; {kept}")
         return kept
 

@@ -71,6 +71,8 @@ class CameraEncoder:
         self.size = (height, width)
         self.fps = fps
         self.frames = 0
+        self.whole = 0
+        """Frames that are in the file; final when the thread has ended."""
         self.blocked_s = 0.0
         self._queue: queue.Queue[Frame | None] = queue.Queue(QUEUE_FRAMES)
         self._error: Exception | None = None
@@ -152,6 +154,7 @@ class CameraEncoder:
                     if pieces := stream.encode(picture):
                         container.mux(pieces)
                         whole = file.tell()
+                        self.whole += len(pieces)
                 container.mux(stream.encode())
                 container.close()
             except BaseException:

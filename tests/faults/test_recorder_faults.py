@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from robot.arms import open_bench
 from robot.config import RobotTable
 from robot.ear import Ear
 from robot.ramp import ramp
+from robot.video import CameraEncoder, packets
 from robot.virtual.servo import TORQUE_ENABLE
 from zk0d.errors import DatasetError, RobotError
 
@@ -118,8 +120,13 @@ def test_a_disk_that_fills_up_in_a_take(
     assert record(root, robot, before := Told())["episodes"] == 1
     told = Told()
     filler = disk / "filler"
-    # Well after the thirty frames that are to be kept: the encoder of a busy machine is behind the take.
-    told.act = lambda event, fields: fill(filler) if event == "progress" and fields["frames"] >= 60 else None
+
+    def full_with_forty(event: str, fields: dict[str, Any]) -> None:
+        # Forty that are in the file, not forty taken: the encoder of a busy machine is behind the take.
+        if event == "progress" and any(packets(path) >= 40 for path in root.rglob("front.live.mp4")):
+            fill(filler)
+
+    told.act = full_with_forty
     with pytest.raises(DatasetError) as full:
         record(root, robot, told, episode_s=60, episodes=2)
     assert "No space left" in full.value.message and "are kept" in full.value.message and "room" in full.value.hint
@@ -132,6 +139,30 @@ def test_a_disk_that_fills_up_in_a_take(
     assert recorder.recover(root)["recovered"]["adopted"] == [1]
     dataset = check_whole(root)
     assert dataset.num_episodes == 2 and len(dataset) >= before.of("saved")[0]["frames"] + 30
+
+
+def test_what_no_encoder_had_written_when_the_disk_was_full_is_not_said_to_be_kept(
+    station: Any, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An encoder may be two seconds behind."""
+    monkeypatch.setattr("cv2.VideoCapture", Capture)
+    Capture.gone.clear()
+    root = disk / "set"
+    robot = table(station, tmp_path / "c", cameras={"front": {"source": "0", "height": 64, "width": 64}})
+    follow, behind = CameraEncoder._next, threading.Event()
+
+    def late(self: CameraEncoder) -> Any:
+        if self.frames and not behind.is_set():
+            fill(disk / "filler")
+            behind.wait(60)
+        return follow(self)
+
+    monkeypatch.setattr(CameraEncoder, "_next", late)
+    told = Told(lambda event, fields: behind.set() if event == "progress" and fields["frames"] >= 40 else None)
+    with pytest.raises(DatasetError) as full:
+        record(root, robot, told, episode_s=60)
+    assert "No space left" in full.value.message and "kept" not in full.value.message, full.value
+    assert not list(root.glob(".zk0/staging/*"))
 
 
 def test_a_take_that_uses_up_the_quota_ends_and_is_kept(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from zk0d.daemon.pace import MARGIN_S, MIN_SHARE, Meter, Pace, Plan, charged, conclude_now, in_turn, plan
+from zk0d.daemon.pace import MARGIN_S, Meter, Pace, Plan, charged, conclude_now, in_turn, plan
 
 SLOW = Pace(step_s=2.0, load_s=20.0)
 
@@ -56,12 +56,14 @@ def test_it_ends_where_it_is_just_before_the_deadline() -> None:
 
 
 @given(st.floats(0.01, 60), st.floats(0, 60), st.integers(0, 99), st.floats(0, 1e5), st.floats(0, 1e5))
+@example(1.0, 0.0, 10, 0.0, 10.0)
 def test_more_time_never_means_less_work(step_s: float, load_s: float, step: int, due_in: float, more: float) -> None:
     rank = {Plan.NOT: 0, Plan.PART: 1, Plan.WHOLE: 2}
     pace = Pace(step_s, load_s)
     early, late = (plan(pace, step, 100, d, 0.0, loaded=False) for d in (due_in, due_in + more))
-    if step < MIN_SHARE * 100 and step:
-        return  # too little to be a part: it is then done whole, and late
+    left = pace.left_s(100 - step, loaded=False)
+    if step and early is Plan.WHOLE and left is not None and left + MARGIN_S > due_in:
+        return  # begun, and not even a part is done in time: it is then done whole, and late
     assert rank[early] <= rank[late]
 
 
