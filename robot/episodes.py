@@ -157,7 +157,7 @@ class Take:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def leave(self) -> int:
-        """Stop, and leave on the disk what is there → the rows that the next start saves of it, as it does after a kill.
+        """Stop, and leave on the disk what is there → its rows that the next start saves, as it does after a kill.
 
         Frames that no encoder had written yet are lost; 0: too little is left to be saved.
         """
