@@ -2,6 +2,7 @@
 # Runs the tests of the daemon, the hub, the link and the CLI on exactly the oldest versions that we promise (Ubuntu 24.04's), in an
 # environment of its own outside the repository, made once.   packaging/oldest.sh [--short] [PYTEST ARGUMENTS]     (make test-oldest)
 # --short, as .ci/run has it: the unit tests, and of the others those of hub, link and enrolment, in a third of the time.
+# --packages only installs what builds the environment, for who then runs this beside something else that calls apt.
 # Exit code 77: the environment cannot be made here (no compiler, no sources to be had), with the reason printed.
 # pyzmq 24.0.1 and msgpack 1.0.3 are older than Python 3.12: their sources hold C that Cython made for earlier Pythons. As the
 # distribution does, this makes it anew, and names the functions that Python has since made public.
@@ -13,6 +14,15 @@ tools=(pytest==9.2.0 pytest-timeout==2.4.0 hypothesis==6.170.15)
 packages=(g++ pkg-config libzmq3-dev libsystemd-dev)
 CANNOT=77    # as automake's tests say it: this machine can't make the environment, so nothing was tested
 die() { printf 'oldest: not tested: %s\n' "$*" >&2; exit "$CANNOT"; }
+
+system_packages() {
+    if { command -v g++ && pkg-config --exists libzmq libsystemd; } >/dev/null 2>&1; then return; fi
+    local as_root=()
+    [ "$(id -u)" = 0 ] || as_root=(sudo -n)
+    { "${as_root[@]}" apt-get update -qq && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"; } \
+        </dev/null >/dev/null 2>&1 || die "what builds the old versions is missing: sudo apt-get install ${packages[*]}"
+}
+if [ "${1-}" = --packages ]; then system_packages; exit; fi
 
 [ -x .venv/bin/uv ] || packaging/setup.sh core
 uv=$PWD/.venv/bin/uv python=$(readlink -f .venv/bin/python)
@@ -40,12 +50,7 @@ make_place() {
 }
 
 if [ ! -e "$place/done" ]; then
-    if ! { command -v g++ && pkg-config --exists libzmq libsystemd; } >/dev/null 2>&1; then
-        as_root=()
-        [ "$(id -u)" = 0 ] || as_root=(sudo -n)
-        { "${as_root[@]}" apt-get update -qq && "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${packages[@]}"; } \
-            </dev/null >/dev/null 2>&1 || die "what builds the old versions is missing: sudo apt-get install ${packages[*]}"
-    fi
+    system_packages
     rm -rf "$(dirname "$place")"
     mkdir -p "$place"
     (make_place "$place") >"$place/log" 2>&1 || { tail -n 20 "$place/log" >&2; die "the environment could not be made; see $place/log"; }
