@@ -114,6 +114,7 @@ def test_a_disk_that_fills_up_in_a_take(
     station: Any, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cv2.VideoCapture", Capture)
+    monkeypatch.setattr(recorder, "DISK_CHECK_EVERY_S", 1e9)  # which may end the take before a write fails
     Capture.gone.clear()
     cameras = {"front": {"source": "0", "height": 64, "width": 64}}
     root, robot = disk / "set", table(station, tmp_path / "c", cameras=cameras)
