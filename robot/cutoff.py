@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import av
 import numpy as np
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from robot.staged import StagedTake
 from robot.video import live_path, packets, rewrite
+from zk0d.durable import Unbuffered
 from zk0d.errors import DatasetError
 
 BEGUN = "begun.json"
@@ -46,7 +47,7 @@ class RowLog:
         facts = {"schema": 1, "task": begun.task, "facts": begun.facts, "keep_rows": begun.keep_rows}
         (folder / BEGUN).write_text(json.dumps(facts))
         self._row = np.zeros(1, _layout(joints))
-        self._file: IO[bytes] = (folder / ROWS).open("wb", buffering=0)
+        self._file = Unbuffered(folder / ROWS, "w")
 
     def add(self, t: float, state: NDArray[np.float32], action: NDArray[np.float32]) -> None:
         """One row: seconds on a monotonic clock, joints as the dataset has them."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from robot import quality
 from robot.cutoff import Begun, RowLog, clear
-from robot.staged import StagedTake
+from robot.staged import MARK, StagedTake
 from robot.stats import FeatureStats, column_stats
 from robot.video import CameraEncoder, Frame, verify
 from zk0d import durable
@@ -192,6 +192,8 @@ class Take:
             return staged
         except (DatasetError, OSError) as error:
             kept = self.leave()
+            if (self.folder / MARK).exists():
+                kept = self.frames  # sealed; what failed was to flush it, or to clear up after it
             if not kept:
                 shutil.rmtree(self.folder, ignore_errors=True)
                 raise

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robot.stats import ImageStats, sample_indices
+from zk0d.durable import Unbuffered
 from zk0d.errors import DatasetError
 
 # CPU and size of a frame at 640x480, GOP 2 (random access), measured on two cores: x264 veryfast crf 22 4.5 ms
@@ -137,7 +138,7 @@ class CameraEncoder:
         options = {"g": str(self._gop), "crf": str(CRF), "preset": PRESET, "bf": "0", "threads": "1", **AT_ONCE}
         live, whole, number = live_path(self.path), 0, 0
         # Our own file: PyAV leaves its own open when the end of it cannot be written (disk full).
-        with live.open("wb", buffering=0) as file:
+        with Unbuffered(live, "w") as file:
             container = av.open(file, "w", format="mp4", options={"movflags": IN_PIECES, "flush_packets": "1"})
             try:
                 stream = container.add_stream(CODEC, self.fps, options=options)
@@ -190,7 +191,7 @@ def rewrite(source: Path, target: Path, fps: int, frames: int) -> None:
     """The first `frames` frames of `source` as one plain MP4 with its index in front, nothing encoded again."""
     with (
         av.open(str(source)) as old,
-        target.open("w+b", buffering=0) as file,
+        Unbuffered(target, "w+") as file,
         av.open(file, "w", format="mp4", options={"movflags": "faststart"}) as new,
     ):
         stream = old.streams.video[0]

@@ -8,13 +8,29 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import io
 import json
 import os
+from collections.abc import Buffer
 from pathlib import Path
 from typing import Any
 
 _READ = 1 << 20
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+class Unbuffered(io.FileIO):
+    """A file without a buffer that writes all it is given, or raises OSError.
+
+    A bare one writes as much as a disk that is nearly full still takes, and says so in its result, which who hands the
+    file on to a library cannot look at: what follows when there is room again would follow a torn piece.
+    """
+
+    def write(self, data: Buffer, /) -> int:
+        view, done = memoryview(data).cast("B"), 0
+        while done < len(view):
+            done += super().write(view[done:]) or 0
+        return done
 
 
 def fsync_dir(folder: Path) -> None:

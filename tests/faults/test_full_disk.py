@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +16,10 @@ pytest.importorskip("lerobot")
 from recorded_dataset import check_whole
 from small_disk import small_disk
 
+from robot.cutoff import Begun, RowLog
 from robot.dataset import RecordedDataset
 from robot.episodes import RecordingSpec
+from robot.video import CameraEncoder, live_path, packets
 from zk0d.errors import DatasetError
 
 SPEC = RecordingSpec(30, tuple(f"{n}.pos" for n in "abcdef"), {"front": (64, 64)}, "so_follower", "degrees")
@@ -75,3 +79,43 @@ def test_a_take_survives_a_disk_that_is_full_at_any_step_of_becoming_an_episode(
             break
     print(f"{failed} amounts of room were too little; {leave} KiB were enough")
     assert failed > 3 and left == 2
+
+
+def _fill(folder: Path) -> None:
+    """No block is left."""
+    with pytest.raises(OSError, match="No space left"), (folder / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_no_row_is_half_written_where_others_follow_when_there_is_room_again(disk: Path) -> None:
+    """The last block of a file takes a part of a row, and a bare file says that it wrote so much, not that it failed."""
+    log = RowLog(disk, 6, Begun("t", {}, 2))
+    row = np.arange(6, dtype=np.float32)
+    log.add(0.0, row, row)
+    _fill(disk)
+    added = 1
+    with pytest.raises(OSError, match="No space left"):
+        while True:
+            log.add(float(added), row, row)
+            added += 1
+    log.close()
+    assert added == (disk / "rows.part").stat().st_size // (8 + 2 * 6 * 4) > 50
+
+
+def test_an_encoder_knows_how_many_frames_a_full_disk_has(disk: Path) -> None:
+    encoder = CameraEncoder(disk / "front.mp4", 64, 64, 30)
+    noise = np.random.default_rng(3)
+    encoder.put(noise.integers(0, 255, (64, 64, 3), np.uint8))
+    deadline = time.monotonic() + 60
+    while not encoder.whole:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    _fill(disk)
+    for _ in range(20):
+        with contextlib.suppress(DatasetError):
+            encoder.put(noise.integers(0, 255, (64, 64, 3), np.uint8))
+    with pytest.raises(DatasetError, match="No space left"):
+        encoder.close()
+    there = packets(live_path(disk / "front.mp4"))
+    assert there <= encoder.whole <= there + 1, "a frame's piece is written when the next one comes"

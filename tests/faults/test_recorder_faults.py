@@ -132,9 +132,10 @@ def test_a_disk_that_fills_up_in_a_take(
         record(root, robot, told, episode_s=60, episodes=2)
     assert "No space left" in full.value.message and "are kept" in full.value.message and "room" in full.value.hint
     assert check_whole(root).num_episodes == 1
+    left = [(path.name, path.stat().st_size) for path in root.glob(".zk0/staging/*/*")]
     fill(more := disk / "more")  # what the ended take gave back may be enough to save it
     recovered = recorder.recover(root)["recovered"]
-    assert "No space left" in recovered.get("waiting", [""])[0], recovered
+    assert "No space left" in recovered.get("waiting", [""])[0], (recovered, left, full.value.message)
     filler.unlink()
     more.unlink()
     assert recorder.recover(root)["recovered"]["adopted"] == [1]
