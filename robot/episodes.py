@@ -198,8 +198,9 @@ class Take:
                 shutil.rmtree(self.folder, ignore_errors=True)
                 raise
             raise DatasetError(
-                f"a take of {self.frames} rows could not be ended: {error}",
-                f"its first {kept} are kept, and saved when recording starts again with room on the disk",
+                f"a take of {self.frames} rows could not be ended: {error}; its first {kept} are kept, and saved when "
+                "recording starts again",
+                "make room on the disk",
             ) from error
         except BaseException:
             shutil.rmtree(self.folder, ignore_errors=True)
