@@ -81,19 +81,12 @@ def test_a_take_survives_a_disk_that_is_full_at_any_step_of_becoming_an_episode(
     assert failed > 3 and left == 2
 
 
-def _fill(folder: Path) -> None:
-    """No block is left."""
-    with pytest.raises(OSError, match="No space left"), (folder / "filler").open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-
-
 def test_no_row_is_half_written_where_others_follow_when_there_is_room_again(disk: Path) -> None:
     """The last block of a file takes a part of a row, and a bare file says that it wrote so much, not that it failed."""
     log = RowLog(disk, 6, Begun("t", {}, 2))
     row = np.arange(6, dtype=np.float32)
     log.add(0.0, row, row)
-    _fill(disk)
+    fill(disk, 0)
     added = 1
     with pytest.raises(OSError, match="No space left"):
         while True:
@@ -111,7 +104,7 @@ def test_an_encoder_knows_how_many_frames_a_full_disk_has(disk: Path) -> None:
     while not encoder.whole:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    _fill(disk)
+    fill(disk, 0)
     for _ in range(20):
         with contextlib.suppress(DatasetError):
             encoder.put(noise.integers(0, 255, (64, 64, 3), np.uint8))
