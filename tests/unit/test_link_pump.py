@@ -1,18 +1,30 @@
-"""TLS without a socket, and what waits for one: pieces of any size, in order, and little kept for each of many links."""
+"""TLS without a socket, and what waits for one: pieces of any size, in order, and little kept for each of many links.
+
+And the wire on real TCP: it may sleep until much is there only while so much is sure to come.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
+import selectors
 import socket
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from zk0d.link.buffers import SLICE, OutBuffer, Scratch
+from zk0d.link.buffers import SLICE, Buffers, Bytes, OutBuffer, Scratch
 from zk0d.link.identity import Authority, NodeIdentity, ServerIdentity
+from zk0d.link.lane import Splitter
 from zk0d.link.pump import TlsPump
 from zk0d.link.tls import HUB_NAME, link_context, server_context
+from zk0d.link.wire import Wire
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +106,61 @@ def test_what_a_socket_takes_in_parts_of_any_size_keeps_its_order() -> None:
             told += out.send(ours)
             got += theirs.recv(1 << 16)
         assert got == sent and not out.size and told == len(sent)
+
+
+def message(size: int) -> bytes:
+    """An envelope of one byte, and a raw frame of `size`."""
+    return b"\1\1e\2" + size.to_bytes(8, "big") + bytes(size)
+
+
+@contextmanager
+def wire_of(pump: TlsPump, heard: list[list[Bytes]]) -> Iterator[tuple[Wire, socket.socket, socket.socket]]:
+    """A wire that gathers messages, its socket, and the one at the other end."""
+    with socket.create_server(("127.0.0.1", 0)) as server, selectors.DefaultSelector() as selector:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        far = socket.create_connection(server.getsockname())
+        near, _ = server.accept()
+        with far, near:
+            far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            near.setblocking(False)
+            wire = Wire(selector, near, pump)
+            wire.split = Splitter(heard.append, Buffers())
+            wire.inbound = wire.split.feed
+            yield wire, near, far
+
+
+def take_in(wire: Wire, near: socket.socket, size: int) -> None:
+    """Have the wire read the `size` bytes that are on their way to it, all at once."""
+    deadline = time.monotonic() + 60
+    while int.from_bytes(fcntl.ioctl(near, termios.FIONREAD, bytes(4)), sys.byteorder) < size:
+        assert time.monotonic() < deadline, "the bytes did not come"
+    wire.ready(near, selectors.EVENT_READ)
+
+
+@pytest.mark.parametrize("first", [140_000, 180_000, 200_000, 262_144])
+def test_a_wire_never_waits_for_more_than_will_come(ends: Path, first: int) -> None:
+    """The end of a message, and nothing after it: whatever part of it came before, the rest wakes the wire."""
+    for more in (-16_500, -16_000, -9_000, -22, 0, 1, 5, 22, 4_000, 9_000, 12_000, 16_000, 16_385, 16_500, 40_000):
+        hub, node = pair(ends, 1)
+        heard: list[list[Bytes]] = []
+        size = first + (128 << 10) + more
+        node.write(message(size))
+        ciphertext = b"".join(node.take())
+        with wire_of(hub, heard) as (wire, near, far):
+            far.sendall(ciphertext[:first])
+            take_in(wire, near, first)
+            left = len(ciphertext) - first
+            assert near.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) <= left, f"{left} bytes are left, and no more"
+            far.sendall(ciphertext[first:])
+            take_in(wire, near, left)
+            assert [[len(frame) for frame in frames] for frames in heard] == [[1, size]]
+
+
+def test_a_wire_sleeps_while_much_is_sure_to_come(ends: Path) -> None:
+    hub, node = pair(ends, 1)
+    node.write(message(1 << 20))
+    ciphertext = b"".join(node.take())
+    with wire_of(hub, []) as (wire, near, far):
+        far.sendall(ciphertext[: 256 << 10])
+        take_in(wire, near, 256 << 10)
+        assert near.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 128 << 10

@@ -8,6 +8,10 @@ from typing import cast
 
 from zk0d.link.buffers import Bytes, Scratch
 
+MOST_RECORD = 5 + (1 << 14) + 256
+"""Bytes of one record at most (RFC 8446, 5.2). OpenSSL takes what is fed, and keeps what it has of one that is not
+whole."""
+
 
 class TlsPump:
     """One TLS connection without a socket. `ssl.SSLError` comes out of every method when TLS fails."""
@@ -92,11 +96,6 @@ class TlsPump:
         if self._out.pending:
             made.append(self._out.read())
         return made
-
-    @property
-    def buffered(self) -> int:
-        """Ciphertext fed and not yet decrypted (a `read` may stop early)."""
-        return self._in.pending
 
     def finish(self) -> None:
         """Say that no more plaintext will come from this end."""
