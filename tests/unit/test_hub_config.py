@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -18,7 +19,17 @@ from hypothesis import strategies as st
 from zk0d.errors import ConfigError, RefusedError
 from zk0d.hub import statistics
 from zk0d.hub.chart import draw
-from zk0d.hub.config import FEDERATION, HUB, check_name, load_hub, parse, parse_address, parse_federation, reference
+from zk0d.hub.config import (
+    FEDERATION,
+    HUB,
+    Setting,
+    check_name,
+    load_hub,
+    parse,
+    parse_address,
+    parse_federation,
+    reference,
+)
 
 GOOD = TOML.format(nodes=3, versions=3, dtype="bfloat16", deadline_s=600)
 
@@ -50,6 +61,14 @@ def test_good_settings_and_defaults() -> None:
         (GOOD.replace("deadline_s = 600", "deadline_s = 0"), "rounds.deadline_s = 0.0"),
         (GOOD.replace("deadline_s = 600", "deadline_s = nan"), "rounds.deadline_s = nan"),
         (GOOD + '[evaluation]\ndatasets = ["hf:a"]', "evaluation.datasets = ['hf:a']"),
+        (GOOD.replace("deadline_s = 600", "deadline_s = inf"), "rounds.deadline_s = inf"),
+        (GOOD.replace("deadline_s = 600", f"deadline_s = {10**400}"), "rounds.deadline_s = inf"),
+        (GOOD.replace("target = 3", f"target = {10**23}"), f"rounds.target = {10**23}"),
+        (GOOD.replace("versions = 3", f"versions = {2**53}"), f"rounds.versions = {2**53}"),
+        (GOOD + "[merge]\nlr = inf\n", "merge.lr = inf"), (GOOD + "[merge]\ntau = inf\n", "merge.tau = inf"),
+        (GOOD + "[merge]\nclip = inf\n", "merge.clip = inf"), (GOOD + "[privacy]\ndelta = 0\n", "privacy.delta = 0.0"),
+        (GOOD + "[privacy]\ndelta = 1\n", "privacy.delta = 1.0"), (GOOD + f"[merge]\nlr = {'9' * 5000}\n", "not TOML"),
+        (GOOD + f"[merge]\nlr = {'[' * 5000}\n", "not TOML"),
     ],
 )  # fmt: skip
 def test_mistakes_are_named(text: str, said: str) -> None:
@@ -57,6 +76,27 @@ def test_mistakes_are_named(text: str, said: str) -> None:
         parse_federation(text, "the/file.toml")
     assert said in caught.value.message and caught.value.message.startswith("the/file.toml: ")
     assert caught.value.hint or "not TOML" in said
+
+
+@pytest.mark.parametrize("settings", [HUB, FEDERATION])
+def test_no_number_is_without_bounds(settings: tuple[Setting, ...]) -> None:
+    for setting in settings:
+        if setting.kind in (int, float):
+            for value in (math.inf, -math.inf, math.nan, 10**400):
+                with pytest.raises(ConfigError):
+                    parse(f"[{setting.key.replace('.', ']' + chr(10))} = {value}\n", [setting], "x")
+
+
+def test_what_an_older_hub_took_still_loads() -> None:
+    """A hub that is brought up to date starts with the settings it has: what stands for them is told."""
+    bad = GOOD.replace("target = 3", f"target = {10**23}").replace("deadline_s = 600", "deadline_s = inf")
+    config = parse_federation(bad + "[merge]\nlr = inf\n[privacy]\ndelta = 0\n", "f.toml", stored=True)
+    assert config["rounds.target"] == 10**6 and config["rounds.deadline_s"] == 365 * 86400
+    assert config["merge.lr"] == 1.0 and config["privacy.delta"] == 1e-5
+    was = {"rounds.target": 10**23, "rounds.deadline_s": math.inf, "merge.lr": math.inf, "privacy.delta": 0}
+    assert config.replaced == was and parse_federation(GOOD, "f.toml", stored=True).replaced == {}
+    with pytest.raises(ConfigError, match=r"model.policy = 'gpt'"):  # nothing can stand for this
+        parse_federation(GOOD.replace('"act"', '"gpt"'), "f.toml", stored=True)
 
 
 def test_hub_settings(tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise _closed(path) from error
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}", "name an existing, readable file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or thousands of digits or brackets
         raise ConfigError(f"{path}: not TOML: {error}") from error
 
 

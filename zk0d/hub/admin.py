@@ -107,6 +107,10 @@ class Admin:
             if hub.now() > life.end - (life.end - life.start) / 6:  # the server's should have been renewed long ago
                 health.append(f"the {what}'s certificate ends {timestamp(life.end)}: see log/hub.log")
         health += [f"federation {name}: {text}" for name, text in sorted(hub.outlets.problems.items())]
+        for living in (f for f in hub.federations.values() if f.row["phase"] != "finished"):
+            for key, was in living.config.replaced.items():
+                holds = f"{living.config[key]!r} holds: `zk0-hub federation set` another"
+                health.append(f"federation {living.name}: {key} = {was!r} is not accepted any more, {holds}")
         return {
             "schema_version": SCHEMA_VERSION,
             "hub": hub.config["hub.name"],

@@ -71,7 +71,7 @@ class Hub:
         self.federations: dict[str, FederationRunner] = {}
         configs: dict[str, Config] = {}
         for row in self.ledger.federations():
-            configs[row["name"]] = parse_federation(row["config"], f"federation {row['name']}")
+            configs[row["name"]] = parse_federation(row["config"], f"federation {row['name']}", stored=True)
             self.federations[row["name"]] = FederationRunner(row["name"], self)
         self.outlets = Outlets(directory, self.config, self.store, configs)
         self.evaluations = Evaluations(

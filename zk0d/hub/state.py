@@ -59,9 +59,10 @@ class FederationState:
         """Go by the settings in the ledger from now on. [rounds] of new ones holds before the next version, which may
         be waiting for just that."""
         row = self.row
-        self.config = parse_federation(row["config"], f"federation {self.name}")
+        self.config = parse_federation(row["config"], f"federation {self.name}", stored=True)
         waiting = row["next_config"]
-        rule = parse_federation(waiting, f"new settings of federation {self.name}") if waiting else self.config
+        new = f"new settings of federation {self.name}"
+        rule = parse_federation(waiting, new, stored=True) if waiting else self.config
         self.rules = rounds.Rules(
             *(
                 rule[f"rounds.{k}"]
