@@ -6,16 +6,21 @@ A recorder's full disk: test_full_disk.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
+import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hub_cast import HubProcess, cast, make_parts
 from linked import FAST, world
 from small_disk import small_disk
 
+from zk0d.durable import Unbuffered
 from zk0d.errors import LinkLostError
 from zk0d.model.blobs import BlobStore, DiskFullError
 
@@ -88,3 +93,49 @@ def test_what_an_end_cuts_off_is_promised_no_room(tmp_path: Path, disk: Path) ->
                 w.blobs.require_arrival(digest, SIZE)  # of which a part is here already
 
     asyncio.run(run())
+
+
+@contextlib.contextmanager
+def a_refusal_is_left(hub: HubProcess, folder: Path) -> Iterator[str]:
+    """What a kill leaves between an update's refusal and what follows it → the payload that is still there."""
+    spec = make_parts(folder / "parts")
+    hub.create("fed", folder / "parts", nodes=2)
+
+    async def play() -> str:
+        nodes = await cast(hub, folder, 2, join="fed")
+        try:
+            task = await nodes[0].task("fed", 0)
+            offer = nodes[0].prepare(spec, task, nodes[0].delta(spec, task))
+            await nodes[0].give(offer)
+            return str(json.loads(offer["statement"])["payload"])
+        finally:
+            for node in nodes:
+                await node.close()
+
+    payload = asyncio.run(play())
+    hub.kill()
+    # Open until the end: the write-ahead log stays, as it does after a kill.
+    with contextlib.closing(sqlite3.connect(hub.folder / "hub.db")) as db:
+        with db:
+            db.execute("UPDATE updates SET state = 'refused', fault = 1, reason = 'bad', decided_at = 1")
+        yield payload
+
+
+@pytest.mark.parametrize("trouble", ["full", "quarantine"])
+def test_a_hub_starts_though_a_refused_payload_cannot_be_kept_for_a_look(tmp_path: Path, trouble: str) -> None:
+    """And the payload goes, which makes room."""
+    with (
+        small_disk(tmp_path / "disk", "200m") as disk,
+        HubProcess(disk / "hub") as hub,
+        a_refusal_is_left(hub, tmp_path) as payload,
+    ):
+        if trouble == "quarantine":
+            (hub.folder / "quarantine").write_text("in the way")
+        else:
+            with contextlib.suppress(OSError), Unbuffered(disk / "fill", "w") as fill:
+                while True:
+                    fill.write(bytes(4096))
+        hub.start()
+        assert not BlobStore(hub.folder / "blobs").has(payload)
+        assert not list(hub.folder.glob("quarantine/*.payload"))
+        assert hub.ask("federation_show", name="fed")["updates_waiting"] == 0

@@ -83,21 +83,24 @@ def inspect(
 
 
 def quarantine(directory: Path, path: Path, statement: Statement, reason: str) -> None:
-    """Keep a refused payload and why it was refused, for a maintainer to look at; bounded to the newest few."""
+    """Keep a refused payload and why it was refused, for a maintainer to look at; bounded to the newest few. Raises
+    OSError; then nothing of it is kept."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     name = statement.digest.removeprefix("sha256:")
     kept = directory / f"{name}.payload"
-    if path.exists():
+    record = {"update": statement.digest, "node": statement.node, "federation": statement.federation,
+              "payload": statement.payload, "reason": reason}  # fmt: skip
+    try:
+        if path.exists():
+            kept.unlink(missing_ok=True)
+            try:
+                os.link(path, kept)
+            except OSError:
+                shutil.copyfile(path, kept)
+        write_json(directory / f"{name}.json", record)
+    except OSError:  # a payload without its record is listed, bounded and dropped by nothing
         kept.unlink(missing_ok=True)
-        try:
-            os.link(path, kept)
-        except OSError:
-            shutil.copyfile(path, kept)
-    write_json(
-        directory / f"{name}.json",
-        {"update": statement.digest, "node": statement.node, "federation": statement.federation,
-         "payload": statement.payload, "reason": reason},
-    )  # fmt: skip
+        raise
     records = sorted(directory.glob("*.json"), key=lambda p: p.stat().st_mtime)
     for old in records[:-QUARANTINED]:
         old.with_suffix(".payload").unlink(missing_ok=True)

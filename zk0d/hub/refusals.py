@@ -126,10 +126,7 @@ class Aftermath:
         if task is not None and task is not asyncio.current_task():
             task.cancel()
             await asyncio.wait([task])
-        try:
-            await asyncio.to_thread(self._put_away, row)
-        except OSError as error:  # a full disk, which must not keep what fills it
-            log.warning("a refused payload is not kept for a look", update=row["digest"], error=str(error))
+        await asyncio.to_thread(self._put_away, row)
         if not self._hub.ledger.blob_needed(row["payload"]):
             self._hub.discard(row["payload"])
         refusal, signature = self._refusals.signed(row)
@@ -140,7 +137,10 @@ class Aftermath:
             return
         statement = read_statement(bytes(row["statement"]), bytes(row["signature"]))
         path = self._hub.blobs.path(row["payload"])
-        quarantine(self._hub.directory / "quarantine", path, statement, row["reason"])
+        try:
+            quarantine(self._hub.directory / "quarantine", path, statement, row["reason"])
+        except OSError as error:  # a full disk, which must not keep what fills it, nor the hub from starting
+            log.warning("a refused payload is not kept for a look", update=row["digest"], error=str(error))
 
     def sweep(self) -> None:
         """At the start: delete what an interruption left, blobs and parts of blobs, and keep a look at what was bad."""
