@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +15,10 @@ from hub_cast import HubProcess, TestNode, make_parts, until
 
 from zk0d.errors import ConfigError, UsageError
 from zk0d.hub import backup
+from zk0d.hub.admin import Admin
 from zk0d.hub.discards import Discards, keep_all
 from zk0d.hub.main import main
+from zk0d.hub.service import Hub
 from zk0d.model.blobs import BlobStore
 
 
@@ -154,6 +158,60 @@ def test_nothing_is_deleted_under_a_backup(tmp_path: Path) -> None:
         needed.add(second)
     discard.catch_up()
     assert not blobs.has(first) and blobs.has(second)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can leave what another user cannot open")
+def test_a_backup_and_a_restore_by_root_leave_the_hub_its_own_users(capsys: pytest.CaptureFixture[str]) -> None:
+    """With `sudo zk0-hub backup` a hub of user zk0-hub goes on deleting, and serves what `sudo zk0-hub restore` makes."""
+    user = 65534
+    with tempfile.TemporaryDirectory() as name:  # which that user can come to
+        top, hub = Path(name), Path(name) / "hub"
+        top.chmod(0o755)
+        assert main(["--dir", str(hub), "init", "--listen", "127.0.0.1:0"]) == 0
+        for path in (hub, *hub.rglob("*")):
+            os.chown(path, user, user)
+        assert main(["--dir", str(hub), "backup", str(top / "first")]) == 0
+        assert {p.stat().st_uid for p in hub.rglob("*")} == {user}
+        again = top / "again"
+        again.mkdir()
+        os.chown(again, user, user)
+        assert main(["--dir", str(again), "restore", str(top / "first")]) == 0
+        assert {p.stat().st_uid for p in (again, *again.rglob("*"))} == {user}
+        assert "root's" not in capsys.readouterr().out
+        assert main(["--dir", str(top / "third"), "restore", str(top / "first")]) == 0
+        assert f"it is root's: if the hub runs as another user, as zk0-hub, `chown -R zk0-hub: {top}/third`" in (
+            capsys.readouterr().out)  # fmt: skip
+        os.seteuid(user)
+        try:
+            blobs = BlobStore(again / "blobs", reserve=0)
+            discard = Discards(again, blobs, lambda digest: False)
+            discard(digest := blobs.add_bytes(b"old"))
+            assert not blobs.has(digest) and discard.problem == ""
+        finally:
+            os.seteuid(0)
+
+
+def test_what_cannot_be_deleted_is_said_in_the_status(tmp_path: Path) -> None:
+    assert main(["--dir", str(tmp_path / "hub"), "init", "--listen", "127.0.0.1:0"]) == 0
+
+    async def play() -> None:
+        hub = Hub(tmp_path / "hub")
+        try:
+            digest = hub.blobs.add_bytes(b"old")
+            path = hub.blobs.path(digest)
+            path.unlink()
+            path.mkdir()
+            hub.discard(digest)
+            assert (await Admin(hub).status({}, None))["health"] == [  # type: ignore[arg-type]
+                f"what nothing needs stays on the disk, which fills: {path}: Is a directory"
+            ]
+            path.rmdir()
+            hub.discard.catch_up()
+            assert (await Admin(hub).status({}, None))["health"] == []  # type: ignore[arg-type]
+        finally:
+            await hub.close()
+
+    asyncio.run(play())
 
 
 def test_quarantine_is_looked_at_by_header_only(tmp_path: Path) -> None:

@@ -106,6 +106,8 @@ class Admin:
             life = Lifetime.of(path.read_bytes())
             if hub.now() > life.end - (life.end - life.start) / 6:  # the server's should have been renewed long ago
                 health.append(f"the {what}'s certificate ends {timestamp(life.end)}: see log/hub.log")
+        if hub.discard.problem:
+            health.append(f"what nothing needs stays on the disk, which fills: {hub.discard.problem}")
         health += [f"federation {name}: {text}" for name, text in sorted(hub.outlets.problems.items())]
         for living in (f for f in hub.federations.values() if f.row["phase"] != "finished"):
             for key, was in living.config.replaced.items():

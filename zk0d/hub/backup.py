@@ -69,11 +69,13 @@ def make(hub: Path, out: Path) -> dict[str, Any]:
 
 def _copy_blobs(hub: Path, out: Path) -> dict[str, Any]:
     digests, receipts = _contents(out / "hub.db")
-    source, blobs = BlobStore(hub / "blobs"), BlobStore(out / "blobs")
+    blobs = BlobStore(out / "blobs")
+    # A hub that was never started has no blobs: what a backup by root made for them would be root's.
+    source = BlobStore(hub / "blobs") if (hub / "blobs" / "whole").is_dir() else None
     missing: list[str] = []
     size = 0
     for digest in digests:
-        if not source.has(digest):
+        if source is None or not source.has(digest):
             missing.append(digest)
             continue
         path = source.path(digest)
@@ -94,14 +96,17 @@ def restore(backup: Path, hub: Path) -> dict[str, Any]:
     """Make the hub folder `hub`, which must not exist, from a backup. Raises UsageError, ConfigError; nothing is made.
 
     Checked first: the database, every blob's name and that none is missing, keys and settings. Nodes that saw a
-    later tree head than the backup's will say so: the hub has forgotten receipts, and they keep theirs.
+    later tree head than the backup's will say so: the hub has forgotten receipts, and they keep theirs. Where root
+    restores, the hub is of whom the empty folder at its place is, or the folder around it: `user` in what is told.
     """
     try:
         told = json.loads((backup / _MARK).read_text())
     except (OSError, ValueError):
         raise ConfigError(f"{backup} is not a whole backup", "it lacks backup.json, which is written last") from None
+    hub = hub.resolve()
     if hub.exists() and any(hub.iterdir()):
         raise UsageError(f"{hub} is not empty", "move what is there away first")
+    owner = next(p for p in (hub, *hub.parents) if p.exists()).stat()
     staged = hub.with_name(f".{hub.name}.restoring")
     shutil.rmtree(staged, ignore_errors=True)
     try:
@@ -109,6 +114,8 @@ def restore(backup: Path, hub: Path) -> dict[str, Any]:
         count = _take_blobs(backup, staged, told)
         _check_settings(staged)
         _audit(staged / "hub.db", "restore", str(backup.absolute()))
+        if os.geteuid() == 0:
+            _give(staged, owner.st_uid, owner.st_gid)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
@@ -116,7 +123,24 @@ def restore(backup: Path, hub: Path) -> dict[str, Any]:
     with contextlib.suppress(FileNotFoundError):
         hub.rmdir()
     publish(staged, hub)
-    return {"blobs": count, "receipts": told.get("receipts")}
+    return {"blobs": count, "receipts": told.get("receipts"), "folder": str(hub), "user": _user(hub.stat().st_uid)}
+
+
+def _give(top: Path, user: int, group: int) -> None:
+    """All of a folder to the user who is to serve what root restored. Not a blob that is the backup's file as well, and
+    perhaps another hub's: everybody may read those."""
+    for folder, _, names in os.walk(top):
+        os.chown(folder, user, group)
+        for path in (Path(folder, name) for name in names):
+            if path.lstat().st_nlink == 1:
+                os.chown(path, user, group, follow_symlinks=False)
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return str(number)
 
 
 def _take_blobs(backup: Path, staged: Path, told: dict[str, Any]) -> int:
@@ -152,14 +176,10 @@ def _check_settings(staged: Path) -> None:
 
 def _audit(database: Path, action: str, subject: str) -> None:
     """Note an act that is not asked of the running hub; the audit is append-only and takes it beside the hub's own."""
-    try:
-        user = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        user = str(os.getuid())
     with contextlib.closing(sqlite3.connect(database, timeout=30)) as db, db:
         db.execute(
             "INSERT INTO audit (at, actor, action, subject, detail) VALUES (?, ?, ?, ?, '{}')",
-            (time.time(), f"admin:{user}", action, subject),
+            (time.time(), f"admin:{_user(os.getuid())}", action, subject),
         )
 
 

@@ -109,9 +109,11 @@ def restore(options: argparse.Namespace) -> int:
     from zk0d.hub import backup
 
     value = backup.restore(options.backup, options.dir)
-    return show(options, value, f"{options.dir}: restored with {value['blobs']} blobs\n"
-                "nodes revoked or re-enrolled since this backup are again as they were: look at `nodes list`, revoke"
-                f" anew\nnext: zk0-hub --dir {options.dir} serve")  # fmt: skip
+    text = f"{value['folder']}: restored with {value['blobs']} blobs\n"
+    if value["user"] == "root":
+        text += f"it is root's: if the hub runs as another user, as zk0-hub, `chown -R zk0-hub: {value['folder']}`\n"
+    return show(options, value, f"{text}nodes revoked or re-enrolled since this backup are again as they were: look at"
+                f" `nodes list`, revoke anew\nnext: zk0-hub --dir {value['folder']} serve")  # fmt: skip
 
 
 def create(options: argparse.Namespace) -> int:
