@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from hub_cast import TOML, HubProcess, TestNode, make_parts, until
 
-from zk0d.errors import WorkerError
+from zk0d.errors import ConfigError, WorkerError
 from zk0d.hub.aggregate import first_master
+from zk0d.hub.flower import look
+from zk0d.hub.main import main
 from zk0d.model.payload import Payload, write_exchange
 from zk0d.supervise import Worker
 
@@ -60,6 +62,41 @@ def test_strategies(tmp_path: Path) -> None:
 def test_no_such_strategy(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match="no strategy 'FedNothing'"):
         run(tmp_path, "FedNothing", "a")
+
+
+def test_a_strategy_that_does_not_exist_is_refused_where_it_is_set(tmp_path: Path) -> None:
+    """And not after a day of training, when the first merge fails."""
+    make_parts(tmp_path / "parts", 600)
+    good = TOML.format(nodes=2, versions=1, dtype="bfloat16", deadline_s=600)
+    bad = good + '[merge]\nstrategy = "flower:FedMedan"\n'
+    parts = str(tmp_path / "parts")
+    with HubProcess(tmp_path / "hub", f'python = "{sys.executable}"\n') as hub:
+        with pytest.raises(ConfigError, match=r"f\.toml: merge\.strategy = 'flower:FedMedan'.*no strategy") as caught:
+            hub.ask("federation_create", name="fed", toml=bad, where="f.toml", parts=parts)
+        assert "FedMedian" in caught.value.hint and hub.ask("federation_list") == []
+        assert hub.ask("federation_create", name="fed", toml=good, parts=parts)["warning"] == ""
+        with pytest.raises(ConfigError, match=r"federation fed: merge\.strategy = 'flower:FedMedan'"):
+            hub.ask("federation_set", name="fed", toml=bad)
+        shown = hub.ask("federation_set", name="fed", toml=bad.replace("FedMedan", "FedMedian"))
+        assert shown["warning"] == "" and "merge.strategy" in shown["changed"]
+
+
+def test_a_hub_that_cannot_run_flower_says_so_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_parts(tmp_path / "parts", 600)
+    toml = tmp_path / "f.toml"
+    toml.write_text(
+        TOML.format(nodes=2, versions=1, dtype="bfloat16", deadline_s=600) + '[merge]\nstrategy = "flower:FedMedian"\n'
+    )
+    with HubProcess(tmp_path / "hub") as hub:  # no worker of it runs
+        command = ["--dir", str(hub.folder), "federation"]
+        assert main([*command, "create", "fed", "--config", str(toml), "--from", str(tmp_path / "parts")]) == 0
+        assert "zk0-hub: no version can be merged yet: zk0d.hub.flower" in capsys.readouterr().err
+        assert main([*command, "set", "fed", "--config", str(toml)]) == 0
+        assert "no version can be merged yet" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "flwr.serverapp", None)
+    assert look("FedMedian")["missing"].startswith("flwr is not installed")
 
 
 def test_a_federation_merged_by_flower(tmp_path: Path) -> None:

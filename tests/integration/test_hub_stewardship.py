@@ -63,6 +63,7 @@ def test_a_maintainers_year_in_short(hub: HubProcess, tmp_path: Path) -> None:
             assert (await nodes[1].task("fed", 1))["lr"] == task["lr"]
             await asyncio.gather(*(give(n, spec, 1) for n in nodes))
             assert (await nodes[1].task("fed", 2))["lr"] == pytest.approx(0.1)
+            assert "lr = 0.2\n" in (hub.folder / "federations/fed/federation.toml").read_text()  # as it holds now
             # Frozen: no tasks; what was under way is taken, not merged, and counts after the thaw.
             held = await nodes[0].task("fed", 2)
             assert "frozen at version 2" in await asyncio.to_thread(command, hub, "federation", "freeze", "fed")

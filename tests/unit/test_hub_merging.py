@@ -13,7 +13,7 @@ import pytest
 from hub_cast import TOML, free_port, make_parts
 
 from zk0d.errors import ConfigError, PayloadError
-from zk0d.hub import merging, rounds, stewardship
+from zk0d.hub import founding, merging, rounds, stewardship
 from zk0d.hub.aggregate import Merged
 from zk0d.hub.discards import LOCK, Discards
 from zk0d.hub.main import main
@@ -33,7 +33,7 @@ def test_a_database_that_fails_once_is_told_and_looked_at_again(
         try:
             parts = [tmp_path / "parts" / n for n in ("spec.json", "base.safetensors", "exchange.safetensors")]
             toml = TOML.format(nodes=1, versions=0, dtype="bfloat16", deadline_s=600)
-            await hub.create_from_files("fed", toml, "admin:me", *parts)
+            await founding.from_files(hub, "fed", toml, "admin:me", *parts)
             federation = hub.federations["fed"]
             with hub.store.write() as db:
                 db.execute("ALTER TABLE merges RENAME TO merges_away")
@@ -64,7 +64,7 @@ def with_hub(folder: Path, play: Callable[[Hub], Awaitable[None]]) -> None:
         hub = Hub(folder / "hub")
         try:
             parts = [folder / "parts" / n for n in ("spec.json", "base.safetensors", "exchange.safetensors")]
-            await hub.create_from_files("fed", TWO, "admin:me", *parts)
+            await founding.from_files(hub, "fed", TWO, "admin:me", *parts)
             with hub.store.write() as db:
                 row = hub.ledger.federation("fed")
                 db.execute("UPDATE federations SET phase = 'open', spec = draft_spec")

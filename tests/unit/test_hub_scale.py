@@ -15,6 +15,7 @@ import pytest
 from hub_cast import TOML, free_port, make_parts, stats
 
 from zk0d.errors import RefusedError
+from zk0d.hub import founding
 from zk0d.hub.admin import Admin
 from zk0d.hub.main import main
 from zk0d.hub.service import Hub
@@ -93,7 +94,7 @@ async def costs(folder: Path, versions: int) -> dict[str, int]:
         parts = [folder.parent / "parts" / n for n in ("spec.json", "base.safetensors", "exchange.safetensors")]
         toml = TOML.format(nodes=3, versions=0, dtype="bfloat16", deadline_s=600)
         toml += '[publish]\nrepo = "us/cubes"\nkeep_last = 5\nkeep_every = 2000\n[evaluation]\npatience = 3\n'
-        await hub.create_from_files("fed", toml, "admin:me", *parts)
+        await founding.from_files(hub, "fed", toml, "admin:me", *parts)
         with hub.store.write() as db:
             for node in NODES:
                 db.execute("INSERT INTO nodes (node, label, state, key, csr, address, requested_at)"

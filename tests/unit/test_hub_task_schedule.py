@@ -14,6 +14,7 @@ import pytest
 from hub_cast import TOML, free_port, make_parts, stats
 
 from zk0d.durable import canonical_json
+from zk0d.hub import founding
 from zk0d.hub.aggregate import Merged
 from zk0d.hub.main import main
 from zk0d.hub.receipts import read_statement
@@ -39,7 +40,7 @@ async def received(folder: Path, settings: str, heldout: list[float], own: list[
         parts = [folder.parent / "parts" / name for name in ("spec.json", "base.safetensors", "exchange.safetensors")]
         toml = TOML.format(nodes=2, versions=0, dtype="bfloat16", deadline_s=600)
         toml = toml.replace("local_steps = 5", "local_steps = 5\nlr = 0.1\nmu = 0.2") + f"[schedule]\n{settings}\n"
-        await hub.create_from_files("fed", toml, "admin:me", *parts)
+        await founding.from_files(hub, "fed", toml, "admin:me", *parts)
         with hub.store.write() as db:
             for node in NODES:
                 db.execute("INSERT INTO nodes (node, label, state, key, csr, address, requested_at)"

@@ -13,7 +13,7 @@ from typing import Any
 from zk0d import __version__
 from zk0d.control import ControlConnection
 from zk0d.errors import UsageError
-from zk0d.hub import privacy, quarantine, stewardship
+from zk0d.hub import founding, privacy, quarantine, stewardship
 from zk0d.hub.federation import FederationRunner
 from zk0d.hub.receipts import timestamp
 from zk0d.hub.service import Hub
@@ -172,7 +172,8 @@ class Admin:
         return _node(self._hub.registry.node(node), False)
 
     async def federation_create(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
-        parts = request.get("parts")
+        name, parts = str(request["name"]), request.get("parts")
+        where = str(request.get("where", f"federation {name}"))
         events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
 
         async def forward() -> None:
@@ -182,8 +183,8 @@ class Admin:
 
         forwarding = asyncio.create_task(forward())
         try:
-            return await self._hub.create_federation(
-                str(request["name"]), str(request["toml"]), _actor(connection), events.put_nowait,
+            return await founding.create(
+                self._hub, name, str(request["toml"]), where, _actor(connection), events.put_nowait,
                 Path(str(parts)) if parts else None,
             )  # fmt: skip
         finally:
@@ -235,9 +236,12 @@ class Admin:
     async def federation_set(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
         runner = self._runner(request)
         where = str(request.get("where", f"federation {runner.name}"))
-        changed, soon = stewardship.change_settings(runner, str(request["toml"]), where, _actor(connection))
+        toml = str(request["toml"])
+        warning = await stewardship.check_settings(runner, toml, where)
+        changed, soon = stewardship.change_settings(runner, toml, where, _actor(connection))
         waiting = bool(runner.row["next_config"])
-        return {**self._federation(runner), "changed": changed, "at_once": soon, "settings_waiting": waiting}
+        return {**self._federation(runner), "changed": changed, "at_once": soon, "settings_waiting": waiting,
+                "warning": warning}  # fmt: skip
 
     async def push(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
         """A version to the Hugging Face Hub; with `dry_run` exactly what that would be, and nothing is sent."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def create(options: argparse.Namespace) -> int:
     from zk0d.hub.config import parse_federation
 
     parse_federation(toml, str(options.config))  # so that an error names the file that the maintainer edits
-    request = {"op": "federation_create", "name": options.name, "toml": toml}
+    request = {"op": "federation_create", "name": options.name, "toml": toml, "where": str(options.config)}
     if options.parts:
         for part in ("spec.json", "base.safetensors", "exchange.safetensors"):
             if not (options.parts / part).is_file():
@@ -130,10 +131,16 @@ def create(options: argparse.Namespace) -> int:
                 )
         request["parts"] = str(options.parts.resolve())
     value = call(_socket(options), request, timeout=None)
+    _warn(value)
     return show(
         options, value, f"federation {value['name']}: {value['parameters']:,} parameters in {value['tensors']} tensors "
         f"travel, {value['payload_bytes'] / 1e6:.1f} MB per update; it opens when enough nodes have joined"
     )  # fmt: skip
+
+
+def _warn(value: dict[str, Any]) -> None:
+    if value["warning"]:
+        print(f"zk0-hub: {value['warning']}", file=sys.stderr)
 
 
 def federations(options: argparse.Namespace) -> int:
@@ -153,7 +160,9 @@ def rollback(options: argparse.Namespace) -> int:
 
 def set_settings(options: argparse.Namespace) -> int:
     toml = _read(options.config)
-    value = ask(options, "federation_set", name=options.name, toml=toml, where=str(options.config))
+    request = {"op": "federation_set", "name": options.name, "toml": toml, "where": str(options.config)}
+    value = call(_socket(options), request, timeout=None)  # a worker may have to look at the strategy
+    _warn(value)
     lines = [
         f"{k}: {old!r} before, {new!r} at once" if k in value["at_once"] else f"{k}: {old!r} now, {new!r} from the"
         " next version on" for k, (old, new) in value["changed"].items()

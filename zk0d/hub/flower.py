@@ -20,14 +20,32 @@ from zk0d.model.spec import ModelSpec
 from zk0d.worker import Message, WorkerChannel, run_worker
 
 
-def strategy(name: str, nodes: int) -> Any:
-    """An instance of the strategy for `nodes` replies. WorkerError: Flower is missing, or has no such strategy."""
+def _flower() -> Any:
+    """Flower's strategies. Raises WorkerError where it is not installed."""
     try:
         from flwr.serverapp import strategy as flower
     except ImportError as error:
         raise WorkerError(
             "flwr is not installed, so its strategies cannot run", "install zk0d's `flower` packages"
         ) from error
+    return flower
+
+
+def look(name: str) -> dict[str, str]:
+    """Whether this Python can run the strategy: {} when it can, else `missing` (Flower itself) or `problem`, `hint`."""
+    what = "missing"
+    try:
+        _flower()
+        what = "problem"
+        strategy(name, 1)
+    except WorkerError as error:
+        return {what: error.message, "hint": error.hint}
+    return {}
+
+
+def strategy(name: str, nodes: int) -> Any:
+    """An instance of the strategy for `nodes` replies. WorkerError: Flower is missing, or has no such strategy."""
+    flower = _flower()
     found: Any = getattr(flower, name, None)
     if not isinstance(found, type) or not issubclass(found, flower.Strategy):
         known = sorted(
@@ -79,7 +97,13 @@ def _array(values: Float32) -> Any:
 
 def main(job: Message, channel: WorkerChannel) -> Message:
     """Job {"strategy", "version", "spec", "master", "published", "updates": [[path, weight, scale]], "out_master",
-    "out_published"} → {"master", "published", "size"}: digests, and the published file's bytes."""
+    "out_published"} → {"master", "published", "size"}: digests, and the published file's bytes.
+
+    Job {"strategy", "only_look": true} → what `look` says.
+    """
+    if job.get("only_look"):
+        channel.emit("ready")
+        return dict(look(str(job["strategy"])))
     spec = ModelSpec.load(Path(job["spec"]))
     channel.emit("ready")
     with Master(Path(job["master"]), Path(job["published"])) as master_file:

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import socket
 import sqlite3
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from zk0d.durable import write_text
-from zk0d.errors import ConfigError, LinkLostError, RefusedError, UsageError, Zk0Error
-from zk0d.hub import aggregate
-from zk0d.hub.config import Config, check_name, load_hub, parse_address, parse_federation
+from zk0d.errors import LinkLostError, RefusedError, UsageError, Zk0Error
+from zk0d.hub.config import Config, load_hub, parse_address, parse_federation
 from zk0d.hub.discards import Discards
-from zk0d.hub.evaluation import Evaluations, dataset_names
+from zk0d.hub.evaluation import Evaluations
 from zk0d.hub.federation import FederationRunner
 from zk0d.hub.ledger import Ledger
 from zk0d.hub.outlets import Outlets
@@ -37,14 +34,8 @@ from zk0d.link.identity import Authority
 from zk0d.link.rates import Rate
 from zk0d.link.state import LinkLimits
 from zk0d.model.blobs import BlobStore
-from zk0d.model.payload import Payload
-from zk0d.model.spec import ModelSpec
-from zk0d.supervise import Worker
 
 log = structlog.get_logger("hub")
-
-PARTS = ("spec.json", "base.safetensors", "exchange.safetensors")
-"""What `zk0d.train.initial` leaves, and what a federation can be imported from."""
 
 REQUESTS_PER_S = 20.0
 """Of one node in the long run; one that trains asks once in some seconds. Most requests cost a transaction."""
@@ -301,79 +292,10 @@ class Hub:
         for federation in self.federations.values():
             federation.consider()  # one that was admitted just now counts
 
-    async def create_federation(
-        self, name: str, toml: str, actor: str, on_event: Callable[[dict[str, Any]], None], parts: Path | None = None
-    ) -> dict[str, Any]:
-        """Make version 0 in a worker, or take it from the folder `parts` → what was made. Raises Zk0Error."""
-        check_name(name)
-        if name in self.federations:
-            raise UsageError(f"there is a federation {name!r} already", "choose another name")
-        config = parse_federation(toml, f"federation {name}")
-        local = [d for d in config["evaluation.datasets"] if d.startswith("local:")]
-        for dataset, root in dataset_names(local):
-            if not (Path(root) / "meta" / "info.json").is_file():
-                raise ConfigError(
-                    f"held-out dataset {dataset}: {root} is no LeRobot dataset", "no meta/info.json there"
-                )
-        work = self.directory / "work" / "initial" / name
-        try:
-            if parts is None:
-                await self._initial(config, work, on_event)
-            return await self.create_from_files(name, toml, actor, *((parts or work) / p for p in PARTS))
-        finally:
-            await asyncio.to_thread(shutil.rmtree, work, True)
-
-    async def _initial(self, config: Config, work: Path, on_event: Callable[[dict[str, Any]], None]) -> None:
-        model = config.table("model")
-        job = {"model": {k: v for k, v in model.items() if k != "seed"}, "seed": model["seed"], "out": str(work),
-               "cache": str(self.directory / "cache")}  # fmt: skip
-        logs = self.directory / "log" / "initial.log"
-        worker = await Worker.start(self.config["runtime.python"], "zk0d.train.initial", job, work, logs, on_event)
-        try:
-            await worker.wait()
-        finally:
-            if worker.running:
-                await worker.stop(3.0)
-
-    async def create_from_files(
-        self, name: str, toml: str, actor: str, spec_path: Path, base: Path, exchange: Path
-    ) -> dict[str, Any]:
-        """A federation from a spec without statistics, a base and version 0's exchange set; all are checked first."""
-        config = parse_federation(toml, f"federation {name}")
-        spec = ModelSpec.load(spec_path)
-        if spec.stats is not None or not spec.exchange:
-            raise ConfigError(f"{spec_path} has statistics already, or no exchange set", "take one that initial made")
-        if (spec.dtype, spec.policy_type) != (config["model.dtype"], config["model.policy"]):
-            raise ConfigError(
-                f"{spec_path} is {spec.policy_type} in {spec.dtype}, the federation's TOML says otherwise"
-            )
-
-        def take() -> tuple[str, str]:
-            with Payload.open(exchange) as payload:
-                payload.check_against(spec)
-                payload.check_finite()
-            aggregate.first_master(spec, exchange, base, exchange.with_name(".first.tmp"))
-            exchange.with_name(".first.tmp").unlink()
-            return self.blobs.add_file(base), self.blobs.add_file(exchange)
-
-        base_digest, exchange_digest = await asyncio.to_thread(take)
-        if base_digest != spec.base_digest:
-            raise ConfigError(f"{base} is {base_digest}, the spec says {spec.base_digest}", "take the files of one run")
-        draft = self.blobs.add_bytes(spec.to_bytes())
-        write_text(self.directory / "federations" / name / "federation.toml", toml)
-        self.ledger.create(name, toml, draft, base_digest, exchange_digest, actor)
+    def add(self, name: str, config: Config) -> None:
+        """Serve a federation that is in the ledger."""
         self._configs[name] = config
         self.federations[name] = FederationRunner(name, self)
-        log.info("federation created", federation=name, parameters=sum(t.elements for t in spec.exchange))
-        return {
-            "name": name,
-            "draft_spec": draft,
-            "base": base_digest,
-            "version_0": exchange_digest,
-            "tensors": len(spec.exchange),
-            "parameters": sum(t.elements for t in spec.exchange),
-            "payload_bytes": spec.payload_bytes,
-        }
 
     def finish_federation(self, name: str, actor: str) -> None:
         """End an open federation. Raises UsageError when it is not open."""

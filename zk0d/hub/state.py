@@ -5,10 +5,12 @@ Intake (intake.py), merging (merging.py) and the answers to nodes (federation.py
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
+from zk0d.durable import write_text
 from zk0d.errors import Zk0Error
 from zk0d.hub import recipe, rounds
 from zk0d.hub.config import Config, parse_federation
@@ -69,6 +71,14 @@ class FederationState:
                 for k in ("min_nodes", "target", "quorum", "deadline_s", "versions", "max_staleness", "mode")
             )
         )
+        self._show(row["config"])
+
+    def _show(self, toml: str) -> None:
+        """Have federation.toml say what holds; it is for people to read, and nothing depends on it."""
+        path = self.hub.directory / "federations" / self.name / "federation.toml"
+        with contextlib.suppress(OSError):  # a full disk
+            if not path.exists() or path.read_bytes() != toml.encode():
+                write_text(path, toml)
 
     @property
     def merge_room(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from zk0d.errors import ConfigError, UsageError
+from zk0d.hub import preflight
 from zk0d.hub.config import FEDERATION, parse_federation
 from zk0d.hub.federation import FederationRunner
 from zk0d.model.payload import Payload, write_exchange
@@ -31,6 +32,12 @@ def hold(federation: FederationRunner, state: str, actor: str) -> None:
     federation.custody.hold(federation.name, state, actor)
     log.info("federation held" if state else "federation thawed", federation=federation.name, hold=state, actor=actor)
     federation.consider()
+
+
+async def check_settings(federation: FederationRunner, toml: str, where: str) -> str:
+    """Look at what new settings name, before `change_settings` → a warning, or empty. Raises ConfigError."""
+    known = federation.config["evaluation.datasets"]  # one that has gone since must not keep others from being set
+    return await preflight.check(federation.hub, parse_federation(toml, where), federation.name, where, known)
 
 
 def change_settings(
