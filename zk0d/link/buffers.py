@@ -62,7 +62,7 @@ class OutBuffer:
 class Buffers:
     """Receive buffers of one thread, used again once nobody holds a view of them: no fresh pages for each chunk."""
 
-    def __init__(self, most: int = 8 << 20) -> None:
+    def __init__(self, most: int = 16 << 20) -> None:
         self._most, self._size = most, 0
         self._kept: list[bytearray] = []
         self.used = False
