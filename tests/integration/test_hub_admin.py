@@ -32,13 +32,18 @@ async def a_hub_with_a_past(hub: HubProcess, folder: Path) -> TestNode:
     await node.join("fed")
     task = await node.task("fed", 0)
     await node.give(node.prepare(spec, task, node.delta(spec, task)), lambda r: r["new_version"] == 1)
+    await asyncio.to_thread(hub.ask, "federation_create", name="held", toml=toml, parts=str(folder / "parts"))
+    await node.join("held")
+    task = await node.task("held", 0)
+    await asyncio.to_thread(hub.ask, "federation_freeze", name="held")
+    await node.give(node.prepare(spec, task, node.delta(spec, {"version": 1})))
     for name in ("stranger", "other"):
         csr = TestNode(folder, name).identity.csr()
         await enroll(node.invitation.host, node.invitation.port, {"csr": csr, "label": name}, node.invitation.ca)
     await node.close()
 
     def evaluated() -> bool:
-        return all(v["evaluation"] == "failed" for v in hub.ask("versions", name="fed"))
+        return all(v["evaluation"] == "failed" for name in ("fed", "held") for v in hub.ask("versions", name=name))
 
     await until(evaluated, "the hub has given up both evaluations, and says no more of them")
     with sqlite3.connect(hub.folder / "hub.db", timeout=30) as db:  # as if it had been evaluated
@@ -67,6 +72,7 @@ def test_every_act_is_in_the_audit(hub: HubProcess, tmp_path: Path, capsys: pyte
         "federation_freeze": ("federation.freeze", {"name": "fed"}),
         "federation_thaw": ("federation.thaw", {"name": "fed"}),
         "federation_drain": ("federation.drain", {"name": "fed"}),
+        "federation_drop": ("update.refused", {"name": "held", "which": "a"}),
         "federation_rollback": ("federation.rollback", {"name": "fed", "version": 0}),
         "push": ("push.failed", {"name": "fed"}),  # this hub's workers cannot run
         "federation_set": ("federation.settings", {"name": "fed", "toml": toml.replace("600", "700")}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from zk0d.errors import ConfigError, WorkerError
 from zk0d.hub.aggregate import first_master
 from zk0d.hub.flower import look
 from zk0d.hub.main import main
+from zk0d.model.blobs import BlobStore
 from zk0d.model.payload import Payload, write_exchange
 from zk0d.supervise import Worker
 
@@ -118,7 +120,17 @@ def test_a_federation_merged_by_flower(tmp_path: Path) -> None:
             for node in nodes:
                 task = await node.task("fed", 0)
                 await node.fetch(task["version_digest"])
-                await node.give(node.prepare(spec, task, node.delta(spec, task)), lambda r: True)
+                offer = node.prepare(spec, task, node.delta(spec, task))
+                await node.give(offer)
+                if node is nodes[0]:  # spoilt on the hub's disk: no fault of either node
+                    path = BlobStore(hub.folder / "blobs").path(json.loads(offer["statement"])["payload"])
+                    path.chmod(0o600)
+                    path.write_bytes(path.read_bytes()[:-2] + b"\x80\x7f")
+            await until(lambda: bool(nodes[0].refusals), "the spoilt update is refused", 180)
+            (refusal,) = nodes[0].refusals.values()
+            assert "the hub has lost its bytes" in refusal["reason"] and not nodes[1].refusals
+            task = await nodes[0].task("fed", 0)
+            await nodes[0].give(nodes[0].prepare(spec, task, nodes[0].delta(spec, task)))
             await until(lambda: hub.ask("federation_show", name="fed")["version"] == 1, "Flower's version", 180)
         finally:
             for node in nodes:

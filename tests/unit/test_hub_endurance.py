@@ -16,8 +16,9 @@ from test_hub_merging import add_version, with_hub
 
 from zk0d.errors import PayloadError, RefusedError
 from zk0d.hub import evaluation, refusals, rounds
-from zk0d.hub.aggregate import DamagedError, merge
+from zk0d.hub.aggregate import merge
 from zk0d.hub.federation import LEAVES
+from zk0d.hub.lost import DamagedError
 from zk0d.hub.service import Hub
 from zk0d.model.blobs import LEAF, Manifest, name_of
 from zk0d.model.leaves import leaves_of

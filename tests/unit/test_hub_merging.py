@@ -211,3 +211,45 @@ def test_blobs_of_an_earlier_layout_are_refused_before_the_database_is_touched(t
     with pytest.raises(ConfigError, match="earlier zk0d"):
         Hub(tmp_path)
     assert not (tmp_path / "hub.db").exists()
+
+
+def test_a_file_that_is_never_readable_again_holds_nobody_up_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(merging, "_MERGE_RETRY_S", 0.02)
+
+    async def play(hub: Hub) -> None:
+        federation = hub.federations["fed"]
+        zero = hub.ledger.version("fed")
+        assert zero is not None
+        for number, node in enumerate("ab"):
+            payload = hub.blobs.add_file(tmp_path / "parts" / "exchange.safetensors")
+            if number:
+                payload = "blob:" + "1" * 64
+                hub.blobs.path(payload).mkdir(parents=True)
+            with hub.store.write() as db:
+                db.execute("INSERT INTO nodes (node, label, state, key, csr, address, requested_at)"
+                           " VALUES (?, ?, 'approved', ?, x'', '', 0)", (node, node, node))  # fmt: skip
+            hub.ledger.members.join("fed", node, {}, [])
+            task = hub.ledger.task("fed", node, zero, {})
+            with hub.store.write() as db:
+                db.execute("INSERT INTO updates (digest, federation, task, node, base_version, payload, size, samples,"
+                           " statement, signature, state, offered_at, decided_at)"
+                           " VALUES (?, 'fed', ?, ?, 0, ?, 1, 1, x'', x'', 'admitted', 1, ?)",
+                           (f"sha256:{node * 64}", task["id"], node, payload, hub.now()))  # fmt: skip
+        federation.consider()
+        told = set()
+        async with asyncio.timeout(60):
+            while (row := hub.ledger.update(f"sha256:{'b' * 64}")) and row["state"] == "admitted":
+                told.add(federation.problem.partition("; else")[0])
+                await asyncio.sleep(0.005)
+        assert row and (row["reason"], row["fault"]) == (
+            "it could not be merged: the hub has lost its bytes: their file cannot be read: Is a directory", 0)  # fmt: skip
+        path = hub.blobs.path("blob:" + "1" * 64)
+        assert (
+            f"version 1 cannot be merged: the update of b cannot be read: {path}: Is a directory (mend the file, or"
+            " `zk0-hub federation drop fed bbbbbbbbbbbb` goes on without it"
+        ) in told
+        assert federation.problem == "" and len(hub.ledger.snapshot("fed").buffer) == 1
+
+    with_hub(tmp_path, play)

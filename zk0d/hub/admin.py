@@ -6,6 +6,7 @@ The socket's mode (0600) is the right to use it. Results are JSON values; how th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class Admin:
             "federation_freeze": self.federation_hold,
             "federation_thaw": self.federation_hold,
             "federation_drain": self.federation_hold,
+            "federation_drop": self.federation_drop,
             "federation_rollback": self.federation_rollback,
             "federation_set": self.federation_set,
             "versions": self.versions,
@@ -212,7 +214,7 @@ class Admin:
             "privacy": privacy.spent(runner.custody.private_versions(runner.name), runner.config["privacy.delta"]),
             "member_ids": sorted(self._hub.ledger.members.names(runner.name)),
             "buffer": [
-                {"node": u["node"], "base_version": u["base_version"], "samples": u["samples"], "norm": u["norm"]}
+                {"update": u["digest"], **{k: u[k] for k in ("node", "base_version", "samples", "norm")}}
                 for u in self._hub.ledger.updates(runner.name, "admitted")
             ],
         }
@@ -227,6 +229,14 @@ class Admin:
         state = {"federation_freeze": "frozen", "federation_drain": "draining"}.get(str(request["op"]), "")
         stewardship.hold(runner, state, _actor(connection))
         return self._federation(runner)
+
+    async def federation_drop(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+        runner, which, node = self._runner(request), str(request["which"]), ""
+        with contextlib.suppress(UsageError):  # it is no node: an update, then
+            node = str(self._hub.registry.node(which)["node"])
+        reason, fault = str(request.get("reason", "")), bool(request.get("fault"))
+        dropped = stewardship.drop(runner, which, node, reason, _actor(connection), fault=fault)
+        return {**self._federation(runner), "dropped": [{"update": r["digest"], "node": r["node"]} for r in dropped]}
 
     async def federation_rollback(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
         runner = self._runner(request)

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zk0d.errors import PayloadError
+from zk0d.errors import PayloadError, Zk0Error
 from zk0d.hub.admission import CancelledError
 from zk0d.hub.blocks import InfiniteError, Slot, Work, pieces, wide_rows, width
 from zk0d.hub.combine import Float64, krum_weights
 from zk0d.hub.lanes import Block, run
+from zk0d.hub.lost import blamed
 from zk0d.hub.master import Master, off_ties, own, rest_entries
 from zk0d.hub.recipe import Recipe
 from zk0d.model.codec import BLOCK, Float32, encode_bfloat16
@@ -37,14 +38,6 @@ _RELEASE = 1 << 20
 """Elements of the hub's own files whose mapped pages are given back together: they count as this process's memory."""
 CORES = min(4, os.cpu_count() or 1)
 MEAN = Recipe()
-
-
-class DamagedError(PayloadError):
-    """The file of update `number` of a merge is not what was admitted: this disk's fault, and no other update's."""
-
-    def __init__(self, number: int, message: str) -> None:
-        super().__init__(f"the hub has lost its bytes: {message}")
-        self.number = number
 
 
 @dataclass(frozen=True)
@@ -78,8 +71,9 @@ def merge(
 
     `before`: that version's master and published file. `scales`: what each update is multiplied by first (1).
     `moments`: the optimiser's state so far (none: it begins), `out_moments`: where its `recipe.moments` files go. Where
-    float32 is published, that is the master, and `out_master` is not written. Raises PayloadError when a file is not
-    what was admitted or the result is not finite; Zk0Error when a file of the hub's own is damaged; CancelledError.
+    float32 is published, that is the master, and `out_master` is not written. Raises DamagedError or UnreadableError
+    for an update's file (lost.py), PayloadError when the result is not finite, Zk0Error when a file of the hub's own is
+    damaged; CancelledError.
     """
     _trim()
     with ExitStack() as stack:
@@ -89,8 +83,8 @@ def merge(
             try:
                 deltas.append(stack.enter_context(Payload.open(path)))
                 deltas[-1].check_against(spec)
-            except PayloadError as error:
-                raise DamagedError(number, error.message) from None
+            except Zk0Error as error:
+                raise blamed(number, path, error) from error.__cause__
         state = [stack.enter_context(own(path)) for path in moments]
         published = PayloadWriter(out_published, exchange_entries(spec))
         files = [stack.enter_context(published)]
@@ -138,6 +132,7 @@ class _Row:
     """One update's part of a block, from element `start` of the tensor on. A piece of it is read when it is asked for,
     and stands until this thread asks for another."""
 
+    number: int
     payload: Payload
     name: str
     start: int
@@ -145,8 +140,15 @@ class _Row:
 
     def __getitem__(self, part: slice) -> NDArray[Any]:
         into = self.rooms.room[: part.stop - part.start]
-        self.payload.read(self.name, self.start + part.start, into)
+        try:
+            self.payload.read(self.name, self.start + part.start, into)
+        except Zk0Error as error:
+            raise blamed(self.number, self.payload.path, error) from error.__cause__
         return into
+
+
+def _rows(deltas: list[Payload], block: Block, rooms: _Rooms) -> list[_Row]:
+    return [_Row(number, payload, block.name, block.start, rooms) for number, payload in enumerate(deltas)]
 
 
 @dataclass
@@ -166,7 +168,7 @@ class _Job:
             raise CancelledError
         start, stop = block.start, block.stop
         base = self.base.block(block.name, start, stop, slot.base, slot.signed)
-        rows = [_Row(payload, block.name, start, self.rooms) for payload in self.deltas]
+        rows = _rows(self.deltas, block, self.rooms)
         old = [p.tensor(block.name).reshape(-1)[start:stop] for p in self.state]
         try:
             slot.fill(self.work, block.tensor, start, base, rows, old)
@@ -192,7 +194,7 @@ def _distances(
     def of(block: Block) -> Float64:
         if cancelled():
             raise CancelledError
-        rows = [_Row(payload, block.name, block.start, rooms) for payload in deltas]
+        rows = _rows(deltas, block, rooms)
         found = np.zeros((count, count), np.float64)
         for part in pieces(block.stop - block.start, width(count)):
             values = wide_rows(rows, scales, part)

@@ -153,6 +153,13 @@ def federation(options: argparse.Namespace) -> int:
     return show(options, value, tables.federation(value))
 
 
+def drop(options: argparse.Namespace) -> int:
+    more = {"which": options.which, "reason": options.reason, "fault": options.fault}
+    value = ask(options, "federation_drop", name=options.name, **more)
+    lines = [f"dropped {d['update'][7:19]} of {d['node']}" for d in value["dropped"]]
+    return show(options, value, "\n".join([*lines, tables.federation(value)]))
+
+
 def rollback(options: argparse.Namespace) -> int:
     value = ask(options, "federation_rollback", name=options.name, version=options.version)
     return show(options, value, tables.federation(value))

@@ -320,13 +320,17 @@ class Ledger:
         )  # fmt: skip
         return [float(r["norm"] or 0.0) for r in reversed(rows)]
 
-    def drop_merge(self, name: str, version: int, updates: Iterable[str], reason: str, *, fault: bool = True) -> None:
-        """Give a planned merge up and refuse the updates that made it impossible; the others stay for the next."""
+    def drop_merge(
+        self, name: str, version: int, updates: Iterable[str], reason: str, actor: str = "hub", *, fault: bool = True
+    ) -> None:
+        """Give a merge up where it is planned, and refuse the updates that made it impossible; the others stay for the
+        next."""
         with self._store.write() as db:
-            db.execute("DELETE FROM merges WHERE federation = ? AND version = ?", (name, version))
-            take_settings(self._store, db, name, version)
+            if db.execute("DELETE FROM merges WHERE federation = ? AND version = ?", (name, version)).rowcount:
+                self._store.audit(db, actor, "merge.drop", name, version=version)
+                take_settings(self._store, db, name, version)
             for digest in updates:
-                self.refusals.refuse(db, digest, reason, "hub", fault=fault)
+                self.refusals.refuse(db, digest, reason, actor, fault=fault)
             if self.federation(name)["phase"] == "finished":  # no merge will follow
                 self._let_go(db, name, "hub")
 

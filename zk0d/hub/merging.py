@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 
 from zk0d.errors import PayloadError, WorkerError, Zk0Error
-from zk0d.hub import admission, aggregate, recipe, rounds, statistics
+from zk0d.hub import admission, aggregate, lost, recipe, rounds, statistics
 from zk0d.hub.state import FederationState
 from zk0d.hub.store import Row
 from zk0d.supervise import Worker
@@ -29,6 +29,8 @@ _LOOKED_AT = 8
 _CANNOT_BEGIN = "the next merge cannot be begun"
 _MERGE_RETRY_S = 30.0
 """After a merge that failed for a reason of this machine (disk full)."""
+_READS = 10
+"""So often the file of an update is tried that is there and cannot be read, before the others go on without it."""
 
 
 class Merging:
@@ -39,6 +41,8 @@ class Merging:
         self.busy = False
         self._work = self._hub.directory / "work" / "merge" / federation.name
         self._timer: asyncio.TimerHandle | None = None
+        self._unread = ("", 0)
+        """The update whose file could not be read, and how often in a row."""
 
     async def open_if_ready(self) -> None:
         """Fix the statistics and publish version 0 once enough nodes have joined."""
@@ -135,11 +139,7 @@ class Merging:
     async def _merge(self, merge: rounds.Merge) -> None:
         last = rounds.ends(self._fed.rules, merge.version)
         try:
-            try:
-                made, seconds = await self._aggregate(merge)
-            except PayloadError as error:
-                self._give_up(merge, error)
-                return
+            made, seconds = await self._made(merge)
             receipts = self._ledger.commit_merge(
                 self._fed.name,
                 merge,
@@ -152,16 +152,8 @@ class Merging:
         except admission.CancelledError:
             self.end()
             return
-        except WorkerError as error:  # Flower's worker: planned anew, so that another strategy can be set meanwhile
-            self._ledger.drop_merge(self._fed.name, merge.version, [], "")
-            self._failed(merge, error)
-            return
-        except (Zk0Error, OSError, sqlite3.Error) as error:
-            self._failed(merge, error)
-            return
-        except Exception as error:  # a defect: told, and tried again, instead of a federation that stands still
-            log.exception("merge broke", federation=self._fed.name, version=merge.version)
-            self._failed(merge, error)
+        except Exception as error:
+            self._not_made(merge, error)
             return
         self.end()
         self._fed.problem = ""
@@ -175,11 +167,43 @@ class Merging:
         finally:  # the version is out, whatever else fails: its federation goes on
             self.consider()
 
+    def _not_made(self, merge: rounds.Merge, error: Exception) -> None:
+        """What follows from a merge that failed: it is tried again, or made without the update that is to blame."""
+        match error:
+            case lost.UnreadableError():
+                self._unreadable(merge, error)
+            case PayloadError():
+                self._give_up(merge, error)
+            case WorkerError():  # Flower's: planned anew, so that another strategy can be set meanwhile
+                self._ledger.drop_merge(self._fed.name, merge.version, [], "")
+                self._failed(merge, error)
+            case Zk0Error() | OSError() | sqlite3.Error():
+                self._failed(merge, error)
+            case _:  # a defect: told, and tried again, instead of a federation that stands still
+                log.error("merge broke", federation=self._fed.name, version=merge.version, exc_info=error)
+                self._failed(merge, error)
+
     def _failed(self, merge: rounds.Merge, error: Exception) -> None:
         self._fed.problem = f"version {merge.version} cannot be merged: {error or type(error).__name__}"
         log.error("merge failed", federation=self._fed.name, version=merge.version, error=str(error))
         self.end()
         self._look_again(_MERGE_RETRY_S)
+
+    async def _made(self, merge: rounds.Merge) -> tuple[aggregate.Merged, float]:
+        """The merge's files and its seconds. Where it fails for what the updates hold, their files are looked at: an
+        update that this disk spoilt is to blame then, and no node."""
+        try:
+            return await self._aggregate(merge)
+        except lost.DamagedError:
+            raise
+        except (PayloadError, WorkerError):
+            blobs = self._hub.blobs
+            previous = self._ledger.version(self._fed.name, merge.version - 1)
+            own = [previous["master"], previous["digest"], *json.loads(previous["moments"])] if previous else []
+            updates = [r["payload"] for s in merge.shares if (r := self._ledger.update(s.update)) is not None]
+            of, merged_onto = ([(blobs.path(d), d) for d in ds] for ds in (updates, [d for d in own if blobs.has(d)]))
+            await asyncio.to_thread(lost.check, of, merged_onto, self._hub.stopping)
+            raise
 
     async def _aggregate(self, merge: rounds.Merge) -> tuple[aggregate.Merged, float]:
         began, blobs = time.monotonic(), self._hub.blobs
@@ -240,7 +264,7 @@ class Merging:
         and keep the others."""
         rows = [r for s in merge.shares if (r := self._ledger.update(s.update)) is not None]
         worst = max(rows, key=lambda r: (r["norm"] or 0.0, r["digest"]))
-        if damaged := isinstance(error, aggregate.DamagedError):
+        if damaged := isinstance(error, lost.DamagedError):
             worst = next(r for r in rows if r["digest"] == merge.shares[error.number].update)
         log.error(
             "merge given up",
@@ -253,8 +277,26 @@ class Merging:
             self._fed.name, merge.version, [worst["digest"]], f"it could not be merged: {error.message}",
             fault=not damaged,
         )  # fmt: skip
+        self._fed.problem = ""
         self.end()
         self.consider()
+
+    def _unreadable(self, merge: rounds.Merge, error: lost.UnreadableError) -> None:
+        """The file may be mended, so it is tried again; but not for ever, since the others' work waits."""
+        share, (before, times) = merge.shares[error.number], self._unread
+        self._unread = (share.update, times + 1 if share.update == before else 1)
+        left = _READS - self._unread[1]
+        if left <= 0:
+            self._give_up(merge, lost.DamagedError(error.number, f"their file cannot be read: {error.message}"))
+            return
+        row = self._ledger.update(share.update)
+        path = "" if row is None else f"{self._hub.blobs.path(row['payload'])}: "
+        drop = f"`zk0-hub federation drop {self._fed.name} {share.update[7:19]}`"
+        self._failed(merge, Zk0Error(
+            f"the update of {share.node} cannot be read: {path}{error.message}",
+            f"mend the file, or {drop} goes on without it; else it is refused in"
+            f" {rounds.duration(left * _MERGE_RETRY_S)}",
+        ))  # fmt: skip
 
     async def announce(self, number: int) -> None:
         version, row = self._ledger.version(self._fed.name, number), self._fed.row

@@ -1,4 +1,4 @@
-"""A maintainer's hand on one federation: freeze, thaw, drain, roll back, new settings. Called by admin.py.
+"""A maintainer's hand on one federation: freeze, thaw, drain, drop, roll back, new settings. Called by admin.py.
 
 Checks and files are here, the transactions in custody.py.
 """
@@ -6,6 +6,7 @@ Checks and files are here, the transactions in custody.py.
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import structlog
@@ -14,6 +15,7 @@ from zk0d.errors import ConfigError, UsageError
 from zk0d.hub import preflight
 from zk0d.hub.config import FEDERATION, parse_federation
 from zk0d.hub.federation import FederationRunner
+from zk0d.hub.store import Row
 from zk0d.model.payload import Payload, write_exchange
 
 log = structlog.get_logger("federation")
@@ -66,6 +68,35 @@ def change_settings(
     federation.consider()
     log.info("new settings", federation=federation.name, changed=sorted(changed), at_once=sorted(soon), actor=actor)
     return changed, soon
+
+
+def drop(federation: FederationRunner, which: str, node: str, reason: str, actor: str, *, fault: bool) -> list[Row]:
+    """Take updates out of the next merge and refuse them, signed, with the reason → those updates.
+
+    `which`: one update, by its digest or the beginning of it; `node`: where it is none, all of that node's. `fault`:
+    the updates themselves were bad (refusals.py). Raises UsageError where none waits, or while a merge is under way.
+    """
+    name, ledger = federation.name, federation.ledger
+    waiting = ledger.updates(name, "admitted") + ledger.updates(name, "receiving")
+    begun = which.removeprefix("sha256:")
+    found = [r for r in waiting if r["digest"][7:].startswith(begun)] if re.fullmatch("[0-9a-f]{4,64}", begun) else []
+    if len(found) > 1:
+        raise UsageError(f"{which!r} is the beginning of several updates", "give more of it")
+    if not (found := found or [r for r in waiting if r["node"] == node]):
+        raise UsageError(
+            f"{which[:80]!r} is no update that waits in federation {name}, nor a node that has one",
+            f"`zk0-hub federation show {name}` lists them; from what is merged only `rollback` leads back",
+        )
+    chosen = [r["digest"] for r in found]
+    told = f"the maintainer dropped it: {reason}" if reason else "the maintainer dropped it and gave no reason"
+    with federation.merging():
+        plan = ledger.unfinished_merge(name)
+        spoilt = plan is not None and any(s.update in chosen for s in plan.shares)
+        ledger.drop_merge(name, plan.version if plan and spoilt else -1, chosen, told, actor, fault=fault)
+    federation.problem = ""  # if it was another, the next try says it again
+    log.warning("updates dropped", federation=name, updates=chosen, reason=reason, fault=fault, actor=actor)
+    federation.consider()
+    return found
 
 
 async def roll_back(federation: FederationRunner, number: int, actor: str) -> int:

@@ -82,7 +82,8 @@ def federation(v: dict[str, Any]) -> str:
             f"members: {', '.join(v['member_ids']) or 'none'}",
         ]
         lines += [
-            f"update from {b['node']} on version {b['base_version']}, {b['samples']} samples" for b in v["buffer"]
+            f"update {b['update'][7:19]} from {b['node']} on version {b['base_version']}, {b['samples']} samples"
+            for b in v["buffer"]
         ]
     return "\n".join(lines)
 

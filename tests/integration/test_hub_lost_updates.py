@@ -1,0 +1,141 @@
+"""Updates that must not be merged after they were admitted: this disk spoilt them, cannot give them, or the maintainer
+takes them out. The others' work goes on, and no node is blamed for what it did not do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hub_cast import REPOSITORY, TOML, HubProcess, TestNode, cast, make_parts, until
+
+from zk0d.durable import digest_of
+from zk0d.model.blobs import BlobStore
+from zk0d.model.spec import ModelSpec
+
+Offer = dict[str, Any]
+
+
+async def ask(hub: HubProcess, op: str, **fields: Any) -> Any:
+    return await asyncio.to_thread(lambda: hub.ask(op, **fields))
+
+
+async def command(hub: HubProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "zk0d.hub.main", "--dir", str(hub.folder), *arguments]
+    return await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, cwd=REPOSITORY)
+
+
+async def give(node: TestNode, spec: ModelSpec) -> Offer:
+    task = await node.task("fed", 0)
+    offer = node.prepare(spec, task, node.delta(spec, task))
+    await node.give(offer)
+    return offer
+
+
+def update(offer: Offer) -> str:
+    return digest_of(offer["statement"])
+
+
+def payload(hub: HubProcess, offer: Offer) -> Path:
+    path = BlobStore(hub.folder / "blobs").path(json.loads(offer["statement"])["payload"])
+    path.chmod(0o600)
+    return path
+
+
+def federation(hub: HubProcess, folder: Path, quorum: int = 2) -> ModelSpec:
+    spec = make_parts(folder / "parts", 6000)
+    toml = TOML.format(nodes=3, versions=0, dtype="bfloat16", deadline_s=600).replace(
+        "quorum = 1", f"quorum = {quorum}"
+    )
+    hub.ask("federation_create", name="fed", toml=toml, parts=str(folder / "parts"))
+    return spec
+
+
+@pytest.mark.parametrize("harm", ["infinite", "gone"])
+def test_what_the_disk_spoilt_is_no_fault_of_a_node(hub: HubProcess, tmp_path: Path, harm: str) -> None:
+    spec = federation(hub, tmp_path)
+
+    async def play() -> None:
+        nodes = await cast(hub, tmp_path, 3, join="fed")
+        try:
+            offers = [await give(n, spec) for n in nodes[:2]]
+            norms = {u["node"]: u["norm"] for u in (await ask(hub, "federation_show", name="fed"))["buffer"]}
+            hurt = min((0, 1), key=lambda i: norms[nodes[i].identity.node_id])  # the other is what else is blamed
+            path = payload(hub, offers[hurt])
+            if harm == "gone":
+                path.unlink()
+            else:
+                path.write_bytes(path.read_bytes()[:-2] + b"\x80\x7f")  # bfloat16's infinity
+            await give(nodes[2], spec)
+            await until(lambda: update(offers[hurt]) in nodes[hurt].refusals, "the update that was lost is refused")
+            reason = nodes[hurt].refusals[update(offers[hurt])]["reason"]
+            assert "the hub has lost its bytes" in reason and str(hub.folder) not in reason
+            assert not any(n.refusals for n in nodes if n is not nodes[hurt])
+            assert await ask(hub, "quarantine_list") == []
+            shown = await ask(hub, "federation_show", name="fed")
+            assert shown["updates_waiting"] == 2 and shown["problem"] == ""
+            await give(nodes[hurt], spec)  # no fault: it gets a task at once
+            await until(lambda: hub.ask("federation_show", name="fed")["version"] == 1, "version 1")
+        finally:
+            for node in nodes:
+                await node.close()
+
+    asyncio.run(play())
+
+
+def test_an_update_is_dropped_and_the_others_are_merged(hub: HubProcess, tmp_path: Path) -> None:
+    """One that the disk does not give any more, and one of a node that was revoked for it."""
+    spec = federation(hub, tmp_path, quorum=1)
+
+    async def play() -> None:
+        nodes = await cast(hub, tmp_path, 3, join="fed")
+        lost, poison, good = nodes
+        try:
+            offers = [await give(n, spec) for n in (lost, poison)]
+            path = payload(hub, offers[0])
+            path.unlink()
+            path.mkdir()  # as a bad sector: it is there, and reading it is an error
+            await give(good, spec)
+            await until(lambda: bool(hub.ask("federation_show", name="fed")["problem"]), "the merge fails")
+            begun = update(offers[0])[7:19]
+            told = (await command(hub, "status")).stdout
+            assert f"the update of {lost.identity.node_id} cannot be read: {path}: Is a directory" in told
+            assert f"`zk0-hub federation drop fed {begun}` goes on without it" in told
+            await ask(hub, "revoke", node=poison.identity.node_id, reason="poison")
+            shown = (await command(hub, "federation", "show", "fed")).stdout
+            assert f"update {begun} from {lost.identity.node_id}" in shown
+            wrong = await command(hub, "federation", "drop", "fed", "nobody")
+            assert wrong.returncode == 64 and "'nobody' is no update that waits in federation fed" in wrong.stderr
+            # Frozen, so that nothing is merged between the two.
+            await ask(hub, "federation_freeze", name="fed")
+            more = ("--reason", "its file is broken")
+            dropped = (await command(hub, "federation", "drop", "fed", begun, *more)).stdout
+            assert dropped.startswith(f"dropped {begun} of {lost.identity.node_id}\nfed: frozen")
+            assert "problem" not in dropped
+            await until(lambda: update(offers[0]) in lost.refusals, "its node is told")
+            assert lost.refusals[update(offers[0])]["reason"] == "the maintainer dropped it: its file is broken"
+            said = await command(hub, "federation", "drop", "fed", poison.name, "--fault")
+            assert said.stdout.startswith(f"dropped {update(offers[1])[7:19]} of {poison.identity.node_id}")
+            kept = await ask(hub, "quarantine_list")
+            assert [(k["update"], k["reason"]) for k in kept] == [
+                (update(offers[1]), "the maintainer dropped it and gave no reason")
+            ]
+            await ask(hub, "federation_thaw", name="fed")
+            path.rmdir()  # unlike a file, which the hub has deleted
+            await give(lost, spec)
+            await ask(hub, "federation_drain", name="fed")
+            await until(lambda: hub.ask("federation_show", name="fed")["version"] == 1, "version 1")
+            assert (await ask(hub, "versions", name="fed"))[1]["updates"] == 2
+            again = await command(hub, "federation", "drop", "fed", good.identity.node_id)
+            assert again.returncode == 64 and "only `rollback` leads back" in again.stderr
+        finally:
+            for node in nodes:
+                await node.close()
+        acts = [(a["action"], a["subject"]) for a in await ask(hub, "audit")]
+        assert ("merge.drop", "fed") in acts and ("update.refused", update(offers[1])) in acts
+
+    asyncio.run(play())
