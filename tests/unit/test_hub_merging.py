@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from hub_cast import TOML, free_port, make_parts
 from zk0d.errors import ConfigError, PayloadError
 from zk0d.hub import founding, merging, rounds, stewardship
 from zk0d.hub.aggregate import Merged
-from zk0d.hub.discards import LOCK, Discards
+from zk0d.hub.discards import Discards, keep_all
 from zk0d.hub.main import main
 from zk0d.hub.service import Hub
 from zk0d.model.blobs import BlobStore
@@ -89,7 +90,7 @@ def test_a_version_that_is_out_is_told_whatever_retention_cannot_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
 ) -> None:
     async def play(hub: Hub) -> None:
-        merges = hub.federations["fed"]._merging
+        merges, backup = hub.federations["fed"]._merging, ExitStack()
         told: list[str] = []
         old = [hub.blobs.add_bytes(bytes([n]) * 64) for n in range(5)]
         with hub.store.write() as db:
@@ -108,7 +109,7 @@ def test_a_version_that_is_out_is_told_whatever_retention_cannot_do(
         if trouble == "database":
             monkeypatch.setattr(hub.ledger.retention, "retire", fails)
         else:
-            (hub.directory / LOCK).mkdir()  # as one of root's, to a hub that is not root: it cannot be opened
+            backup.enter_context(keep_all(hub.directory))
         merge = rounds.Merge(6, ())
         hub.ledger.begin_merge("fed", merge)
         merges.busy = True
@@ -119,7 +120,7 @@ def test_a_version_that_is_out_is_told_whatever_retention_cannot_do(
         assert all(hub.blobs.has(d) for d in old)
         if trouble == "lock":  # once it can be, they go
             assert hub.ledger.retention.kept("fed") == [0, 4, 5, 6]
-            (hub.directory / LOCK).rmdir()
+            backup.close()
             hub.discard.catch_up()
             assert [hub.blobs.has(d) for d in old] == [False] * 3 + [True] * 2
 
