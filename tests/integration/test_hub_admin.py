@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from hub_cast import TOML, HubProcess, TestNode, make_parts, until
 
-from zk0d.errors import WorkerError
+from zk0d.errors import RefusedError, WorkerError
 from zk0d.hub.admin import READS, Admin
 from zk0d.hub.main import main
+from zk0d.invitation import Invitation
 from zk0d.link.enroll import enroll
 
 
@@ -63,7 +64,8 @@ def test_every_act_is_in_the_audit(hub: HubProcess, tmp_path: Path, capsys: pyte
     asyncio.run(a_hub_with_a_past(hub, tmp_path))
     toml = TOML.format(nodes=1, versions=0, dtype="bfloat16", deadline_s=600)
     acts: dict[str, tuple[str, dict[str, Any]]] = {
-        "invite": ("invite", {}),
+        "invite": ("invite", {"label": "nobody yet"}),
+        "invitation_cancel": ("invitation.cancel", {"invitation": "nobody yet"}),
         "approve": ("approve", {"node": "stranger"}),
         "refuse": ("refused", {"node": "other"}),
         "reenrol": ("reenrol", {"node": "a"}),
@@ -97,6 +99,45 @@ def test_every_act_is_in_the_audit(hub: HubProcess, tmp_path: Path, capsys: pyte
     for op in READS - {"quarantine_show"}:
         hub.ask(op, name="fed", **kept)
     assert len(hub.ask("audit", count=1000, all=True)) == before
+
+
+def test_invitations_are_listed_without_their_secrets(
+    hub: HubProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def say(*words: str) -> str:
+        assert main(["--dir", str(hub.folder), *words]) == 0
+        return capsys.readouterr().out
+
+    capsys.readouterr()
+    assert say("invitations", "list") == "no invitations\n"
+    token = Invitation.parse(say("invite", "--label", "alice\x1b[31m, lab 2").strip())
+    csr = TestNode(tmp_path, "a").identity.csr()
+    reply = asyncio.run(enroll(token.host, token.port, {"csr": csr, "secret": token.secret}, token.ca))
+    leaked = Invitation.parse(say("invite", "--label", "bob").strip())
+    again = json.loads(say("nodes", "reenrol", reply["node_id"], "--json"))
+    head, alice, bob, key = say("invitations", "list").splitlines()
+    assert head.split()[:3] == ["INVITATION", "LABEL", "STATE"]
+    assert "alice[31m, lab 2  used" in alice and reply["node_id"] in alice and "bob" in bob and "open" in bob
+    assert key.startswith(again["invitation"]) and key.endswith(f"of {reply['node_id']}")
+    assert say("invitations", "cancel", "bob").endswith(" bob: cancelled\n")
+    shown = say("invitations", "list", "--json")
+    assert [i["state"] for i in json.loads(shown)] == ["used", "cancelled", "open"]
+    assert not any(secret in shown for secret in (token.secret, leaked.secret, Invitation.parse(again["token"]).secret))
+    csr = TestNode(tmp_path, "b").identity.csr()
+    with pytest.raises(RefusedError, match="the invitation was cancelled"):
+        asyncio.run(enroll(leaked.host, leaked.port, {"csr": csr, "secret": leaked.secret}, leaked.ca))
+
+
+def test_the_audit_prints_nothing_that_a_terminal_obeys(hub: HubProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever older hubs let in: nothing is ever taken out of an audit."""
+    with sqlite3.connect(hub.folder / "hub.db", timeout=30) as db:
+        db.execute("INSERT INTO audit (at, actor, action, subject, detail) VALUES (1, 'admin:me', 'invite', ?, ?)",
+                   ("a\x1b[31m\nb", json.dumps({"reason": "c\x1b[2J"})))  # fmt: skip
+    db.close()
+    capsys.readouterr()
+    assert main(["--dir", str(hub.folder), "audit", "--count", "1"]) == 0
+    told = capsys.readouterr().out
+    assert "a\\x1b[31m\\nb" in told and "reason=c\\x1b[2J" in told and "\x1b" not in told
 
 
 def test_the_socket_is_its_users_alone(hub: HubProcess) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from zk0d.errors import RefusedError, UsageError
+from zk0d.hub.invitations import ident_of
 from zk0d.hub.quotas import Quotas
 from zk0d.hub.registry import Bounds, Registry
 from zk0d.hub.schema import MIGRATIONS
@@ -121,6 +122,41 @@ def test_only_nodes_that_were_let_in_have_successors(case: Case) -> None:
     assert (row["node"], row["state"], told) == (node.node_id, "approved", [node.node_id])
     assert {r["node"] for r in case.registry.nodes()} == {pending, node.node_id}
     assert not case.registry.allowed(node.node_id, fingerprint(node.certificate))
+
+
+def test_a_cancelled_invitation_lets_nobody_in(case: Case) -> None:
+    registry, invitations = case.registry, case.registry.invitations
+    leaked, used, late = (registry.invite(label, 1, "admin:me") for label in ("leaked", "used", "late"))
+    here = case.identity()
+    assert registry.enroll({"csr": here.csr(), "secret": used})["state"] == "approved"
+    states = {r["label"]: invitations.state(r) for r in invitations.all()}
+    assert states == {"leaked": "open", "used": "used", "late": "open"}
+    ident = ident_of(leaked)
+    invitations.cancel(ident, "admin:me")
+    stranger = case.identity()
+    with pytest.raises(RefusedError, match="the invitation was cancelled"):
+        registry.enroll({"csr": stranger.csr(), "secret": leaked})
+    assert len(registry.nodes()) == 1
+    last = case.store.all("SELECT * FROM audit ORDER BY id")[-1]
+    assert (last["actor"], last["action"], last["subject"]) == ("admin:me", "invitation.cancel", ident)
+    with pytest.raises(UsageError, match="is cancelled already"):
+        invitations.cancel(ident, "admin:me")
+    with pytest.raises(UsageError, match=rf"let {registry.nodes()[0]['node']} in already") as caught:
+        invitations.cancel(ident_of(used), "admin:me")
+    assert f"nodes revoke {registry.nodes()[0]['node']}" in caught.value.hint
+    case.clock.now += 2 * 3600
+    with pytest.raises(UsageError, match="is expired already"):
+        invitations.cancel(ident_of(late), "admin:me")
+    for nothing in ("", "nobody", "late", leaked):  # an expired one has only its id
+        with pytest.raises(UsageError, match="is none of the open invitations"):
+            invitations.cancel(nothing, "admin:me")
+    assert leaked not in str([tuple(r) for r in case.store.all("SELECT * FROM audit")])
+
+
+def test_labels_are_cleaned_wherever_they_are_kept(case: Case) -> None:
+    case.registry.invite("Åsa\x1b[31m\nbob" + "x" * 100, 1, "admin:me")
+    kept = case.registry.invitations.all()[0]["label"]
+    assert kept == ("Åsa[31mbob" + "x" * 100)[:80] == case.store.all("SELECT * FROM audit")[-1]["subject"]
 
 
 def test_quotas(case: Case) -> None:

@@ -16,6 +16,7 @@ from zk0d.control import ControlConnection
 from zk0d.errors import UsageError
 from zk0d.hub import founding, privacy, quarantine, stewardship
 from zk0d.hub.federation import FederationRunner
+from zk0d.hub.invitations import clean, ident, ident_of
 from zk0d.hub.receipts import timestamp
 from zk0d.hub.service import Hub
 from zk0d.hub.store import Row
@@ -25,8 +26,8 @@ from zk0d.link.lifetime import Lifetime
 SCHEMA_VERSION = 1
 
 
-READS = frozenset({"status", "nodes", "federation_list", "federation_show", "versions", "audit", "quarantine_list",
-                   "quarantine_show"})  # fmt: skip
+READS = frozenset({"status", "nodes", "federation_list", "federation_show", "versions", "audit", "invitation_list",
+                   "quarantine_list", "quarantine_show"})  # fmt: skip
 """Operations that change nothing. Every other one leaves a line of `admin:USER` in the audit; a test calls them all."""
 
 
@@ -38,6 +39,8 @@ class Admin:
         self._operations = {
             "status": self.status,
             "invite": self.invite,
+            "invitation_list": self.invitation_list,
+            "invitation_cancel": self.invitation_cancel,
             "nodes": self.nodes,
             "approve": self.approve,
             "reenrol": self.reenrol,
@@ -144,17 +147,39 @@ class Admin:
         }
 
     async def invite(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
-        hours, label = float(request.get("hours", 72.0)), str(request.get("label", ""))
+        hours, label = float(request.get("hours", 72.0)), clean(str(request.get("label", "")))
         made = self._hub.invitation(label, hours, _actor(connection), str(request.get("address", "")))
-        return {"token": made.token(), "host": made.host, "port": made.port, "ca": made.ca, "label": label,
-                "expires_at": timestamp(self._hub.now() + hours * 3600)}  # fmt: skip
+        return {"token": made.token(), "invitation": ident_of(made.secret), "host": made.host, "port": made.port,
+                "ca": made.ca, "label": label, "expires_at": timestamp(self._hub.now() + hours * 3600)}  # fmt: skip
+
+    async def invitation_list(self, request: dict[str, Any], connection: ControlConnection) -> list[dict[str, Any]]:
+        """All there were, oldest first, without their secrets (which the hub does not have)."""
+        return [self._invitation(r) for r in self._hub.registry.invitations.all()]
+
+    async def invitation_cancel(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+        which = str(request["invitation"])
+        cancelled = self._hub.registry.invitations.cancel(which, _actor(connection))
+        return {**self._invitation(cancelled), "state": "cancelled"}
+
+    def _invitation(self, r: Row) -> dict[str, Any]:
+        return {
+            "invitation": ident(r),
+            "label": r["label"],
+            "state": self._hub.registry.invitations.state(r),
+            "replaces": r["replaces"],
+            "made_at": timestamp(r["created_at"]),
+            "expires_at": timestamp(r["expires_at"]),
+            "used_at": timestamp(r["used_at"]) if r["used_at"] else "",
+            "used_by": r["used_by"] or "",
+        }
 
     async def reenrol(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
         """A one-time token by which a node that lost its key gets its id back; its old certificates end then."""
         hours, address = float(request.get("hours", 72.0)), str(request.get("address", ""))
         node = str(self._hub.registry.node(str(request["node"]))["node"])
         made = self._hub.invitation("", hours, _actor(connection), address, replaces=node)
-        return {"token": made.token(), "node": node, "expires_at": timestamp(self._hub.now() + hours * 3600)}
+        return {"token": made.token(), "invitation": ident_of(made.secret), "node": node,
+                "expires_at": timestamp(self._hub.now() + hours * 3600)}  # fmt: skip
 
     async def nodes(self, request: dict[str, Any], connection: ControlConnection) -> list[dict[str, Any]]:
         state = request.get("state")

@@ -64,6 +64,16 @@ def invite(options: argparse.Namespace) -> int:
     return show(options, value, str(value["token"]))
 
 
+def invitations(options: argparse.Namespace) -> int:
+    value = ask(options, "invitation_list")
+    return show(options, value, tables.invitations(value))
+
+
+def cancel_invitation(options: argparse.Namespace) -> int:
+    value = ask(options, "invitation_cancel", invitation=options.invitation)
+    return show(options, value, f"{value['invitation']} {value['label']}".rstrip() + ": cancelled")
+
+
 def reenrol(options: argparse.Namespace) -> int:
     value = ask(options, "reenrol", node=options.node, hours=options.hours, address=options.address)
     return show(options, value, str(value["token"]))

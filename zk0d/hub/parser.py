@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
                      help=f"the hub's folder (default $ZK0_HUB_DIR or {DEFAULT_DIR})")  # fmt: skip
     found = top.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     _service(found)
+    _invitations(_group(found, "invitations", "the one-time tokens that were given out"))
     _nodes(_group(found, "nodes", "who is enrolled"))
     _federations(_group(found, "federation", "models that are trained together"))
     _evidence(found)
@@ -75,6 +76,12 @@ def _service(at: Any) -> None:
 def _token(command: argparse.ArgumentParser) -> None:
     command.add_argument("--hours", type=float, default=72.0, help="how long it is good for (default 72)")
     command.add_argument("--address", default="", metavar="HOST:PORT", help="where nodes reach the hub")
+
+
+def _invitations(at: Any) -> None:
+    _json(_add(at, "list", commands.invitations, "all of them, never their secrets: open, used by whom, expired"))
+    cancel = _json(_add(at, "cancel", commands.cancel_invitation, "nobody gets in with it any more, at once"))
+    cancel.add_argument("invitation", help="its id, or its label")
 
 
 def _nodes(at: Any) -> None:

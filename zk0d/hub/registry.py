@@ -1,12 +1,11 @@
-"""Who may be a node: invitations, applications and their bounds, approval, refusal, revocation, a lost key's successor.
+"""Who may be a node: applications and their bounds, approval, refusal, revocation, a lost key's successor.
 
-The certificates themselves are certificates.py's. Labels are the maintainer's names for nodes and stay here; on
-the wire a node is only its random id.
+The certificates themselves are certificates.py's, the secrets that let a node in invitations.py's. Labels are the
+maintainer's names for nodes and stay here; on the wire a node is only its random id.
 """
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 import sqlite3
 from collections.abc import Callable
@@ -15,12 +14,12 @@ from typing import Any
 
 from zk0d.errors import ProtocolError, RefusedError, UsageError
 from zk0d.hub.certificates import Certificates
+from zk0d.hub.invitations import Invitations, clean
 from zk0d.hub.store import Row, Store
 from zk0d.link.identity import NODE_DAYS, Authority, csr_fingerprint, phrase
 from zk0d.link.lifetime import Lifetime
 from zk0d.link.place import place
 
-MAX_LABEL = 80
 _DAY = 86400.0
 
 
@@ -43,6 +42,7 @@ class Registry:
         self._store = store
         self._authority = authority
         self.bounds = bounds or Bounds()
+        self.invitations = Invitations(store)
         self.certificates = Certificates(store, authority, self.bounds.node_days)
         self.allowed = self.certificates.allowed
         self.on_replaced: Callable[[str], None] = lambda node: None
@@ -57,22 +57,10 @@ class Registry:
 
         `replaces`: a node id that the one who uses it gets, with a new key; the node's old certificates end then.
         """
-        if not 0 < hours <= 24 * 365:
-            raise UsageError(f"an invitation cannot last {hours:g} hours", "give more than 0 and at most 8760")
-        secret, now = secrets.token_urlsafe(24), self._store.now()
         if replaces:
             row = self._replaceable(replaces)
             replaces, label = row["node"], row["label"]
-        with self._store.write() as db:
-            db.execute(
-                "INSERT INTO invitations (secret_hash, label, created_at, expires_at, replaces) VALUES (?, ?, ?, ?, ?)",
-                (_hash(secret), label[:MAX_LABEL], now, now + hours * 3600, replaces),
-            )
-            if replaces:
-                self._store.audit(db, actor, "reenrol", replaces, hours=hours)
-            else:
-                self._store.audit(db, actor, "invite", label[:MAX_LABEL], hours=hours)
-        return secret
+        return self.invitations.make(label, hours, actor, replaces)
 
     def enroll(self, request: dict[str, Any]) -> dict[str, Any]:
         """Answer an enrolment request {csr, secret?, label?, address}. Raises RefusedError with the reason.
@@ -113,15 +101,7 @@ class Registry:
     def _with_secret(
         self, csr: bytes, key: str, secret: str, request: dict[str, Any], row: Row | None
     ) -> dict[str, Any]:
-        invitation = self._store.one("SELECT * FROM invitations WHERE secret_hash = ?", _hash(secret))
-        if invitation is None:
-            raise RefusedError("the invitation is not known here", "ask the maintainer for one", "bad_invitation")
-        if invitation["used_at"] is not None:
-            raise RefusedError(
-                "the invitation has been used", "each is good once: ask the maintainer for another", "used_invitation"
-            )
-        if invitation["expires_at"] <= self._store.now():
-            raise RefusedError("the invitation has expired", "ask the maintainer for another", "expired_invitation")
+        invitation = self.invitations.good(secret)
         replaces = str(invitation["replaces"])
         with self._store.write() as db:
             if replaces:
@@ -129,10 +109,7 @@ class Registry:
                 row = self.node(replaces)
             elif row is None:
                 row = self._insert(db, csr, key, invitation["label"], str(request.get("address", "")))
-            db.execute(
-                "UPDATE invitations SET used_at = ?, used_by = ? WHERE secret_hash = ?",
-                (self._store.now(), row["node"], _hash(secret)),
-            )
+            self.invitations.use(db, invitation, row["node"])
             if not replaces:
                 self._issue(db, row, "invitation")
         if replaces:
@@ -168,7 +145,7 @@ class Registry:
         db.execute(
             "INSERT INTO nodes (node, label, state, key, csr, address, requested_at)"
             " VALUES (?, ?, 'pending', ?, ?, ?, ?)",
-            (node, _clean(label), key, csr, address[:80], self._store.now()),
+            (node, clean(label), key, csr, address[:80], self._store.now()),
         )
         self._store.audit(db, node, "enrol", node, address=address[:80])
         return self.node(node)
@@ -281,12 +258,3 @@ class Registry:
         """Note that the node is here now."""
         with self._store.write() as db:
             db.execute("UPDATE nodes SET last_seen = ? WHERE node = ?", (self._store.now(), node))
-
-
-def _hash(secret: str) -> str:
-    # 192 random bits need no slow hash.
-    return hashlib.sha256(b"zk0 invitation v1\0" + secret.encode()).hexdigest()
-
-
-def _clean(label: str) -> str:
-    return "".join(c for c in label if c.isprintable())[:MAX_LABEL]

@@ -146,5 +146,8 @@ MIGRATIONS: tuple[str, ...] = (
     """
     CREATE INDEX audit_of_people ON audit (id) WHERE substr(actor, 1, 6) = 'admin:';
     """,
+    """
+    ALTER TABLE invitations ADD COLUMN cancelled_at REAL;
+    """,
 )
 """Each entry takes the schema one version forward. Never edit one that was released: append."""

@@ -12,9 +12,15 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], nothing: str) -> s
     """Columns aligned to the left, two spaces between; `nothing` where there are no rows."""
     if not rows:
         return nothing
-    widths = [max(len(r[i]) for r in (head, *rows)) for i in range(len(head))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)]
+    shown = [[_plain(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(head))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in shown]
     return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """What a terminal would obey, or a line's end, is shown instead: the audit keeps what older hubs let in."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def size(count: float | None) -> str:
@@ -61,6 +67,14 @@ def nodes(v: list[dict[str, Any]]) -> str:
          n["certificate_until"][:10] or "-", n["phrase"]) for n in v
     ]  # fmt: skip
     return table(("NODE", "LABEL", "STATE", "LAST SEEN", "CERTIFICATE UNTIL", "PHRASE"), rows, "no nodes")
+
+
+def invitations(v: list[dict[str, Any]]) -> str:
+    rows = [
+        (i["invitation"], i["label"], i["state"], i["made_at"], i["expires_at"], i["used_by"] or "-",
+         f"of {i['replaces']}" if i["replaces"] else "-") for i in v
+    ]  # fmt: skip
+    return table(("INVITATION", "LABEL", "STATE", "MADE", "UNTIL", "USED BY", "NEW KEY"), rows, "no invitations")
 
 
 def federations(v: list[dict[str, Any]]) -> str:
