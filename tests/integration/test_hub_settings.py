@@ -15,7 +15,9 @@ def test_a_hub_starts_with_settings_that_are_not_accepted_any_more(hub: HubProce
     make_parts(tmp_path / "parts", 1000)
     hub.create("fed", tmp_path / "parts", nodes=2)
     hub.stop()
-    old = TOML.format(nodes=2, versions=0, dtype="bfloat16", deadline_s="inf") + "[merge]\nlr = inf\n"
+    old = (
+        TOML.format(nodes=2, versions=0, dtype="bfloat16", deadline_s="inf") + '[merge]\nlr = inf\nstrategy = "krum"\n'
+    )
     with sqlite3.connect(hub.folder / "hub.db") as db:
         db.execute("UPDATE federations SET config = ?", (old,))
     db.close()
@@ -25,6 +27,7 @@ def test_a_hub_starts_with_settings_that_are_not_accepted_any_more(hub: HubProce
         "federation fed: merge.lr = inf is not accepted any more, 1.0 holds: `zk0-hub federation set` another" in told
     )
     assert any("rounds.deadline_s = inf" in line and "31536000.0 holds" in line for line in told)
+    assert any("merge.strategy = 'krum' with merge.byzantine = 1 withstands nobody" in line for line in told)
     hub.ask("federation_set", name="fed", toml=TOML.format(nodes=2, versions=0, dtype="bfloat16", deadline_s=60))
     assert hub.ask("status")["health"] == []
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from zk0d.errors import ConfigError
 from zk0d.hub import aggregate, blocks, combine, recipe
-from zk0d.hub.config import parse_federation
+from zk0d.hub.config import parse_federation, weakness
 from zk0d.hub.master import Master
 from zk0d.hub.recipe import Recipe
 from zk0d.hub.rounds import Share
@@ -38,7 +38,7 @@ def test_mean_median_trimmed(sizes: tuple[int, int, int], trim: float) -> None:
     rows, weights = rows_of(sizes)
     np.testing.assert_allclose(combine.combine(Recipe(), rows, weights), weights @ rows, rtol=1e-9, atol=1e-12)
     np.testing.assert_array_equal(combine.combine(Recipe("median"), rows, weights), np.median(rows, axis=0))
-    cut = min(int(trim * len(rows)), (len(rows) - 1) // 2)
+    cut = min(max(int(trim * len(rows)), int(trim > 0)), (len(rows) - 1) // 2)
     expected = [sorted(column)[cut : len(rows) - cut] for column in rows.T]
     found = combine.combine(Recipe("trimmed_mean", trim), rows, weights)
     np.testing.assert_allclose(found, [statistics.fmean(c) for c in expected], rtol=1e-9, atol=1e-12)
@@ -156,3 +156,35 @@ def test_memory_of_a_median_does_not_grow_with_the_nodes() -> None:
     tracemalloc.stop()
     np.testing.assert_allclose(slot.outputs[0][:70_000], np.median(rows, axis=0), rtol=1e-6)
     assert peak < 40 * 70_000 * 8, peak  # less than all rows side by side
+
+
+def test_a_trimmed_mean_of_three_is_moved_by_no_one() -> None:
+    rows = np.array([[1.0], [2.0], [1e9]])
+    for trim in (Recipe().trim, 1e-9):
+        assert combine.combine(Recipe("trimmed_mean", trim), rows, np.full(3, 1 / 3)).tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("quorum", "merge", "accepted"),
+    [
+        (2, 'strategy = "median"', "rounds.quorum of at least 3"),
+        (2, 'strategy = "trimmed_mean"', "rounds.quorum of at least 3"),
+        (3, 'strategy = "trimmed_mean"\ntrim = 0', "above 0, below 0.5"),
+        (5, 'strategy = "krum"\nbyzantine = 2', "rounds.quorum of at least 7, and rounds.target no smaller; or"
+         " merge.byzantine of at most 1"),
+        (3, 'strategy = "multi_krum"\nbyzantine = 5', "rounds.quorum of at least 13, and rounds.target no smaller"),
+        (4, 'strategy = "krum"', "rounds.quorum of at least 5"),
+        (3, 'strategy = "median"', ""), (3, 'strategy = "trimmed_mean"', ""), (5, 'strategy = "krum"', ""),
+        (7, 'strategy = "multi_krum"\nbyzantine = 2', ""), (1, 'strategy = "mean"', ""),
+        (1, 'strategy = "flower:FedMedian"', ""),
+    ],
+)  # fmt: skip
+def test_a_merge_that_withstands_nobody_is_refused(quorum: int, merge: str, accepted: str) -> None:
+    """With as few updates as a merge can have; but a hub that took it once starts with it, and says so."""
+    toml = f'[model]\npolicy = "act"\n[rounds]\ntarget = 20\nquorum = {quorum}\n[merge]\n{merge}\n'
+    if accepted:
+        with pytest.raises(ConfigError, match=r"f.toml: merge\.") as found:
+            parse_federation(toml, "f.toml")
+        assert found.value.hint.startswith(f"accepted: {accepted}")
+    weak = weakness(parse_federation(toml, "f.toml", stored=True))
+    assert (weak is not None) == bool(accepted)

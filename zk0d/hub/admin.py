@@ -15,6 +15,7 @@ from zk0d import __version__
 from zk0d.control import ControlConnection
 from zk0d.errors import UsageError
 from zk0d.hub import founding, privacy, quarantine, stewardship
+from zk0d.hub.config import weakness
 from zk0d.hub.federation import FederationRunner
 from zk0d.hub.invitations import clean, ident, ident_of
 from zk0d.hub.receipts import timestamp
@@ -103,21 +104,6 @@ class Admin:
         hub, links = self._hub, self._hub.link.nodes()
         federations = [self._federation(f) for f in hub.federations.values()]
         pending = len(hub.registry.nodes("pending"))
-        health = [f"federation {f['name']}: {f['problem']}" for f in federations if f["problem"]]
-        for f in federations:
-            if (failed := hub.ledger.assessments.last_failed(f["name"])) is not None:
-                health.append(f"federation {f['name']}: version {failed} could not be evaluated: see `versions`")
-        for what, path in (("authority", hub.directory / "ca/ca.pem"), ("server", hub.directory / "keys/server.pem")):
-            life = Lifetime.of(path.read_bytes())
-            if hub.now() > life.end - (life.end - life.start) / 6:  # the server's should have been renewed long ago
-                health.append(f"the {what}'s certificate ends {timestamp(life.end)}: see log/hub.log")
-        if hub.discard.problem:
-            health.append(f"what nothing needs stays on the disk, which fills: {hub.discard.problem}")
-        health += [f"federation {name}: {text}" for name, text in sorted(hub.outlets.problems.items())]
-        for living in (f for f in hub.federations.values() if f.row["phase"] != "finished"):
-            for key, was in living.config.replaced.items():
-                holds = f"{living.config[key]!r} holds: `zk0-hub federation set` another"
-                health.append(f"federation {living.name}: {key} = {was!r} is not accepted any more, {holds}")
         return {
             "schema_version": SCHEMA_VERSION,
             "hub": hub.config["hub.name"],
@@ -143,8 +129,29 @@ class Admin:
             ],
             "evaluating": hub.evaluations.progress,
             "federations": federations,
-            "health": health,
+            "health": self._health(federations),
         }
+
+    def _health(self, federations: list[dict[str, Any]]) -> list[str]:
+        hub = self._hub
+        health = [f"federation {f['name']}: {f['problem']}" for f in federations if f["problem"]]
+        for f in federations:
+            if (failed := hub.ledger.assessments.last_failed(f["name"])) is not None:
+                health.append(f"federation {f['name']}: version {failed} could not be evaluated: see `versions`")
+        for what, path in (("authority", hub.directory / "ca/ca.pem"), ("server", hub.directory / "keys/server.pem")):
+            life = Lifetime.of(path.read_bytes())
+            if hub.now() > life.end - (life.end - life.start) / 6:  # the server's should have been renewed long ago
+                health.append(f"the {what}'s certificate ends {timestamp(life.end)}: see log/hub.log")
+        if hub.discard.problem:
+            health.append(f"what nothing needs stays on the disk, which fills: {hub.discard.problem}")
+        health += [f"federation {name}: {text}" for name, text in sorted(hub.outlets.problems.items())]
+        for living in (f for f in hub.federations.values() if f.row["phase"] != "finished"):
+            for key, was in living.config.replaced.items():
+                holds = f"{living.config[key]!r} holds: `zk0-hub federation set` another"
+                health.append(f"federation {living.name}: {key} = {was!r} is not accepted any more, {holds}")
+            if weak := weakness(living.config):  # an older hub took it
+                health.append(f"federation {living.name}: {weak[0]}: `zk0-hub federation set` {weak[1]}")
+        return health
 
     async def invite(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
         hours, label = float(request.get("hours", 72.0)), clean(str(request.get("label", "")))

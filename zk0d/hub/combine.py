@@ -32,8 +32,9 @@ def combine(recipe: Recipe, rows: Float64, weights: Float64) -> Float64:
 
 
 def trimmed(recipe: Recipe, updates: int) -> int:
-    """How many values are left out at either end; at least one stays."""
-    return min(math.floor(recipe.trim * updates), (updates - 1) // 2)
+    """How many values are left out at either end: one of three or more whatever `trim` above 0 is, since else a small
+    merge would be a mean; at least one stays."""
+    return min(max(math.floor(recipe.trim * updates), int(recipe.trim > 0)), (updates - 1) // 2)
 
 
 def krum_weights(recipe: Recipe, distances: Float64, weights: Float64) -> Float64:

@@ -67,6 +67,7 @@ def inside(low: float, high: float) -> Allowed:
 
 
 STRATEGIES = ("mean", "median", "trimmed_mean", "krum", "multi_krum")
+_ROBUST = STRATEGIES[1:]
 STRATEGY = Allowed(
     " or ".join((*STRATEGIES, "flower:NAME")),
     lambda v: v in STRATEGIES or re.fullmatch(r"flower:[A-Z][A-Za-z]+", v) is not None,
@@ -149,7 +150,7 @@ FEDERATION: tuple[Setting, ...] = (
     Setting("schedule.adaptive_mu", bool, False, ANY, "mu grows while the held-out loss rises, shrinks while it falls"),
     Setting("schedule.node_lr", bool, False, ANY, "a node whose own loss rises gets half the learning rate"),
     Setting("merge.strategy", str, "mean", STRATEGY, "how the nodes' updates become one"),
-    Setting("merge.trim", float, 0.1, between(0, 0.5), "trimmed_mean: fraction left out at either end"),
+    Setting("merge.trim", float, 0.1, between(0, 0.5), "trimmed_mean: fraction left out at either end, one at least"),
     Setting("merge.byzantine", int, 1, whole(0), "krum, multi_krum: how many nodes may be malicious"),
     Setting("merge.clip", float, 0.0, at_least(0),
             "updates are clipped to this times the running median of their norms; 0: not"),
@@ -299,7 +300,8 @@ def load_hub(directory: Path) -> Config:
 
 
 def parse_federation(text: str, where: str, *, stored: bool = False) -> Config:
-    """A federation's TOML, with what must hold between its settings; `stored` as in `parse`. Raises ConfigError."""
+    """A federation's TOML, with what must hold between its settings; `stored` as in `parse`; then a merge that
+    withstands nobody is taken as well (`weakness`). Raises ConfigError."""
     config = parse(text, FEDERATION, where, stored=stored)
     target, quorum = config["rounds.target"], config["rounds.quorum"]
     if quorum > target:
@@ -320,7 +322,31 @@ def parse_federation(text: str, where: str, *, stored: bool = False) -> Config:
                 "privacy: what one node can move is then not bounded as the noise assumes",
                 'accepted: merge.strategy = "mean", merge.clip = 0',
             )
+    if not stored and (weak := weakness(config)):
+        raise ConfigError(f"{where}: {weak[0]}", f"accepted: {weak[1]}")
     return config
+
+
+def weakness(config: Config) -> tuple[str, str] | None:
+    """Why a merge that is to withstand malicious nodes does not, and what would; None where it does, or is not to.
+
+    Counted with the quorum: at the deadline, in either mode, no more updates are needed. Krum withstands f of at least
+    2 f + 3 (arXiv:1703.02757); of two values neither a median nor a trimmed mean is anything but their mean.
+    """
+    strategy, quorum, trim = config["merge.strategy"], config["rounds.quorum"], config["merge.trim"]
+    if strategy == "trimmed_mean" and trim == 0:
+        return "merge.trim = 0 leaves nothing out: one node can move trimmed_mean at will", "above 0, below 0.5"
+    told, least, other = f"merge.strategy = {strategy!r}", 3, ""
+    if strategy in ("krum", "multi_krum"):
+        bad, most = config["merge.byzantine"], (quorum - 3) // 2
+        told, least = f"{told} with merge.byzantine = {bad}", 2 * bad + 3
+        other = f"; or merge.byzantine of at most {most}" if most >= 1 else ""
+    if strategy not in _ROBUST or quorum >= least:
+        return None
+    return (
+        f"{told} withstands nobody in a merge of {quorum} updates, which rounds.quorum = {quorum} allows",
+        f"rounds.quorum of at least {least}, and rounds.target no smaller{other}",
+    )
 
 
 def check_name(name: str) -> str:
