@@ -5,7 +5,7 @@ _zk0_hub() {
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=""; continue; fi
         case $word in --address|--as|--config|--count|--dir|--from|--hours|--label|--listen|--name|--reason|--version) skip=1; continue ;; -*) continue ;; esac
-        case "${path:+$path }$word" in "init"|"serve"|"status"|"invite"|"invitations"|"invitations list"|"invitations cancel"|"nodes"|"nodes list"|"nodes pending"|"nodes approve"|"nodes refuse"|"nodes revoke"|"nodes reenrol"|"federation"|"federation create"|"federation list"|"federation show"|"federation finish"|"federation freeze"|"federation thaw"|"federation drain"|"federation drop"|"federation rollback"|"federation set"|"audit"|"quarantine"|"quarantine list"|"quarantine show"|"quarantine drop"|"backup"|"restore"|"versions"|"push") path="${path:+$path }$word" ;; esac
+        case "${path:+$path }$word" in "init"|"serve"|"status"|"invite"|"invitations"|"invitations list"|"invitations cancel"|"nodes"|"nodes list"|"nodes pending"|"nodes approve"|"nodes refuse"|"nodes revoke"|"nodes reenrol"|"federation"|"federation create"|"federation list"|"federation show"|"federation finish"|"federation freeze"|"federation thaw"|"federation drain"|"federation drop"|"federation remove"|"federation rollback"|"federation set"|"audit"|"quarantine"|"quarantine list"|"quarantine show"|"quarantine drop"|"backup"|"restore"|"versions"|"push") path="${path:+$path }$word" ;; esac
     done
     case $path in
         "") words="init serve status invite invitations nodes federation audit quarantine backup restore versions push --dir --help --version" ;;
@@ -23,7 +23,7 @@ _zk0_hub() {
         "nodes refuse") words="--help --reason" ;;
         "nodes revoke") words="--help --reason" ;;
         "nodes reenrol") words="--address --help --hours --json" ;;
-        "federation") words="create list show finish freeze thaw drain drop rollback set --help" ;;
+        "federation") words="create list show finish freeze thaw drain drop remove rollback set --help" ;;
         "federation create") words="--config --from --help --json" ;;
         "federation list") words="--help --json" ;;
         "federation show") words="--help --json" ;;
@@ -32,6 +32,7 @@ _zk0_hub() {
         "federation thaw") words="--help --json" ;;
         "federation drain") words="--help --json" ;;
         "federation drop") words="--fault --help --json --reason" ;;
+        "federation remove") words="--help --json" ;;
         "federation rollback") words="--help --json" ;;
         "federation set") words="--config --help --json" ;;
         "audit") words="--all --count --help --json" ;;

@@ -71,6 +71,7 @@ def test_every_act_is_in_the_audit(hub: HubProcess, tmp_path: Path, capsys: pyte
         "reenrol": ("reenrol", {"node": "a"}),
         "revoke": ("revoked", {"node": "stranger"}),
         "federation_create": ("federation.create", {"name": "two", "toml": toml, "parts": str(tmp_path / "parts")}),
+        "federation_remove": ("federation.remove", {"name": "two"}),
         "federation_freeze": ("federation.freeze", {"name": "fed"}),
         "federation_thaw": ("federation.thaw", {"name": "fed"}),
         "federation_drain": ("federation.drain", {"name": "fed"}),

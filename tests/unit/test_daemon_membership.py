@@ -11,6 +11,47 @@ import pytest
 
 from zk0d.daemon import membership
 from zk0d.daemon.store import Store, Update
+from zk0d.errors import RefusedError
+
+
+def test_a_federation_that_was_removed_and_made_anew_is_joined_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, joins = {"pick": "gathering"}, []
+
+    async def request(kind: str, body: dict[str, Any]) -> dict[str, Any]:
+        if kind == "hello":
+            return {"federations": [{"name": n, "state": s, "version": -1} for n, s in hub.items()]}
+        if body["federation"] not in hub:
+            raise RefusedError(f"there is no federation {body['federation']!r} here", reason="no_federation")
+        joins.append(body["federation"])
+        return {"state": hub[body["federation"]], "spec_digest": None}
+
+    store, link = Store(tmp_path / "db"), SimpleNamespace(request=request)
+    monkeypatch.setattr(membership.datasets, "coarse_statistics", lambda own: {})
+    monkeypatch.setattr(store, "datasets", lambda: [SimpleNamespace(name="d", train=True, episodes=5, frames=100)])
+    says: Any = membership.Membership(store, lambda: None)
+
+    async def tell() -> tuple[str, str]:
+        await says.tell(link)
+        found = store.federation("pick")
+        assert found is not None
+        return found.state, found.reason
+
+    async def play() -> None:
+        store.join("pick")
+        assert await tell() == ("gathering", "")
+        hub["pick"] = "finished"
+        assert await tell() == ("finished", "") and joins == ["pick"]
+        del hub["pick"]
+        assert (await tell())[1] == "the hub refuses: there is no federation 'pick' here"
+        hub["pick"] = "gathering"
+        assert await tell() == ("gathering", "") and joins == ["pick", "pick"]
+
+    try:
+        asyncio.run(play())
+    finally:
+        store.close()
 
 
 def test_a_federation_left_and_joined_again_over_one_link_is_joined(

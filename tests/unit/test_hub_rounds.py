@@ -138,9 +138,14 @@ def test_what_no_node_can_have_done(steps: int, samples: int, said: str) -> None
 
 def test_transitions_and_words() -> None:
     assert advance("gathering", "open") == "open" and advance("open", "finished") == "finished"
-    for phase, to in (("gathering", "finished"), ("open", "gathering"), ("finished", "open"), ("open", "open")):
+    for phase, to in (("open", "gathering"), ("finished", "open"), ("open", "open")):
         with pytest.raises(IllegalTransitionError, match=f"from {phase} to {to}"):
             advance(phase, to)  # type: ignore[arg-type]
+    assert advance("gathering", "finished") == "finished"  # made by mistake
+    ended = replace(OPEN, phase="finished", version=-1, buffer=(), tasks={}, receiving=frozenset())
+    ended.validate()
+    answer = task_for(RULES, ended, next(iter(OPEN.members)), 0.0)
+    assert isinstance(answer, Wait) and answer.reason == "the federation is finished before version 0"
     assert [duration(s) for s in (0.2, 89, 91, 3600, 10000)] == ["1 s", "89 s", "2 min", "60 min", "3 h"]
     assert ends(replace(RULES, versions=3), 3) and not ends(replace(RULES, versions=3), 2) and not ends(RULES, 99)
 

@@ -67,6 +67,8 @@ class Membership:
                 found["version"] = None  # it gathers: there is no version yet
         self.heard += 1
         self._store.put("offered", [{k: f.get(k) for k in ("name", "state", "version")} for f in offered])
+        for gone in self._joined_as.keys() - {f["name"] for f in offered}:
+            del self._joined_as[gone]  # removed at the hub: to be joined anew if another of this name comes
         for found in offered:
             known = self._store.federation(found["name"])
             if known is not None and known.state != "joining":

@@ -51,6 +51,7 @@ class Admin:
             "federation_list": self.federation_list,
             "federation_show": self.federation_show,
             "federation_finish": self.federation_finish,
+            "federation_remove": self.federation_remove,
             "federation_freeze": self.federation_hold,
             "federation_thaw": self.federation_hold,
             "federation_drain": self.federation_hold,
@@ -253,8 +254,13 @@ class Admin:
 
     async def federation_finish(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
         runner = self._runner(request)
-        self._hub.finish_federation(runner.name, _actor(connection))
+        stewardship.finish(runner, _actor(connection))
         return self._federation(runner)
+
+    async def federation_remove(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+        runner = self._runner(request)
+        await founding.remove(self._hub, runner, _actor(connection))
+        return {"name": runner.name}
 
     async def federation_hold(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
         runner = self._runner(request)

@@ -29,8 +29,9 @@ from zk0d.model.blobs import BlobStore
 KINDS = ("hub.toml", "ca", "keys", "federations")
 _MARK = "backup.json"
 _NEEDED = """
-    SELECT draft_spec AS digest FROM federations UNION SELECT base FROM federations
-    UNION SELECT exchange FROM federations UNION SELECT spec FROM federations WHERE spec IS NOT NULL
+    SELECT draft_spec AS digest FROM federations UNION SELECT spec FROM federations WHERE spec IS NOT NULL
+    UNION SELECT base FROM federations WHERE spec IS NOT NULL OR phase != 'finished'
+    UNION SELECT exchange FROM federations WHERE spec IS NOT NULL OR phase != 'finished'
     UNION SELECT digest FROM versions WHERE retired_at IS NULL
     UNION SELECT master FROM versions v WHERE number >=
         (SELECT max(number) FROM versions w WHERE w.federation = v.federation) - 1

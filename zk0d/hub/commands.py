@@ -170,6 +170,11 @@ def drop(options: argparse.Namespace) -> int:
     return show(options, value, "\n".join([*lines, tables.federation(value)]))
 
 
+def remove(options: argparse.Namespace) -> int:
+    value = ask(options, "federation_remove", name=options.name)
+    return show(options, value, f"{value['name']}: removed")
+
+
 def rollback(options: argparse.Namespace) -> int:
     value = ask(options, "federation_rollback", name=options.name, version=options.version)
     return show(options, value, tables.federation(value))

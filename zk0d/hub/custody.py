@@ -45,6 +45,13 @@ class Custody:
             )
             self._store.audit(db, actor, "federation.settings", name, changed=changed, at_once=at_once)
 
+    def remove(self, name: str, actor: str) -> None:
+        """There is no such federation any more; no version, task or update names it."""
+        with self._store.write() as db:
+            db.execute("DELETE FROM members WHERE federation = ?", (name,))
+            db.execute("DELETE FROM federations WHERE name = ?", (name,))
+            self._store.audit(db, actor, "federation.remove", name)
+
     def roll_back(self, name: str, source: Row, number: int, master: str, actor: str) -> None:
         """Version `number` exists and is `source` again; updates from before it no longer count, each with a reason."""
         why = f"the federation was rolled back to version {source['number']}, which is now version {number}"

@@ -71,7 +71,7 @@ class FederationRunner(FederationState):
         if snapshot.phase == "gathering":
             return f"gathering: {rounds.gathering(self.rules, snapshot)} more nodes must join"
         if snapshot.phase == "finished":
-            return f"finished with version {snapshot.version}"
+            return rounds.finished(snapshot)
         if snapshot.hold == "frozen":
             return f"frozen at version {snapshot.version} with {len(snapshot.buffer)} updates: `thaw` goes on"
         if snapshot.hold and not snapshot.buffer and not snapshot.outstanding:

@@ -1,6 +1,7 @@
-"""How a federation comes to be: its settings and everything they name are looked at, version 0 is made or taken in.
+"""How a federation comes to be: its settings and everything they name are looked at, version 0 is made or taken in. And
+how one that was made by mistake goes again.
 
-Called by admin.py. Not for what opens it (merging.py), nor for changing it later (stewardship.py).
+Called by admin.py. Not for what opens it (merging.py), nor for changing or ending it later (stewardship.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import structlog
 from zk0d.errors import ConfigError, UsageError
 from zk0d.hub import aggregate, preflight
 from zk0d.hub.config import Config, check_name, parse_federation
+from zk0d.hub.federation import FederationRunner
 from zk0d.hub.service import Hub
 from zk0d.model.payload import Payload
 from zk0d.model.spec import ModelSpec
@@ -51,7 +53,8 @@ async def create(
 
 def _check_free(hub: Hub, name: str) -> None:
     if name in hub.federations:
-        raise UsageError(f"there is a federation {name!r} already", "choose another name")
+        free = f", or free it: `zk0-hub federation remove {name}`" if hub.ledger.version(name) is None else ""
+        raise UsageError(f"there is a federation {name!r} already", f"choose another name{free}")
 
 
 async def _initial(hub: Hub, config: Config, work: Path, on_event: OnEvent) -> None:
@@ -90,7 +93,9 @@ async def from_files(
     if base_digest != spec.base_digest:
         raise ConfigError(f"{base} is {base_digest}, the spec says {spec.base_digest}", "take the files of one run")
     draft = hub.blobs.add_bytes(spec.to_bytes())
-    _check_free(hub, name)  # another may have been made meanwhile
+    _check_free(hub, name)  # another may have been made meanwhile, or one removed that shared these files
+    if not (hub.blobs.has(base_digest) and hub.blobs.has(exchange_digest)):
+        raise UsageError(f"a federation with the files of {name} was just removed", "try again")
     hub.ledger.create(name, toml, draft, base_digest, exchange_digest, actor)
     hub.add(name, config)
     log.info("federation created", federation=name, parameters=sum(t.elements for t in spec.exchange))
@@ -103,3 +108,27 @@ async def from_files(
         "parameters": sum(t.elements for t in spec.exchange),
         "payload_bytes": spec.payload_bytes,
     }
+
+
+async def remove(hub: Hub, federation: FederationRunner, actor: str) -> None:
+    """Take away a federation that never had a version: its name is free again. Raises UsageError.
+
+    Its nodes' links are ended, so that they say anew what they are members of, and hear that there is none.
+    """
+    name, row = federation.name, federation.row
+    if hub.ledger.version(name) is not None:
+        raise UsageError(
+            f"federation {name} has published versions: they and the receipts for them stay",
+            f"`zk0-hub federation finish {name}` ends it",
+        )
+    if federation.is_merging:
+        raise UsageError(f"federation {name} is being opened", "try again in a moment")
+    members = hub.ledger.members.names(name)
+    federation.custody.remove(name, actor)
+    hub.forget(name)
+    for digest in (row["draft_spec"], row["base"], row["exchange"]):
+        hub.discard(digest)
+    log.info("federation removed", federation=name, nodes=len(members), actor=actor)
+    for node in members:
+        hub.link.disconnect(node, f"federation {name} was removed")
+    await asyncio.to_thread(shutil.rmtree, hub.directory / "federations" / name, True)

@@ -71,7 +71,7 @@ class Ledger:
             take_settings(self._store, db, name, 0)
 
     def finish(self, name: str, actor: str) -> None:
-        """No further tasks, updates or merges. Raises IllegalTransitionError unless it is open."""
+        """No further tasks, updates or merges. Raises IllegalTransitionError where it is finished already."""
         with self._store.write() as db:
             self._advance(db, name, "finished", "finished_at")
             self._store.audit(db, actor, "federation.finish", name)
@@ -201,7 +201,8 @@ class Ledger:
     def blob_needed(self, digest: str) -> bool:
         """Whether any federation still needs this blob: published, part of its base, or of its next or last merge."""
         row = self._store.one(
-            "SELECT EXISTS (SELECT 1 FROM federations WHERE ? IN (draft_spec, base, exchange, spec))"
+            "SELECT EXISTS (SELECT 1 FROM federations WHERE ? IN (draft_spec, spec)"
+            "  OR ? IN (base, exchange) AND (spec IS NOT NULL OR phase != 'finished'))"
             " OR EXISTS (SELECT 1 FROM versions WHERE digest = ? AND retired_at IS NULL)"
             " OR EXISTS (SELECT 1 FROM versions v WHERE master = ? AND number >="
             "  (SELECT max(number) FROM versions w WHERE w.federation = v.federation) - 1)"
@@ -209,25 +210,27 @@ class Ledger:
             "  (SELECT max(number) FROM versions w WHERE w.federation = f.name) - 1 WHERE instr(v.moments, ?))"
             " OR EXISTS (SELECT 1 FROM updates u WHERE payload = ? AND (state IN ('receiving','admitted')"
             "  OR new_version = (SELECT max(number) FROM versions w WHERE w.federation = u.federation))) AS needed",
-            digest, digest, digest, digest, digest,
+            *[digest] * 6,
         )  # fmt: skip
         return row is not None and bool(row["needed"])
 
     def published_in(self, digest: str) -> list[str]:
         """The federations whose members may download this blob now."""
         rows = self._store.all(
-            "SELECT name FROM federations WHERE ? IN (spec, base) AND phase != 'gathering'"
+            "SELECT name FROM federations WHERE ? IN (spec, base) AND spec IS NOT NULL"
             " UNION SELECT federation FROM versions WHERE digest = ? AND retired_at IS NULL", digest, digest
         )  # fmt: skip
         return [r["name"] for r in rows]
 
     def leftover(self, digest: str) -> bool:
-        """Whether a blob is a payload, an old master or a retired version that nothing needs: what a crash left."""
+        """Whether a blob is a payload, an old master, a retired version or a federation's, and nothing needs it: what
+        a crash left."""
         row = self._store.one(
             "SELECT EXISTS (SELECT 1 FROM updates WHERE payload = ?)"
             " OR EXISTS (SELECT 1 FROM versions WHERE master = ?)"
-            " OR EXISTS (SELECT 1 FROM versions WHERE digest = ?) AS known",
-            digest, digest, digest,
+            " OR EXISTS (SELECT 1 FROM versions WHERE digest = ?)"
+            " OR EXISTS (SELECT 1 FROM federations WHERE ? IN (base, exchange)) AS known",
+            *[digest] * 4,
         )  # fmt: skip
         return row is not None and bool(row["known"]) and not self.blob_needed(digest)
 

@@ -38,7 +38,7 @@ class Merging:
 
     def __init__(self, federation: FederationState) -> None:
         self._fed, self._hub, self._ledger = federation, federation.hub, federation.ledger
-        self.busy = False
+        self.busy = self._closed = False
         self._work = self._hub.directory / "work" / "merge" / federation.name
         self._timer: asyncio.TimerHandle | None = None
         self._unread = ("", 0)
@@ -46,6 +46,8 @@ class Merging:
 
     async def open_if_ready(self) -> None:
         """Fix the statistics and publish version 0 once enough nodes have joined."""
+        if self._closed:  # it was removed meanwhile
+            return
         row = self._fed.row
         if (
             row["phase"] != "gathering"
@@ -93,7 +95,7 @@ class Merging:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self.busy or self._hub.stopping():
+        if self.busy or self._closed or self._hub.stopping():
             return
         try:
             due = self._due()
@@ -323,5 +325,6 @@ class Merging:
             log.warning("what is needed no more stays for now", federation=self._fed.name, error=str(error))
 
     def close(self) -> None:
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()

@@ -109,7 +109,7 @@ def _federations(at: Any) -> None:
                         help="take spec.json, base.safetensors and exchange.safetensors from DIR")  # fmt: skip
     _json(_add(at, "list", commands.federations, "all federations"))
     for name, text in (
-        ("show", "one federation in detail"), ("finish", "end a federation"),
+        ("show", "one federation in detail"), ("finish", "end a federation, also one that still gathers"),
         ("freeze", "no tasks and no merges until thawed"), ("thaw", "go on after freeze or drain"),
         ("drain", "no new tasks; merge what is under way"),
     ):  # fmt: skip
@@ -121,6 +121,8 @@ def _federations(at: Any) -> None:
     drop.add_argument("which", metavar="UPDATE|NODE", help="its digest or the beginning of it; a node: all its updates")
     drop.add_argument("--reason", default="", help="its node is told")
     drop.add_argument("--fault", action="store_true", help="the update was bad: keep it in quarantine, count it so")
+    remove = _json(_add(at, "remove", commands.remove, "take away one that never had a version, made by mistake"))
+    remove.add_argument("name")
     back = _json(_add(at, "rollback", commands.rollback, "publish an older version again as the newest"))
     back.add_argument("name")
     back.add_argument("version", type=int, help="the number to go back to")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Phase = Literal["gathering", "open", "finished"]
-_NEXT: dict[Phase, tuple[Phase, ...]] = {"gathering": ("open",), "open": ("finished",), "finished": ()}
+_NEXT: dict[Phase, tuple[Phase, ...]] = {"gathering": ("open", "finished"), "open": ("finished",), "finished": ()}
 
 IDLE_S = 30.0
 """How long a node waits before it asks again when nothing else says so."""
@@ -47,7 +47,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A federation at one moment. `version` is the newest number, -1 while it gathers."""
+    """A federation at one moment. `version` is the newest number, -1 while it gathers and where it ended so."""
 
     phase: Phase
     version: int
@@ -74,8 +74,8 @@ class Snapshot:
     def validate(self) -> None:
         """Raise AssertionError unless the parts fit together; tests call it after every step."""
         assert self.phase in _NEXT
-        assert (self.version == -1) == (self.phase == "gathering")
-        assert self.phase != "gathering" or not (self.buffer or self.tasks or self.receiving)
+        assert self.version != -1 if self.phase == "open" else self.version == -1 or self.phase == "finished"
+        assert self.version != -1 or not (self.buffer or self.tasks or self.receiving)
         assert all(g.node in self.members and 0 <= g.base_version <= self.version for g in self.buffer)
         assert len({g.update for g in self.buffer}) == len(self.buffer)
         assert all(n in self.members and v <= self.version for n, v in self.tasks.items())
@@ -140,7 +140,7 @@ def task_for(rules: Rules, snapshot: Snapshot, node: str, now: float) -> Grant |
     if snapshot.phase == "gathering":
         return Wait(f"the federation is gathering: it opens when {_more_join(gathering(rules, snapshot))}", IDLE_S)
     if snapshot.phase == "finished":
-        return Wait(f"the federation is finished with version {snapshot.version}", REFUSED_MAX_S)
+        return Wait(f"the federation is {finished(snapshot)}", REFUSED_MAX_S)
     if snapshot.hold == "frozen":
         return Wait(f"the federation is frozen at version {snapshot.version} by its maintainer", REFUSED_S * 4)
     if any(g.node == node for g in snapshot.buffer):
@@ -156,6 +156,11 @@ def task_for(rules: Rules, snapshot: Snapshot, node: str, now: float) -> Grant |
     if snapshot.hold and not held:
         return Wait("the federation is draining: it gives no new tasks", REFUSED_S * 4)
     return Grant(again=held)
+
+
+def finished(snapshot: Snapshot) -> str:
+    """How a finished federation ended."""
+    return "finished before version 0" if snapshot.version < 0 else f"finished with version {snapshot.version}"
 
 
 def _given(rules: Rules, snapshot: Snapshot, now: float) -> Wait:

@@ -297,12 +297,11 @@ class Hub:
         self._configs[name] = config
         self.federations[name] = FederationRunner(name, self)
 
-    def finish_federation(self, name: str, actor: str) -> None:
-        """End an open federation. Raises UsageError when it is not open."""
-        row = self.ledger.federation(name)
-        if row["phase"] != "open":
-            raise UsageError(f"federation {name} is {row['phase']}", "only an open one can be finished")
-        self.ledger.finish(name, actor)
+    def forget(self, name: str) -> None:
+        """Serve a federation no more that the ledger no longer has."""
+        self.federations.pop(name).close()
+        self._configs.pop(name, None)
+        self.outlets.problems.pop(name, None)
 
 
 def _bounds(config: Config) -> Bounds:

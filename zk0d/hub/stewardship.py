@@ -36,6 +36,20 @@ def hold(federation: FederationRunner, state: str, actor: str) -> None:
     federation.consider()
 
 
+def finish(federation: FederationRunner, actor: str) -> None:
+    """End a federation; its nodes hear of it with their next hello. Raises UsageError when it has ended already."""
+    row = federation.row
+    if row["phase"] == "finished":
+        raise UsageError(f"federation {federation.name} is finished already", "nothing is left to end")
+    if row["phase"] == "gathering" and federation.is_merging:
+        raise UsageError(f"federation {federation.name} is being opened", "try again in a moment")
+    federation.ledger.finish(federation.name, actor)
+    if row["phase"] == "gathering":  # what would have been version 0, and nobody has got
+        for digest in (row["base"], row["exchange"]):
+            federation.hub.discard(digest)
+    log.info("federation finished", federation=federation.name, actor=actor)
+
+
 async def check_settings(federation: FederationRunner, toml: str, where: str) -> str:
     """Look at what new settings name, before `change_settings` → a warning, or empty. Raises ConfigError."""
     known = federation.config["evaluation.datasets"]  # one that has gone since must not keep others from being set
