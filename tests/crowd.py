@@ -94,8 +94,8 @@ class Sender:
                 self.say("manifest", told, message["id"], len(self.leaves))
                 await self.write(self.leaves)
             elif message["t"] == "chunk.get":
-                at = body["index"] * self.chunk
-                size = min(self.chunk, self.size - at)
+                at = body["index"] * body["chunk_size"]
+                size = min(body["chunk_size"], self.size - at)
                 self.say("chunk", {"digest": self.digest, "index": body["index"]}, message["id"], size)
                 if not at:
                     await self.write(self.mark)
@@ -184,7 +184,7 @@ async def hub(folder: Path, receive_bytes: int) -> None:
     """Takes the blob that a `hello` names, and answers when it has it; until standard input ends."""
     folder.mkdir(parents=True)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory((folder / "log").open("w")))
-    w = World(folder, replace(FAST, reask_s=30.0, stall_s=300.0, receive_bytes=receive_bytes))
+    w = World(folder, replace(FAST, chunk_size=4 << 20, reask_s=30.0, stall_s=300.0, receive_bytes=receive_bytes))
 
     async def answer(node: str, kind: str, body: dict[str, Any]) -> dict[str, Any]:
         digest, size = body["software"].split()

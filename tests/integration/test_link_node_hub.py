@@ -13,6 +13,7 @@ from linked import FAST, Proxy, World, hello, until, world
 
 from zk0d.errors import LinkClosedError, LinkLostError, PayloadError, RefusedError
 from zk0d.link.state import LinkLimits
+from zk0d.link.storing import Storing
 from zk0d.model.blobs import BlobStore, name_of
 
 BLOB = os.urandom(3 * 1024 * 1024 + 17)
@@ -174,6 +175,31 @@ def test_requests_among_bulk_never_cut_into_it(tmp_path: Path) -> None:
             there, here = await both
             assert there.read_bytes() == data and here.read_bytes() == data[::-1]
             assert w.hub.nodes()["alice"].since == since, "the link broke on the way"
+
+    asyncio.run(run())
+
+
+def test_a_receiver_cuts_no_coarser_than_it_likes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of 4 MiB, each under way for as long as the sender likes, would be memory that others wait for."""
+    sizes: list[int] = []
+    put = Storing.put
+
+    def noted(self: Storing, index: int, data: bytes | memoryview) -> None:
+        sizes.append(len(data))
+        put(self, index, data)
+
+    monkeypatch.setattr(Storing, "put", noted)
+
+    async def run() -> None:
+        async with world(tmp_path) as w, w.node("alice", limits=replace(FAST, chunk_size=4 << 20)) as alice:
+            digest = BlobStore(tmp_path / "blobs-alice", reserve=0).add_bytes(BLOB)
+            alice.share(digest)
+            assert (await w.hub.fetch("alice", digest, 1 << 30)).read_bytes() == BLOB
+            assert max(sizes) == FAST.chunk_size < len(BLOB), "the hub asked as coarsely as the node would have it"
+            sizes.clear()
+            down = w.blobs.add_bytes(BLOB[::-1])
+            assert (await alice.fetch(down)).read_bytes() == BLOB[::-1]
+            assert max(sizes) == FAST.chunk_size, "the hub's cut is the finer one"
 
     asyncio.run(run())
 

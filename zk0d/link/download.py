@@ -74,7 +74,8 @@ async def _manifest(peer: Peer, digest: str, pieces: bool) -> tuple[Manifest, tu
     body, bulk = answer.body, answer.bulk
     if answer.type != "manifest" or bulk is None or body["digest"] != digest:
         raise PayloadError(f"{peer.name} answered the question for the manifest of {digest} with something else")
-    made = Manifest(digest, body["size"], body["chunk_size"], bytes(bulk))  # which is proven, or there is none
+    # Proven, or there is none. And no coarser than ours: a chunk under way holds memory here for as long as it takes.
+    made = Manifest(digest, body["size"], min(body["chunk_size"], peer.limits.chunk_size), bytes(bulk))
     return made, tensors.unpack(body.get("tensors", b""), made.size)
 
 
