@@ -120,6 +120,7 @@ def test_an_update_is_dropped_and_the_others_are_merged(hub: HubProcess, tmp_pat
             assert lost.refusals[update(offers[0])]["reason"] == "the maintainer dropped it: its file is broken"
             said = await command(hub, "federation", "drop", "fed", poison.name, "--fault")
             assert said.stdout.startswith(f"dropped {update(offers[1])[7:19]} of {poison.identity.node_id}")
+            await until(lambda: bool(hub.ask("quarantine_list")), "it is kept")
             kept = await ask(hub, "quarantine_list")
             assert [(k["update"], k["reason"]) for k in kept] == [
                 (update(offers[1]), "the maintainer dropped it and gave no reason")

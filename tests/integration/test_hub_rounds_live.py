@@ -299,7 +299,9 @@ def test_bad_updates_are_refused_with_the_reason_and_the_round_goes_on(hub: HubP
             assert "shape [100, 600], the spec says [600, 100]" in await bad.refused(offer)
 
             # The quarantine says why; a pause grows with refusals in a row.
-            kept = [json.loads(p.read_text())["reason"] for p in (hub.folder / "quarantine").glob("*.json")]
+            folder = hub.folder / "quarantine"
+            await until(lambda: len(list(folder.glob("*.json"))) == 2, "both are kept")  # after their nodes are told
+            kept = [json.loads(p.read_text())["reason"] for p in folder.glob("*.json")]
             assert sorted("NaN" in k for k in kept) == [False, True]
             reply = await bad.request("task.request", {"federation": "fed"})
             assert reply["task"] is None and "refused" in reply["reason"] and 0 < reply["retry_s"] <= 15

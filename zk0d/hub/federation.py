@@ -67,7 +67,7 @@ class FederationRunner(FederationState):
 
     def headline(self) -> str:
         """State, reason and next event in one sentence."""
-        snapshot, now = self.ledger.snapshot(self.name), self.hub.now()
+        snapshot, now = self.snapshot(), self.hub.now()
         if snapshot.phase == "gathering":
             return f"gathering: {rounds.gathering(self.rules, snapshot)} more nodes must join"
         if snapshot.phase == "finished":
@@ -116,7 +116,7 @@ class FederationRunner(FederationState):
 
     def task(self, node: str) -> dict[str, Any]:
         """`task.request`."""
-        answer = rounds.task_for(self.rules, self.ledger.snapshot(self.name), node, self.hub.now())
+        answer = rounds.task_for(self.rules, self.snapshot(), node, self.hub.now())
         if isinstance(answer, rounds.Wait):
             return {"task": None, "reason": answer.reason, "retry_s": round(answer.retry_s, 1)}
         version = self.ledger.version(self.name)
@@ -131,7 +131,7 @@ class FederationRunner(FederationState):
         log.info(
             "task", federation=self.name, node=node, version=version["number"], task=task["id"], again=answer.again
         )
-        due = rounds.due_in(self.rules, self.ledger.snapshot(self.name), self.hub.now())
+        due = rounds.due_in(self.rules, self.snapshot(), self.hub.now())
         if due is not None:
             task = {**task, "due_s": round(due, 1)}
         return {"task": task, "reason": "", "retry_s": 0}

@@ -29,6 +29,8 @@ _LOOKED_AT = 8
 _CANNOT_BEGIN = "the next merge cannot be begun"
 _MERGE_RETRY_S = 30.0
 """After a merge that failed for a reason of this machine (disk full)."""
+_LOOK_S = 60.0
+"""So often a deadline is looked at: a timer does not hear that the clock was set, or that the machine slept."""
 _READS = 10
 """So often the file of an update is tried that is there and cannot be read, before the others go on without it."""
 
@@ -116,9 +118,9 @@ class Merging:
         begun = self._ledger.unfinished_merge(self._fed.name)
         if begun is not None:
             return begun
-        found = rounds.merge_due(self._fed.rules, self._ledger.snapshot(self._fed.name), self._hub.now())
+        found = rounds.merge_due(self._fed.rules, self._fed.snapshot(), self._hub.now())
         if isinstance(found, float):
-            self._look_again(found - self._hub.now())
+            self._look_again(min(found - self._hub.now(), _LOOK_S))
             return None
         if found is None:
             return None

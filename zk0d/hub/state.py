@@ -6,6 +6,7 @@ Intake (intake.py), merging (merging.py) and the answers to nodes (federation.py
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from zk0d.hub.ledger import Ledger
 from zk0d.hub.receipts import ReceiptKey, Statement
 from zk0d.hub.refusals import Aftermath
 from zk0d.hub.store import Row, Store
+from zk0d.hub.waits import Waits
 from zk0d.model.blobs import BlobStore
 from zk0d.model.spec import ModelSpec
 
@@ -53,6 +55,7 @@ class FederationState:
         self.problem = ""
         """Why it does not go on, for status; "" when it does."""
         self._spec: ModelSpec | None = None
+        self._waits = Waits()
         self.config: Config
         self.rules: rounds.Rules
         self.settle()
@@ -79,6 +82,10 @@ class FederationState:
         with contextlib.suppress(OSError):  # a full disk
             if not path.exists() or path.read_bytes() != toml.encode():
                 write_text(path, toml)
+
+    def snapshot(self) -> rounds.Snapshot:
+        """As the rounds look at it now, whatever was done to the clock."""
+        return self._waits.steady(self.ledger.snapshot(self.name), self.hub.now(), time.monotonic())
 
     @property
     def merge_room(self) -> int:
