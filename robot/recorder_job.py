@@ -60,7 +60,7 @@ class RecorderJob:
         for key, low_s in (("episode_s", 0.2), ("reset_s", 0.0)):
             value = values.get(key, low_s)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low_s <= value <= 86_400:
-                raise refuse(key, f"seconds, {low_s} or more")
+                raise refuse(key, f"seconds, from {low_s:g} to 86400")
         if values.get("keep", "all") not in ("all", "success"):
             raise refuse("keep", '"all" or "success"')
         if values.get("pace", "") not in ("", "real", "fast"):

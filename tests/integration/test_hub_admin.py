@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hub_cast import TOML, HubProcess, TestNode, make_parts, until
 
-from zk0d.errors import RefusedError, WorkerError
+from zk0d.errors import RefusedError, UsageError, WorkerError
 from zk0d.hub.admin import READS, Admin
 from zk0d.hub.main import main
 from zk0d.invitation import Invitation
@@ -127,6 +127,15 @@ def test_invitations_are_listed_without_their_secrets(
     csr = TestNode(tmp_path, "b").identity.csr()
     with pytest.raises(RefusedError, match="the invitation was cancelled"):
         asyncio.run(enroll(leaked.host, leaked.port, {"csr": csr, "secret": leaked.secret}, leaked.ca))
+
+
+def test_a_number_that_no_database_holds_is_refused(hub: HubProcess, tmp_path: Path) -> None:
+    make_parts(tmp_path / "parts", 1000)
+    hub.create("fed", tmp_path / "parts", nodes=1)
+    for op, fields in (("audit", {"count": 10**20}), ("federation_rollback", {"version": 10**20}),
+                       ("push", {"version": 10**20}), ("audit", {"count": "many"})):  # fmt: skip
+        with pytest.raises(UsageError, match="is not a whole number of at least"):
+            hub.ask(op, name="fed", **fields)
 
 
 def test_the_audit_prints_nothing_that_a_terminal_obeys(hub: HubProcess, capsys: pytest.CaptureFixture[str]) -> None:

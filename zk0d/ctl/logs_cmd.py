@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from zk0d.arguments import Whole
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.context import DEFAULT_SOCKET
 from zk0d.ctl.render import paint, safe
@@ -132,8 +133,6 @@ def _journal(context: Context, args: Args, filter: Filter, printer: Printer) -> 
 
 def run(context: Context, args: Args) -> int:
     args.worker = SHORT.get(args.worker, args.worker)
-    if args.lines < 0:
-        raise UsageError(f"-n {args.lines} is no number of lines", "0 shows none, with -f only what is new")
     now, printer = time.time(), Printer(args.json)
     filter = wanted(args, now)
     if filter is not None and _journal(context, args, filter, printer):
@@ -170,7 +169,7 @@ COMMAND = Command(
             metavar=_PROGRAMS),
         arg("--since", help="not older than this: 10min, 2h, 14:30 or '2026-11-24 14:30'", metavar="TIME"),
         arg("--journal", help="the system's journal: all entries, or those of a filter", action="store_true"),
-        arg("-n", help="how many lines (default 30; 0 with -f: only new ones)", type=int, default=30, dest="lines",
+        arg("-n", help="how many lines (default 30; 0 with -f: only new ones)", type=Whole(0), default=30, dest="lines",
             metavar="LINES"),
         arg("-f", "--follow", help="go on as more comes", action="store_true"),
         arg("--json", help="as JSON, one object a line", action="store_true"),

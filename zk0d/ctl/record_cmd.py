@@ -10,6 +10,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from zk0d.arguments import MAX_EPISODES, MAX_SEED, Number, Whole
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.keys import HELP, keys_steer
 from zk0d.ctl.preview import Block, picture
@@ -167,9 +168,14 @@ COMMAND = Command(
             (
                 arg("--dataset", help="name of the dataset, new or existing", required=True, metavar="NAME"),
                 arg("--task", help="what is done (default: the dataset's last one)", metavar="TEXT"),
-                arg("--episodes", help="record N more", type=int, metavar="N"),
-                arg("--until", help="record until the dataset has N; safe to run again", type=int, metavar="N"),
-                arg("--episode-s", help="longest take in seconds", type=float, metavar="S"),
+                arg("--episodes", help="record N more", type=Whole(1, MAX_EPISODES), metavar="N"),
+                arg(
+                    "--until",
+                    help="record until the dataset has N; safe to run again",
+                    type=Whole(1, MAX_EPISODES),
+                    metavar="N",
+                ),
+                arg("--episode-s", help="longest take in seconds", type=Number(0.2, 86400), metavar="S"),
                 arg("--follower", help="the arm's port, or virtual:TASK", metavar="PORT"),
                 arg("--leader", help="the leader's port; virtual: expert, replay:FILE#EPISODE, rest", metavar="PORT"),
                 arg(
@@ -177,9 +183,9 @@ COMMAND = Command(
                     help="which takes to keep where success is known (default success)",
                     choices=("success", "all"),
                 ),
-                arg("--seed", help="seed of a virtual bench", type=int, default=0, metavar="N"),
+                arg("--seed", help="seed of a virtual bench", type=Whole(0, MAX_SEED), default=0, metavar="N"),
                 arg("--no-train", help="do not train on the dataset", action="store_true"),
-                arg("--reset-s", help="pause between takes in seconds", type=float, metavar="S"),
+                arg("--reset-s", help="pause between takes in seconds", type=Number(0, 86400), metavar="S"),
                 arg("--paused", help="the first take waits for `next`", action="store_true"),
                 arg("--by-hand", help="a take ends with `next` only, not after --episode-s", action="store_true"),
                 arg("--keys", help="keys of this terminal steer: n r d p f q, arrows", action="store_true"),

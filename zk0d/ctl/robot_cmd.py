@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from zk0d.arguments import Number, Whole
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.record_cmd import interruptible, robot
 from zk0d.ctl.render import Progress, paint, safe, show_json, table
@@ -212,19 +213,20 @@ COMMAND = Command(
     subs=(
         Command("find", "ports and cameras by their USB serial numbers", (
             arg("--unplugged", help="wait until you unplug one, and name it", action="store_true"),
-            arg("--wait-s", help="how long (default 60)", type=float, default=60.0, metavar="S"),
+            arg("--wait-s", help="how long (default 60)", type=Number(0), default=60.0, metavar="S"),
             _JSON,
         ), _find),
         Command("show", "the arms and cameras of zk0d.toml, and where they are now", (_JSON,), _show),
         Command("setup", "give the servos of a new arm their ids, one at a time", (_ARM, *_PORTS, _JSON), _setup),
         Command("calibrate", "calibrate an arm, step by step", (_ARM, *_PORTS, _JSON), _calibrate),
         Command("teleop", "the follower does what the leader does; nothing is recorded", (
-            arg("--seconds", help="end after S", type=float, metavar="S"),
-            arg("--fps", help="steps per second (default: that of recordings)", type=int, metavar="N"),
+            arg("--seconds", help="end after S", type=Number(0, 86400), metavar="S"),
+            arg("--fps", help="steps per second (default: that of recordings)", type=Whole(5, 120), metavar="N"),
             *_PORTS, _JSON,
         ), _teleop),
         Command("doctor", "check servos, cables, cameras, USB and disk; nothing moves", (
-            arg("--reads", help="readings to judge the cable by (default 200)", type=int, default=200, metavar="N"),
+            arg("--reads", help="readings to judge the cable by (default 200)", type=Whole(1, 100_000), default=200,
+                metavar="N"),
             *_PORTS, _JSON,
         ), _doctor),
         Command("release", "let the arm go, gently, whatever has it: its session ends", (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from zk0d.arguments import MAX_SEED, Number, Whole
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.dataset_cmd import renames
 from zk0d.ctl.record_cmd import DEGRADED, INTERRUPTED, control, interruptible, robot
@@ -89,18 +90,24 @@ COMMAND = Command(
             "run it (the default action)",
             (
                 arg("--model", help='version to run (default "latest")', default="latest", metavar="VERSION"),
-                arg("--episodes", help="how many times (default 3)", type=int, default=3, metavar="N"),
-                arg("--max-s", help="longest episode in seconds (default 15)", type=float, default=15.0, metavar="S"),
+                arg("--episodes", help="how many times (default 3)", type=Whole(1, 10_000), default=3, metavar="N"),
+                arg(
+                    "--max-s",
+                    help="longest episode in seconds (default 15)",
+                    type=Number(0.2, 3600),
+                    default=15.0,
+                    metavar="S",
+                ),
                 arg(
                     "--reset-s",
                     help="how long a real arm is at rest between episodes (default 10)",
-                    type=float,
+                    type=Number(0, 3600),
                     metavar="S",
                 ),
                 arg("--out", help="folder for the video and rollout.json", required=True, metavar="DIR"),
                 arg("--task", help="task text (default: that of the last recording)", metavar="TEXT"),
                 arg("--follower", help="the arm's port, or virtual:TASK", metavar="PORT"),
-                arg("--seed", help="seed of a virtual bench", type=int, default=0, metavar="N"),
+                arg("--seed", help="seed of a virtual bench", type=Whole(0, MAX_SEED), default=0, metavar="N"),
                 arg("--rename", help="this camera is the policy's THEIRS", action="append", metavar="OWN=THEIRS"),
                 arg("--json", help="the result as JSON", action="store_true"),
             ),

@@ -9,6 +9,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any, Never
 
+from zk0d.arguments import Number
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.render import duration
 from zk0d.ctl.status_text import document, show, show_document, text
@@ -82,7 +83,7 @@ COMMAND = Command(
         arg("--watch", help="show it again every second", action="store_true"),
         arg("--wait", help="wait until running, connected, settled or version=N", metavar="CONDITION", nargs="?",
             const="running", default=""),
-        arg("--timeout", help="seconds to wait (default 60)", type=float, default=60.0, metavar="S"),
+        arg("--timeout", help="seconds to wait (default 60)", type=Number(0), default=60.0, metavar="S"),
     ),
     run,
 )  # fmt: skip

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zk0d.arguments import Whole
 from zk0d.errors import UsageError
 from zk0d.logbook import Filter, among, matching, rotated
 
@@ -33,8 +34,7 @@ async def op_logs(service: Service, request: dict[str, Any], connection: Control
     With `filter` (logbook.Filter's plain values): entries of zk0d's log that it wants, as `log` events.
     """
     which, count = str(request.get("which") or "events"), request.get("count", 30)
-    if not isinstance(count, int) or count < 0:
-        raise UsageError(f"{count!r} is no number of lines", "0 or more")
+    count = Whole(0).of(count, "the number of lines")
     follow = bool(request.get("follow"))
     if which == "events":
         return await _events(service, count, float(request.get("since") or 0.0), follow, connection)

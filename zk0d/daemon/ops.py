@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zk0d.arguments import Whole
 from zk0d.daemon import dataset_ops, datasets, log_ops, names, robot_ops
 from zk0d.daemon.arm import Live
 from zk0d.daemon.delivery import deliver, spool
@@ -231,7 +232,7 @@ async def op_rollout(service: Service, request: Request, connection: ControlConn
     arm, store, emit = service.arm, service.store, connection.emit
     kept = service.state / "rollouts" / time.strftime("%Y%m%d-%H%M%S")
     live = Live.asked("rollout", connection)
-    live.goal = int(request.get("episodes") or 1)
+    live.goal = Whole(1, 10_000).of(request.get("episodes") or 1, "the number of episodes")
     with arm.waited_for(live):
         # A model may take minutes to come and be made: whoever ends the command meanwhile must not see the arm move.
         policy = await arm.beforehand(live, service.models.folder(version, emit))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from zk0d import viewer
+from zk0d.arguments import MAX_EPISODES, Whole
 from zk0d.daemon import names
 from zk0d.daemon.config import Config
 from zk0d.daemon.store import Dataset
@@ -63,13 +64,12 @@ class RecordRequest:
         until, episodes = request.get("until"), request.get("episodes")
         if (until is None) == (episodes is None):
             raise UsageError("say how much to record", "either --episodes N more or --until N in the dataset")
-        if int(until or episodes or 0) <= 0:
-            raise UsageError("the number of episodes must be at least 1")
+        wanted = Whole(1, MAX_EPISODES).of(episodes if until is None else until, "the number of episodes")
         keep = str(request.get("keep") or "success")
         if keep not in ("success", "all"):
             raise UsageError(f"keep {keep!r} is not known", "success or all")
         return cls(
-            dataset=name, task=task, by=by, until=None if until is None else int(until), episodes=int(episodes or 0),
+            dataset=name, task=task, by=by, until=until and wanted, episodes=0 if until else wanted,
             episode_s=float(request.get("episode_s") or config["record", "episode_s"]),
             reset_s=_seconds(request, "reset_s", config["record", "reset_s"]), fps=config["record", "fps"], keep=keep,
             seed=int(request.get("seed") or 0), robot=robot,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zk0d import __version__
+from zk0d.arguments import Whole
 from zk0d.control import ControlConnection
 from zk0d.errors import UsageError
 from zk0d.hub import founding, privacy, quarantine, stewardship
@@ -79,7 +80,7 @@ class Admin:
 
     async def audit(self, request: dict[str, Any], connection: ControlConnection) -> list[dict[str, Any]]:
         """The newest `count` acts, oldest first; with `all` also what nodes and the hub itself did."""
-        count, everyone = int(request.get("count", 50)), bool(request.get("all"))
+        count, everyone = Whole(1).of(request.get("count", 50), "count"), bool(request.get("all"))
         whose = "" if everyone else "WHERE substr(actor, 1, 6) = 'admin:'"  # as its index says it
         rows = self._hub.store.all(f"SELECT * FROM audit {whose} ORDER BY id DESC LIMIT ?", count)
         return [
@@ -278,7 +279,7 @@ class Admin:
 
     async def federation_rollback(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
         runner = self._runner(request)
-        await stewardship.roll_back(runner, int(request["version"]), _actor(connection))
+        await stewardship.roll_back(runner, Whole(0).of(request["version"], "version"), _actor(connection))
         return self._federation(runner)
 
     async def federation_set(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
@@ -294,7 +295,7 @@ class Admin:
     async def push(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
         """A version to the Hugging Face Hub; with `dry_run` exactly what that would be, and nothing is sent."""
         name, version = self._runner(request).name, request.get("version")
-        number = None if version is None else int(version)
+        number = None if version is None else Whole(0).of(version, "version")
         if request.get("dry_run"):
             return await self._hub.outlets.plan(name, number)
         return await self._hub.outlets.push(name, number, _actor(connection))

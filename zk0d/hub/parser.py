@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zk0d import __version__
+from zk0d.arguments import Whole
 from zk0d.errors import UsageError
 from zk0d.hub import commands
 
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     versions.add_argument("name")
     push = _json(_add(found, "push", commands.push, "push a version to the Hugging Face Hub"))
     push.add_argument("name", help="the federation")
-    push.add_argument("--version", type=int, metavar="N", help="which (default: the best, else the newest)")
+    push.add_argument("--version", type=Whole(0), metavar="N", help="which (default: the best, else the newest)")
     push.add_argument("--dry-run", action="store_true", help="only list exactly what would be pushed")
     return top
 
@@ -125,7 +126,7 @@ def _federations(at: Any) -> None:
     remove.add_argument("name")
     back = _json(_add(at, "rollback", commands.rollback, "publish an older version again as the newest"))
     back.add_argument("name")
-    back.add_argument("version", type=int, help="the number to go back to")
+    back.add_argument("version", type=Whole(0), help="the number to go back to")
     change = _json(
         _add(at, "set", commands.set_settings, "new settings: [rounds] at once, the rest from the next version on")
     )
@@ -135,7 +136,7 @@ def _federations(at: Any) -> None:
 
 def _evidence(at: Any) -> None:
     audit = _json(_add(at, "audit", commands.audit, "who did what: every administrative act, append-only"))
-    audit.add_argument("--count", type=int, default=50, help="the newest so many (default 50)")
+    audit.add_argument("--count", type=Whole(1), default=50, help="the newest so many (default 50)")
     audit.add_argument("--all", action="store_true", help="also what nodes and the hub itself did")
     kept = _group(at, "quarantine", "refused updates, kept for a look")
     _json(_add(kept, "list", commands.quarantine, "what is kept, and why")).set_defaults(
