@@ -64,6 +64,44 @@ def test_one_that_gathers_is_finished(hub: HubProcess, tmp_path: Path, capsys: p
     assert ("federation.finish", "fed") in acts
 
 
+def test_what_cannot_be_held_or_rolled_back_is_told_as_it_is(hub: HubProcess, tmp_path: Path) -> None:
+    make_parts(tmp_path / "parts", 1000)
+    made(hub, "fed", tmp_path / "parts", nodes=1)
+    assert hub.ask("federation_show", name="fed")["headline"] == "gathering: 1 more node must join"
+    with pytest.raises(UsageError, match="fed is not held: there is nothing to thaw"):
+        hub.ask("federation_thaw", name="fed")
+    with pytest.raises(UsageError, match="fed has no version 0 to go back to"):
+        hub.ask("federation_rollback", name="fed", version=0)
+
+    async def play() -> None:
+        (node,) = await cast(hub, tmp_path, 1, join="fed")
+        try:
+            await node.task("fed", 0)
+        finally:
+            await node.close()
+
+    asyncio.run(play())
+    hub.ask("federation_freeze", name="fed")
+    assert hub.ask("federation_show", name="fed")["headline"].startswith("frozen at version 0 with 0 updates")
+    with pytest.raises(UsageError, match="fed is frozen already"):
+        hub.ask("federation_freeze", name="fed")
+    hub.ask("federation_finish", name="fed")
+    with pytest.raises(UsageError, match="fed is finished: no version can become its newest") as caught:
+        hub.ask("federation_rollback", name="fed", version=0)
+    assert "zk0-hub versions fed" in caught.value.hint
+
+
+def test_a_damaged_record_hides_no_other(hub: HubProcess) -> None:
+    kept = hub.folder / "quarantine"
+    kept.mkdir(exist_ok=True)
+    record = {"update": "sha256:" + "ab" * 32, "node": "n", "federation": "fed", "payload": "p", "reason": "r"}
+    (kept / f"{'ab' * 32}.json").write_text(json.dumps(record))
+    (kept / f"{'cd' * 32}.json").write_text('{"update": ')
+    told = {e["update"]: e["reason"] for e in hub.ask("quarantine_list")}
+    assert told["sha256:" + "ab" * 32] == "r" and "is damaged" in told["sha256:" + "cd" * 32]
+    assert hub.ask("quarantine_drop", update="cdcd")["update"] == "sha256:" + "cd" * 32
+
+
 def test_a_kill_between_the_end_and_its_files_leaves_nothing(hub: HubProcess, tmp_path: Path) -> None:
     make_parts(tmp_path / "parts", 1000)
     digests = made(hub, "fed", tmp_path / "parts")

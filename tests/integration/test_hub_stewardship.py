@@ -174,7 +174,7 @@ def test_what_is_gathered_can_be_mended(hub: HubProcess, tmp_path: Path) -> None
             with pytest.raises(RefusedError, match="for you"):
                 await gone.fetch(latest["digest"])
             await give(good, spec, 0, merged=False)
-            assert "the quorum is 2 and 1 nodes are left" in (await ask(hub, "federation_show", name="fed"))["headline"]
+            assert "the quorum is 2, 1 node left: `zk0" in (await ask(hub, "federation_show", name="fed"))["headline"]
             file.write_text(fewer.replace("local_steps = 5", "local_steps = 5\nlr = 0.5"))
             said = (await asyncio.to_thread(command, hub, *change)).splitlines()
             assert "rounds.quorum: 2 before, 1 at once" in said

@@ -69,11 +69,12 @@ class FederationRunner(FederationState):
         """State, reason and next event in one sentence."""
         snapshot, now = self.snapshot(), self.hub.now()
         if snapshot.phase == "gathering":
-            return f"gathering: {rounds.gathering(self.rules, snapshot)} more nodes must join"
+            return f"gathering: {rounds.counted(rounds.gathering(self.rules, snapshot), 'more node')} must join"
         if snapshot.phase == "finished":
             return rounds.finished(snapshot)
         if snapshot.hold == "frozen":
-            return f"frozen at version {snapshot.version} with {len(snapshot.buffer)} updates: `thaw` goes on"
+            waiting = rounds.counted(len(snapshot.buffer), "update")
+            return f"frozen at version {snapshot.version} with {waiting}: `thaw` goes on"
         if snapshot.hold and not snapshot.buffer and not snapshot.outstanding:
             return f"drained at version {snapshot.version}: `thaw` goes on"
         given = len({g.node for g in snapshot.buffer})
@@ -84,7 +85,8 @@ class FederationRunner(FederationState):
         held = ", draining" if snapshot.hold else ""
         if (few := len(snapshot.members)) < self.rules.quorum:
             held += (
-                f"; the quorum is {self.rules.quorum} and {few} nodes are left: `zk0-hub federation set` a smaller one"
+                f"; the quorum is {self.rules.quorum}, {rounds.counted(few, 'node')} left: `zk0-hub federation set` a"
+                " smaller one"
             )
         return f"version {snapshot.version} is out; {given} of {self.rules.target} updates for the next{late}{held}"
 

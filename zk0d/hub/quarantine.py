@@ -23,7 +23,11 @@ def entries(directory: Path) -> list[dict[str, Any]]:
 
 
 def _entry(record: Path) -> dict[str, Any]:
-    value = dict(json.loads(record.read_text()))
+    try:
+        value = dict(json.loads(record.read_text()))
+    except ValueError:  # somebody's, or what a power cut left of it
+        value = {"update": f"sha256:{record.stem}", "node": "", "federation": "", "payload": ""}
+        value["reason"] = f"not known: {record.name} is damaged"
     kept = record.with_suffix(".payload")
     return {**value, "at": timestamp(record.stat().st_mtime), "bytes": kept.stat().st_size if kept.exists() else None}
 

@@ -255,6 +255,11 @@ def ends(rules: Rules, version: int) -> bool:
     return rules.versions > 0 and version >= rules.versions
 
 
+def counted(number: int, what: str) -> str:
+    """`1 node`, `2 nodes`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Seconds for people: 40 s, 12 min, 3 h."""
     if seconds < 90:

@@ -30,7 +30,8 @@ def hold(federation: FederationRunner, state: str, actor: str) -> None:
     if row["phase"] == "finished":
         raise UsageError(f"federation {federation.name} is finished", "there is nothing to hold or thaw")
     if row["hold"] == state:
-        raise UsageError(f"federation {federation.name} is {state or 'not held'} already")
+        told = f"is {state} already" if state else "is not held: there is nothing to thaw"
+        raise UsageError(f"federation {federation.name} {told}", "`zk0-hub status` says what it does")
     federation.custody.hold(federation.name, state, actor)
     log.info("federation held" if state else "federation thawed", federation=federation.name, hold=state, actor=actor)
     federation.consider()
@@ -117,7 +118,12 @@ async def roll_back(federation: FederationRunner, number: int, actor: str) -> in
     """Publish version `number` again as the newest → its new number. Raises UsageError when that cannot be done now."""
     ledger, name = federation.ledger, federation.name
     source, newest = ledger.version(name, number), ledger.version(name)
-    if source is None or newest is None or federation.row["phase"] != "open":
+    if federation.row["phase"] == "finished":
+        raise UsageError(
+            f"federation {name} is finished: no version can become its newest any more",
+            f"its versions stay (`zk0-hub versions {name}`); make a new federation to go on",
+        )
+    if source is None or newest is None:
         raise UsageError(f"federation {name} has no version {number} to go back to", f"zk0-hub versions {name}")
     if source["retired_at"] is not None or not federation.hub.blobs.has(source["digest"]):
         kept = ", ".join(str(n) for n in ledger.retention.kept(name))

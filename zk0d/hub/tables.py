@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from zk0d.hub.rounds import duration
+from zk0d.hub.rounds import counted, duration
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], nothing: str) -> str:
@@ -106,7 +106,7 @@ def _privacy(p: dict[str, Any] | None) -> list[str]:
     if p is None:
         return []
     told = p["problem"] or f"epsilon {p['epsilon']:.3f} at delta {p['delta']:g}"
-    return [f"client-level differential privacy over {p['versions']} versions: {told}"]
+    return [f"client-level differential privacy over {counted(p['versions'], 'version')}: {told}"]
 
 
 def versions(v: list[dict[str, Any]]) -> str:
