@@ -254,3 +254,24 @@ def test_a_file_that_is_never_readable_again_holds_nobody_up_for_ever(
         assert federation.problem == "" and len(hub.ledger.snapshot("fed").buffer) == 1
 
     with_hub(tmp_path, play)
+
+
+def test_a_drain_names_whom_it_waits_for_and_ends_without_him(tmp_path: Path) -> None:
+    async def play(hub: Hub) -> None:
+        federation, zero = hub.federations["fed"], hub.ledger.version("fed")
+        assert zero is not None
+        with hub.store.write() as db:
+            db.execute("INSERT INTO nodes (node, label, state, key, csr, address, requested_at)"
+                       " VALUES ('gone', 'a', 'approved', 'k', x'', '', 0)")  # fmt: skip
+        hub.ledger.members.join("fed", "gone", {}, [])
+        hub.ledger.task("fed", "gone", zero, {})
+        stewardship.hold(federation, "draining", "admin:me")
+        assert federation.headline() == (
+            "version 0 is out; 0 of 2 updates for the next, draining: waits for gone, at most 10 min more"
+        )
+        hub.now = lambda: hub.store.now() + 601
+        assert federation.headline() == "drained at version 0 without gone, who gave nothing: `thaw` goes on"
+        stewardship.hold(federation, "", "admin:me")
+        assert "draining" not in federation.headline()
+
+    with_hub(tmp_path, play)

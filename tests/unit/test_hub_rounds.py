@@ -19,6 +19,7 @@ from zk0d.hub.rounds import (
     Snapshot,
     Wait,
     advance,
+    awaited,
     duration,
     ends,
     gathering,
@@ -87,6 +88,19 @@ def test_when_a_merge_is_due() -> None:
     alone = replace(OPEN, buffer=(given_by("a"),))
     assert merge_due(RULES, alone, 1000) == 1600 and merge_due(RULES, alone, 1601) is None
     assert merge_due(RULES, replace(two, phase="finished"), 9999) is None
+
+
+def test_a_drain_waits_for_no_node_for_ever() -> None:
+    """The task of a node that is gone is waited for as long as an update would be, counted from the drain on."""
+    drain = replace(OPEN, hold="draining", held_at=900.0, tasks={"c": 3, "b": 2}, receiving=frozenset("a"))
+    assert awaited(RULES, drain, 1499) == {"a", "c"} and awaited(RULES, drain, 1500) == frozenset()
+    assert merge_due(RULES, drain, 1499) is None is merge_due(RULES, drain, 1500)
+    one = replace(drain, buffer=(given_by("b"),))
+    assert merge_due(RULES, one, 1499) == 1500  # before the update's own deadline, at 1600
+    assert isinstance(merge_due(RULES, one, 1500), Merge)
+    assert merge_due(RULES, replace(one, held_at=1200.0), 1000) == 1600
+    assert isinstance(merge_due(RULES, replace(one, tasks={}, receiving=frozenset()), 1001), Merge)
+    assert awaited(RULES, replace(drain, hold=""), 9999) == {"a", "c"}
 
 
 def test_a_nodes_second_update_waits_for_the_next_merge() -> None:

@@ -30,7 +30,7 @@ class Custody:
     def hold(self, name: str, hold: str, actor: str) -> None:
         """`hold`: "", "frozen" or "draining"."""
         with self._store.write() as db:
-            db.execute("UPDATE federations SET hold = ? WHERE name = ?", (hold, name))
+            db.execute("UPDATE federations SET hold = ?, held_at = ? WHERE name = ?", (hold, self._store.now(), name))
             action = {"": "thaw", "frozen": "freeze", "draining": "drain"}[hold]
             self._store.audit(db, actor, f"federation.{action}", name)
 

@@ -75,14 +75,18 @@ class FederationRunner(FederationState):
         if snapshot.hold == "frozen":
             waiting = rounds.counted(len(snapshot.buffer), "update")
             return f"frozen at version {snapshot.version} with {waiting}: `thaw` goes on"
-        if snapshot.hold and not snapshot.buffer and not snapshot.outstanding:
-            return f"drained at version {snapshot.version}: `thaw` goes on"
+        awaited = rounds.awaited(self.rules, snapshot, now)
+        if snapshot.hold and not snapshot.buffer and not awaited:
+            without = f" without {_names(snapshot.outstanding)}, who gave nothing" if snapshot.outstanding else ""
+            return f"drained at version {snapshot.version}{without}: `thaw` goes on"
         given = len({g.node for g in snapshot.buffer})
         if self._merging.busy:
             return f"version {snapshot.version} is out; version {snapshot.version + 1} is being merged"
         at = rounds.deadline(self.rules, snapshot)
         late = "" if at is None else f", deadline {'passed' if at <= now else 'in ' + rounds.duration(at - now)}"
         held = ", draining" if snapshot.hold else ""
+        if (ends := rounds.drain_ends(self.rules, snapshot)) is not None and awaited:
+            held += f": waits for {_names(awaited)}, at most {rounds.duration(ends - now)} more"
         if (few := len(snapshot.members)) < self.rules.quorum:
             held += (
                 f"; the quorum is {self.rules.quorum}, {rounds.counted(few, 'node')} left: `zk0-hub federation set` a"
@@ -156,6 +160,12 @@ class FederationRunner(FederationState):
         """Take up what a stop or a kill interrupted."""
         self.hub.spawn(self.open_if_ready(), f"open {self.name}")
         self.consider()
+
+
+def _names(nodes: frozenset[str]) -> str:
+    """A few of them by name."""
+    few = sorted(nodes)[:3]
+    return ", ".join(few) + (f" and {len(nodes) - len(few)} more" if len(nodes) > len(few) else "")
 
 
 def _frames(datasets: list[dict[str, Any]]) -> int:

@@ -109,6 +109,7 @@ class Ledger:
             tasks={r["node"]: r["version"] for r in tasks},
             refusals=self._refusals(name),
             hold=row["hold"],
+            held_at=row["held_at"],
             floor=row["floor"],
             opened_at=0.0 if newest is None else newest["created_at"],
         )

@@ -61,15 +61,17 @@ class Snapshot:
     """Node → updates refused in a row, and when the last was."""
     hold: str = ""
     """"": it goes on; "frozen": no tasks and no merges; "draining": no new tasks, what is under way is merged."""
+    held_at: float = 0.0
+    """When that was decided."""
     floor: int = 0
     """Updates from versions before this one are refused: the federation was rolled back."""
     opened_at: float = 0.0
     """When the newest version was published."""
 
     @property
-    def outstanding(self) -> bool:
-        """Whether an update to the newest version is still to be expected."""
-        return bool(self.receiving) or any(v == self.version for v in self.tasks.values())
+    def outstanding(self) -> frozenset[str]:
+        """The nodes that owe an update to the newest version."""
+        return self.receiving | {n for n, v in self.tasks.items() if v == self.version}
 
     def validate(self) -> None:
         """Raise AssertionError unless the parts fit together; tests call it after every step."""
@@ -192,6 +194,18 @@ def deadline(rules: Rules, snapshot: Snapshot) -> float | None:
     return min(g.admitted_at for g in snapshot.buffer) + rules.deadline_s if snapshot.buffer else None
 
 
+def drain_ends(rules: Rules, snapshot: Snapshot) -> float | None:
+    """When a drain waits no longer for the nodes that owe an update, of which one may be gone for good: `deadline_s`
+    after it began. What comes after all is merged as well. None where nothing is drained."""
+    return snapshot.held_at + rules.deadline_s if snapshot.hold == "draining" else None
+
+
+def awaited(rules: Rules, snapshot: Snapshot, now: float) -> frozenset[str]:
+    """The nodes whose update to the newest version is still waited for."""
+    ends_at = drain_ends(rules, snapshot)
+    return snapshot.outstanding if ends_at is None or now < ends_at else frozenset()
+
+
 def due_in(rules: Rules, snapshot: Snapshot, now: float) -> float | None:
     """Seconds in which an update of a task given now is still in time for this merge; None where none is late."""
     return max(0.0, snapshot.opened_at + rules.deadline_s - now) if rules.mode == "sync" else None
@@ -235,10 +249,11 @@ def merge_due(rules: Rules, snapshot: Snapshot, now: float) -> Merge | float | N
         first.setdefault(given.node, given)
     at = deadline(rules, snapshot)
     assert at is not None
-    drained = snapshot.hold == "draining" and (not snapshot.outstanding or now >= at)
+    drain = drain_ends(rules, snapshot)
+    drained = drain is not None and (not awaited(rules, snapshot, now) or now >= at)
     if drained or len(first) >= rules.target or (now >= at and len(first) >= rules.quorum):
         return Merge(snapshot.version + 1, shares(snapshot.version, [first[n] for n in sorted(first)]))
-    return at if now < at else None
+    return min((t for t in (at, drain) if t is not None and now < t), default=None)
 
 
 def shares(version: int, updates: list[Given]) -> tuple[Share, ...]:

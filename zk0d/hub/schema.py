@@ -149,5 +149,10 @@ MIGRATIONS: tuple[str, ...] = (
     """
     ALTER TABLE invitations ADD COLUMN cancelled_at REAL;
     """,
+    """
+    ALTER TABLE federations ADD COLUMN held_at REAL NOT NULL DEFAULT 0;
+    UPDATE federations SET held_at = coalesce((SELECT max(at) FROM audit WHERE subject = name
+        AND action IN ('federation.drain', 'federation.freeze')), 0) WHERE hold != '';
+    """,
 )
 """Each entry takes the schema one version forward. Never edit one that was released: append."""

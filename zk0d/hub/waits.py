@@ -30,6 +30,7 @@ class Waits:
         made = replace(
             snapshot,
             opened_at=since(snapshot.opened_at),
+            held_at=since(snapshot.held_at),
             buffer=tuple(replace(g, admitted_at=since(g.admitted_at)) for g in snapshot.buffer),
             refusals={node: (times, since(last)) for node, (times, last) in snapshot.refusals.items()},
         )
