@@ -29,8 +29,8 @@ async def command(hub: HubProcess, *arguments: str) -> subprocess.CompletedProce
     return await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, cwd=REPOSITORY)
 
 
-async def give(node: TestNode, spec: ModelSpec) -> Offer:
-    task = await node.task("fed", 0)
+async def give(node: TestNode, spec: ModelSpec, version: int = 0) -> Offer:
+    task = await node.task("fed", version)
     offer = node.prepare(spec, task, node.delta(spec, task))
     await node.give(offer)
     return offer
@@ -80,6 +80,32 @@ def test_what_the_disk_spoilt_is_no_fault_of_a_node(hub: HubProcess, tmp_path: P
             assert shown["updates_waiting"] == 2 and shown["problem"] == ""
             await give(nodes[hurt], spec)  # no fault: it gets a task at once
             await until(lambda: hub.ask("federation_show", name="fed")["version"] == 1, "version 1")
+        finally:
+            for node in nodes:
+                await node.close()
+
+    asyncio.run(play())
+
+
+def test_what_the_disk_spoilt_of_the_hubs_own_is_no_fault_of_a_node(hub: HubProcess, tmp_path: Path) -> None:
+    spec = federation(hub, tmp_path)
+
+    async def play() -> None:
+        nodes = await cast(hub, tmp_path, 3, join="fed")
+        try:
+            for node in nodes:
+                await give(node, spec)
+            await until(lambda: hub.ask("federation_show", name="fed")["version"] == 1, "version 1")
+            path = BlobStore(hub.folder / "blobs").path((await ask(hub, "versions", name="fed"))[1]["digest"])
+            for node in nodes[:2]:
+                await give(node, spec, 1)
+            path.chmod(0o600)
+            path.write_bytes(path.read_bytes()[:-2] + b"\x80\x7f")
+            await give(nodes[2], spec, 1)
+            await until(lambda: bool(hub.ask("federation_show", name="fed")["problem"]), "the merge fails")
+            told = (await ask(hub, "federation_show", name="fed"))["problem"]
+            assert f"the hub's own file: {path} is damaged (restore it from a backup, or roll back)" in told
+            assert not any(n.refusals for n in nodes)
         finally:
             for node in nodes:
                 await node.close()
