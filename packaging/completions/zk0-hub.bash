@@ -5,10 +5,10 @@ _zk0_hub() {
     for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         if [ -n "$skip" ]; then skip=""; continue; fi
         case $word in --address|--as|--config|--count|--dir|--from|--hours|--label|--listen|--name|--reason|--version) skip=1; continue ;; -*) continue ;; esac
-        case "${path:+$path }$word" in "init"|"serve"|"status"|"invite"|"invitations"|"invitations list"|"invitations cancel"|"nodes"|"nodes list"|"nodes pending"|"nodes approve"|"nodes refuse"|"nodes revoke"|"nodes reenrol"|"federation"|"federation create"|"federation list"|"federation show"|"federation finish"|"federation freeze"|"federation thaw"|"federation drain"|"federation drop"|"federation remove"|"federation rollback"|"federation set"|"audit"|"quarantine"|"quarantine list"|"quarantine show"|"quarantine drop"|"backup"|"restore"|"versions"|"push") path="${path:+$path }$word" ;; esac
+        case "${path:+$path }$word" in "init"|"serve"|"status"|"invite"|"invitations"|"invitations list"|"invitations cancel"|"nodes"|"nodes list"|"nodes pending"|"nodes approve"|"nodes refuse"|"nodes revoke"|"nodes reenrol"|"federation"|"federation create"|"federation list"|"federation show"|"federation finish"|"federation freeze"|"federation thaw"|"federation drain"|"federation drop"|"federation remove"|"federation rollback"|"federation set"|"audit"|"quarantine"|"quarantine list"|"quarantine show"|"quarantine drop"|"backup"|"restore"|"versions"|"evaluate"|"push") path="${path:+$path }$word" ;; esac
     done
     case $path in
-        "") words="init serve status invite invitations nodes federation audit quarantine backup restore versions push --dir --help --version" ;;
+        "") words="init serve status invite invitations nodes federation audit quarantine backup restore versions evaluate push --dir --help --version" ;;
         "init") words="--help --listen --name" ;;
         "serve") words="--help" ;;
         "status") words="--help --json --watch" ;;
@@ -43,6 +43,7 @@ _zk0_hub() {
         "backup") words="--help --json" ;;
         "restore") words="--help --json" ;;
         "versions") words="--help --json" ;;
+        "evaluate") words="--help --json" ;;
         "push") words="--dry-run --help --json --version" ;;
     esac
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")

@@ -20,12 +20,18 @@ from zk0d.hub.main import main
 from zk0d.invitation import Invitation
 from zk0d.link.enroll import enroll
 
+PUBLISH = '[publish]\nrepo = "us/cubes"\npush = "never"\n'
+
+
+def evaluated(hub: HubProcess) -> bool:
+    return all(v["evaluation"] != "waiting" for v in hub.ask("versions", name="fed"))
+
 
 async def a_hub_with_a_past(hub: HubProcess, folder: Path) -> TestNode:
     """A federation with two versions, a node in it, and two strangers who apply."""
     spec = make_parts(folder / "parts", 1000)
     toml = TOML.format(nodes=1, versions=0, dtype="bfloat16", deadline_s=600)
-    toml += '[publish]\nrepo = "us/cubes"\npush = "never"\n'
+    toml += PUBLISH
     await asyncio.to_thread(hub.ask, "federation_create", name="fed", toml=toml, parts=str(folder / "parts"))
     node = TestNode(folder, "a")
     await node.enrol(hub)
@@ -77,8 +83,9 @@ def test_every_act_is_in_the_audit(hub: HubProcess, tmp_path: Path, capsys: pyte
         "federation_drain": ("federation.drain", {"name": "fed"}),
         "federation_drop": ("update.refused", {"name": "held", "which": "a"}),
         "federation_rollback": ("federation.rollback", {"name": "fed", "version": 0}),
+        "evaluate": ("evaluation.again", {"name": "fed", "version": 0}),
         "push": ("push.failed", {"name": "fed"}),  # this hub's workers cannot run
-        "federation_set": ("federation.settings", {"name": "fed", "toml": toml.replace("600", "700")}),
+        "federation_set": ("federation.settings", {"name": "fed", "toml": toml.replace("600", "700") + PUBLISH}),
         "federation_finish": ("federation.finish", {"name": "fed"}),
         "quarantine_drop": ("quarantine.drop", {"update": "abab"}),
     }
@@ -91,6 +98,7 @@ def test_every_act_is_in_the_audit(hub: HubProcess, tmp_path: Path, capsys: pyte
             hub.ask(op, **fields)
         new = hub.ask("audit", count=1000)[before:]
         assert [(a["actor"], a["action"]) for a in new] == [(user, action)], op
+    asyncio.run(until(lambda: evaluated(hub), "what was evaluated again is given up again"))
     before = len(hub.ask("audit", count=1000, all=True))
     capsys.readouterr()
     assert main(["--dir", str(hub.folder), "push", "fed", "--dry-run"]) == 0

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +34,13 @@ from zk0d.worker import run_worker
 here = Path(__file__).parent
 
 def main(job, channel):
+    channel.emit("ready")
+    if "losses" in job:  # only its folder
+        Path(job["publish"]).mkdir(parents=True)
+        (Path(job["publish"]) / "README.md").write_text(json.dumps({{**job["card"], "losses": job["losses"]}}))
+        return {{"loss": None, "datasets": job["losses"], "publish": job["publish"], "seconds": 0.1}}
     with (here / "attempts").open("a") as f:
         f.write(f"{{job['number']}}\\n")
-    channel.emit("ready")
     mode = json.loads((here / "mode").read_text()).get(str(job["number"]), "good")
     if mode == "fails":
         raise DatasetError("the held-out dataset is gone", "put it back")
@@ -58,6 +64,13 @@ sys.exit(run_worker(main))
 """
 
 
+def wait_until(condition: Callable[[], bool], hub: HubProcess) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, hub.log()
+        time.sleep(0.05)
+
+
 class Bench:
     """A hub with the stand-in, one node, and a federation in which every update makes a version."""
 
@@ -74,6 +87,10 @@ class Bench:
         toml = TOML.format(nodes=1, versions=0, dtype="bfloat16", deadline_s=600) + settings
         self.hub.ask("federation_create", name="fed", toml=toml, parts=str(folder / "parts"))
 
+    def end(self) -> None:
+        if self.hub.process is not None and self.hub.process.poll() is None:
+            self.hub.kill()
+
     def mode(self, modes: dict[str, str | float]) -> None:
         """Version → what its evaluation does, or the loss it finds."""
         write_text(self.folder / "mode", json.dumps(modes))  # at once: an evaluation may be reading it
@@ -82,6 +99,16 @@ class Bench:
     def attempts(self) -> list[int]:
         path = self.folder / "attempts"
         return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+    def card(self, number: int) -> dict[str, Any]:
+        """What a version's folder was given to say, waited for."""
+        path = self.hub.folder / "federations" / "fed" / "versions" / f"{number:04d}" / "README.md"
+        wait_until(lambda: path.exists() and path.read_text().endswith("}"), self.hub)
+        return dict(json.loads(path.read_text()))
+
+    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "zk0d.hub.main", "--dir", str(self.hub.folder), *arguments],
+                              capture_output=True, text=True, cwd=REPOSITORY)  # fmt: skip
 
     def play(self, versions: int) -> None:
         async def run() -> None:
@@ -106,10 +133,7 @@ class Bench:
         return [json.loads(line) for line in whole.splitlines()]
 
     def wait_for(self, count: int) -> list[dict[str, Any]]:
-        deadline = time.monotonic() + 120
-        while len(self.lines) < count:
-            assert time.monotonic() < deadline, self.hub.log()
-            time.sleep(0.05)
+        wait_until(lambda: len(self.lines) >= count, self.hub)
         return self.lines
 
 
@@ -119,8 +143,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     try:
         yield made
     finally:
-        if made.hub.process is not None and made.hub.process.poll() is None:
-            made.hub.kill()
+        made.end()
 
 
 def test_failures_are_bounded_and_the_rounds_go_on(bench: Bench) -> None:
@@ -135,12 +158,9 @@ def test_failures_are_bounded_and_the_rounds_go_on(bench: Bench) -> None:
     shown = bench.hub.ask("versions", name="fed")
     card = json.loads((Path(shown[3]["folder"]) / "README.md").read_text())
     assert card["federation"] == "fed" and card["training"]["local_steps"] == 5 and len(card["history"]) == 3
-    assert shown[0]["folder"] == "" and lines[1]["train_loss"][next(iter(lines[1]["train_loss"]))]["last"] == 1.25
+    assert lines[1]["train_loss"][next(iter(lines[1]["train_loss"]))]["last"] == 1.25
     picture = bench.hub.folder / "federations" / "fed" / "chart.png"
-    deadline = time.monotonic() + 120
-    while not picture.exists():
-        assert time.monotonic() < deadline, bench.hub.log()
-        time.sleep(0.05)
+    wait_until(picture.exists, bench.hub)
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert bench.hub.stop() < STOP_S
 
@@ -168,6 +188,109 @@ def test_evaluation_cut_off_by_a_kill_or_a_stop_is_run_again(bench: Bench) -> No
     assert bench.hub.stop() < STOP_S
 
 
+def test_a_version_that_could_not_be_evaluated_has_its_folder_and_is_evaluated_when_that_is_mended(
+    tmp_path: Path,
+) -> None:
+    settings = '[evaluation]\ndatasets = ["hf:owner/nowhere"]\n[publish]\nrepo = "us/cubes"\npush = "never"\n'
+    bench = Bench(tmp_path / "bench", settings)
+    try:
+        bench.play(0)
+        assert bench.wait_for(1)[0]["evaluation"] == "failed"
+        assert bench.card(0)["failed"] and bench.card(0)["losses"] == {} and bench.attempts == []
+        wait_until(lambda: not bench.hub.ask("status")["evaluating"], bench.hub)
+        assert bench.hub.ask("versions", name="fed")[0]["folder"].endswith("versions/0000")
+        dry = bench.command("push", "fed", "--version", "0", "--dry-run")
+        assert dry.returncode == 0 and "tag v0000: 1 files" in dry.stdout
+        status = bench.command("status")
+        assert status.returncode == 2
+        assert "version 0 could not be evaluated: see `versions`; `zk0-hub evaluate fed` tries again" in status.stdout
+
+        # [evaluation] holds at once, though [training] waits for version 1.
+        file = bench.folder / "new.toml"
+        toml = TOML.format(nodes=1, versions=0, dtype="bfloat16", deadline_s=600)
+        file.write_text(toml.replace("local_steps = 5", "local_steps = 6") + settings.replace('"hf:owner/nowhere"', ""))
+        said = bench.command("federation", "set", "fed", "--config", str(file)).stdout
+        assert "evaluation.datasets: ['hf:owner/nowhere'] before, [] at once" in said
+        assert "training.local_steps: 5 now, 6 from the next version on" in said
+        done = bench.command("evaluate", "fed")
+        assert done.stdout == "to be evaluated again: 0; `zk0-hub versions fed` says when it is done\n"
+        wait_until(lambda: [line["heldout_loss"] for line in bench.lines] == [1.0], bench.hub)
+        assert bench.card(0)["training"]["local_steps"] == 5 and "losses" not in bench.card(0)
+        assert bench.command("status").returncode == 0
+        for arguments, why in (
+            (("fed",), "no evaluation of fed was given up"), (("fed", "7"), "has no version 7, or keeps it no more"),
+        ):  # fmt: skip
+            refused = bench.command("evaluate", *arguments)
+            assert refused.returncode == 64 and why in refused.stderr
+        assert bench.hub.stop() < STOP_S
+    finally:
+        bench.end()
+
+
+def test_metrics_say_what_is_so_when_an_old_version_is_evaluated_again(bench: Bench) -> None:
+    """The line of a version that waits again goes, with those after it, and all come back; also over a kill. One that
+    failed is no trouble any more once a later one is evaluated."""
+    bench.mode({"1": "fails"})
+    bench.play(2)
+    assert [line["evaluation"] for line in bench.wait_for(3)] == ["done", "failed", "done"]
+    wait_until(lambda: bench.hub.ask("status")["health"] == [], bench.hub)
+    bench.mode({"1": "sleeps"})
+    assert bench.hub.ask("evaluate", name="fed")["versions"] == [1]
+    assert [line["version"] for line in bench.lines] == [0]
+    again = bench.command("evaluate", "fed", "1")
+    assert again.returncode == 64 and "version 1 of fed waits for its evaluation already" in again.stderr
+    bench.hub.kill()
+    bench.mode({"1": 0.25})
+    bench.hub.start()
+    assert [line["heldout_loss"] for line in bench.wait_for(3)] == [1.0, 0.25, 1 / 3]
+    # One that had a loss keeps it until there is another.
+    bench.mode({"0": "fails"})
+    bench.hub.ask("evaluate", name="fed", version=0)
+    assert bench.hub.ask("federation_show", name="fed")["best_version"] == 1
+    wait_until(lambda: len(bench.lines) == 3, bench.hub)
+    assert [line["heldout_loss"] for line in bench.lines] == [None, 0.25, 1 / 3]
+    assert bench.hub.stop() < STOP_S
+
+
+def test_a_restored_hub_makes_its_folders_again(bench: Bench) -> None:
+    bench.mode({"1": "fails"})
+    bench.play(2)
+    before = bench.wait_for(3)
+    bench.card(1)
+    backup = bench.folder / "backup"
+    assert bench.command("backup", str(backup)).returncode == 0
+    assert bench.hub.stop() < STOP_S
+    attempts = bench.attempts
+    shutil.rmtree(bench.hub.folder)
+    assert bench.command("restore", str(backup)).returncode == 0
+    bench.hub.start()
+    cards = [bench.card(n) for n in range(3)]
+    assert [card["losses"] for card in cards] == [line["datasets"] for line in before]
+    assert [card["failed"] for card in cards] == [False, True, False]
+    assert bench.lines == before and bench.attempts == attempts, "nothing is evaluated again"
+    assert bench.hub.stop() < STOP_S
+
+
+def test_a_folder_that_cannot_be_made_is_tried_a_few_times_and_said(bench: Bench) -> None:
+    bench.play(0)
+    bench.wait_for(1)
+    assert bench.hub.stop() < STOP_S
+    folder = bench.hub.folder / "federations" / "fed" / "versions"
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    bench.hub.start()
+    wait_until(lambda: len(bench.hub.events("a version's folder cannot be made")) == 2, bench.hub)
+    (told,) = bench.hub.ask("status")["health"]
+    assert told.startswith("federation fed: version 0 has no folder: ") and "`zk0-hub evaluate fed` tries" in told
+    folder.unlink()
+    said = bench.command("evaluate", "fed")
+    assert said.stdout.startswith("the folders that could not be made are tried again")
+    assert bench.card(0)["losses"]
+    wait_until(lambda: bench.hub.ask("status")["health"] == [], bench.hub)
+    assert len(bench.hub.events("a version's folder cannot be made")) == 2
+    assert bench.hub.stop() < STOP_S
+
+
 def test_best_version_early_stop_and_retention(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "bench", "[evaluation]\npatience = 2\n[publish]\nkeep_last = 1\n")
     try:
@@ -185,5 +308,4 @@ def test_best_version_early_stop_and_retention(tmp_path: Path) -> None:
         assert ("hub", "federation.finish") in acts
         assert bench.hub.stop() < STOP_S
     finally:
-        if bench.hub.process is not None and bench.hub.process.poll() is None:
-            bench.hub.kill()
+        bench.end()

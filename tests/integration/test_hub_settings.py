@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hub_cast import TOML, HubProcess, make_parts
 
-from zk0d.errors import ConfigError
+from zk0d.errors import ConfigError, UsageError
 
 
 def test_a_hub_starts_with_settings_that_are_not_accepted_any_more(hub: HubProcess, tmp_path: Path) -> None:
@@ -58,3 +58,19 @@ def test_the_file_says_what_holds(hub: HubProcess, tmp_path: Path) -> None:
     hub.stop()
     hub.start()
     assert "deadline_s = 60\n" in shown.read_text()
+
+
+def test_where_a_finished_federations_versions_go_can_still_be_set(hub: HubProcess, tmp_path: Path) -> None:
+    make_parts(tmp_path / "parts", 1000)
+    hub.create("fed", tmp_path / "parts", nodes=2)
+    hub.stop()
+    with sqlite3.connect(hub.folder / "hub.db") as db:
+        db.execute("UPDATE federations SET phase = 'finished'")
+    db.close()
+    hub.start()
+    toml = TOML.format(nodes=2, versions=0, dtype="bfloat16", deadline_s=600)
+    told = hub.ask("federation_set", name="fed", toml=toml + '[publish]\nrepo = "us/cubes"\n')
+    assert told["at_once"] == ["publish.repo"] and not told["settings_waiting"]
+    with pytest.raises(UsageError, match="fed is finished") as refused:
+        hub.ask("federation_set", name="fed", toml=toml.replace("600", "700"))
+    assert refused.value.hint == "only its [evaluation] and [publish] can still be changed"

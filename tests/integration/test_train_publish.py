@@ -76,6 +76,20 @@ def test_the_folder_is_whole(published: dict[str, Any]) -> None:
     assert f"{published['result']['loss']:.4f}" in readme
 
 
+def test_a_folder_that_is_made_again_is_the_same_without_evaluating(published: dict[str, Any]) -> None:
+    again = published["folder"].with_name("again")
+    job = {**published["job"], "publish": str(again), "datasets": [], "losses": published["result"]["datasets"]}
+    placed = {"placed": str(published["folder"])}  # LeRobot keeps the backbone's place
+    assert published["bench"].run("evaluator", {**job, **placed})["loss"] == published["result"]["loss"]
+    for file in ("metrics.json", "README.md", "model.safetensors"):
+        assert (again / file).read_bytes() == (published["folder"] / file).read_bytes(), file
+    shutil.rmtree(again)
+    if published["policy"] == "act":  # the same of any
+        published["bench"].run("evaluator", {**job, "losses": {}, "card": {**CARD, "failed": True}})
+        assert "Not evaluated: that failed." in (again / "README.md").read_text()
+        shutil.rmtree(again)
+
+
 def test_lerobot_loads_it_with_from_pretrained(published: dict[str, Any]) -> None:
     from lerobot.policies.act.modeling_act import ACTPolicy
     from lerobot.policies.factory import make_pre_post_processors

@@ -15,7 +15,7 @@ import pytest
 from test_hub_merging import add_version, with_hub
 
 from zk0d.errors import PayloadError, RefusedError
-from zk0d.hub import evaluation, refusals, rounds
+from zk0d.hub import metrics, refusals, rounds
 from zk0d.hub.aggregate import merge
 from zk0d.hub.federation import LEAVES
 from zk0d.hub.lost import DamagedError
@@ -125,14 +125,14 @@ def test_a_node_cannot_fill_the_audit_by_leaving_and_joining(tmp_path: Path) -> 
 def test_metrics_are_taken_up_where_an_earlier_run_left_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left: str
 ) -> None:
-    monkeypatch.setattr(evaluation, "AT_ONCE", 3)
+    monkeypatch.setattr(metrics, "AT_ONCE", 3)
 
     async def play(hub: Hub) -> None:
         with hub.store.write() as db:
             for number in range(1, 9):
                 add_version(db, number, name_of(bytes([number])))
             db.execute("UPDATE versions SET evaluation = 'waiting' WHERE number >= 7")
-        told = [json.dumps(line) + "\n" for line in hub.evaluations.lines("fed")]
+        told = [json.dumps(line) + "\n" for line in hub.evaluations.metrics.lines("fed")]
         assert [json.loads(line)["version"] for line in told] == list(range(7))
         path = hub.directory / "federations" / "fed" / "metrics.jsonl"
         before = {
@@ -144,21 +144,21 @@ def test_metrics_are_taken_up_where_an_earlier_run_left_them(
         if before is not None:
             path.write_text(before)
         made: list[int] = []
-        lines = hub.evaluations.lines
+        lines = hub.evaluations.metrics.lines
 
         def counted(name: str, first: int = 0, end: int = 1 << 62) -> list[dict[str, object]]:
             found = lines(name, first, end)
             made.extend(line["version"] for line in found)
             return found
 
-        monkeypatch.setattr(hub.evaluations, "lines", counted)
-        await hub.evaluations.report("fed")
+        monkeypatch.setattr(hub.evaluations.metrics, "lines", counted)
+        await hub.evaluations.metrics.report("fed")
         assert path.read_text() == "".join(told)
         assert len(made) == {"all but two": 3, "torn": 3, "nothing": 7}.get(left, 8 if left == "another line" else 7)
         with hub.store.write() as db:
             db.execute("UPDATE versions SET evaluation = 'done'")
         made.clear()
-        await hub.evaluations.report("fed")
+        await hub.evaluations.metrics.report("fed")
         assert made == [7, 8] and len(path.read_text().splitlines()) == 9
 
     with_hub(tmp_path, play)

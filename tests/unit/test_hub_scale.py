@@ -122,10 +122,13 @@ async def costs(folder: Path, versions: int) -> dict[str, int]:
             "is a payload left over": lambda: hub.ledger.leftover(digest("payload node-a", 7)),
             "after a merge": lambda: runner._merging._prune(versions),
             "retention": lambda: retention.retire("fed", config, ()),
-            "early stop": lambda: hub.evaluations._keep_and_stop("fed"),
+            "folders kept": lambda: hub.evaluations._keep("fed"),
+            "folders lacking": lambda: hub.evaluations.folders._lacking("fed"),
+            "early stop": lambda: hub.evaluations._stop_early("fed"),
+            "what is the matter": lambda: hub.ledger.assessments.last_failed("fed"),
             "what to push": lambda: hub.outlets.due("fed"),
             "what to evaluate": hub.ledger.assessments.to_evaluate,
-            "its metrics": lambda: hub.evaluations.lines("fed", versions),
+            "its metrics": lambda: hub.evaluations.metrics.lines("fed", versions),
             "norms so far": lambda: hub.ledger.past_norms("fed"),
         }
         found = {name: steps(hub, do) for name, do in work.items()}

@@ -60,6 +60,7 @@ class Admin:
             "federation_rollback": self.federation_rollback,
             "federation_set": self.federation_set,
             "versions": self.versions,
+            "evaluate": self.evaluate,
             "push": self.push,
             "audit": self.audit,
             "quarantine_list": self.quarantine_list,
@@ -139,7 +140,10 @@ class Admin:
         health = [f"federation {f['name']}: {f['problem']}" for f in federations if f["problem"]]
         for f in federations:
             if (failed := hub.ledger.assessments.last_failed(f["name"])) is not None:
-                health.append(f"federation {f['name']}: version {failed} could not be evaluated: see `versions`")
+                health.append(f"federation {f['name']}: version {failed} could not be evaluated: see `versions`;"
+                              f" `zk0-hub evaluate {f['name']}` tries again")  # fmt: skip
+            if lacking := hub.evaluations.folders.problem(f["name"]):
+                health.append(f"federation {f['name']}: {lacking}; `zk0-hub evaluate {f['name']}` tries again")
         for what, path in (("authority", hub.directory / "ca/ca.pem"), ("server", hub.directory / "keys/server.pem")):
             life = Lifetime.of(path.read_bytes())
             if hub.now() > life.end - (life.end - life.start) / 6:  # the server's should have been renewed long ago
@@ -292,6 +296,12 @@ class Admin:
         return {**self._federation(runner), "changed": changed, "at_once": soon, "settings_waiting": waiting,
                 "warning": warning}  # fmt: skip
 
+    async def evaluate(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
+        """Evaluate and publish again: `version`, or without it those whose evaluation was given up."""
+        name, version = self._runner(request).name, request.get("version")
+        number = None if version is None else int(version)
+        return {"name": name, "versions": await self._hub.evaluations.again(name, number, _actor(connection))}
+
     async def push(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
         """A version to the Hugging Face Hub; with `dry_run` exactly what that would be, and nothing is sent."""
         name, version = self._runner(request).name, request.get("version")
@@ -304,11 +314,11 @@ class Admin:
         """All versions, those not evaluated yet as well; `folder` is where the LeRobot folder is, or empty."""
         name = self._runner(request).name
         moved: dict[int, dict[str, Any]] = {}
-        async for lines in self._hub.evaluations.batches(name):
+        async for lines in self._hub.evaluations.metrics.batches(name):
             moved |= {line["version"]: {k: line[k] for k in ("bytes_up", "bytes_down")} for line in lines}
         result = []
         for v in self._hub.ledger.versions(name):
-            folder = self._hub.directory / "federations" / name / "versions" / f"{v['number']:04d}"
+            folder = self._hub.evaluations.folders.path(name, v["number"])
             result.append(
                 {
                     "version": v["number"],
@@ -322,7 +332,7 @@ class Admin:
                     "problem": json.loads(v["result"]).get("error", ""),
                     "bytes_up": moved.get(v["number"], {}).get("bytes_up"),
                     "bytes_down": moved.get(v["number"], {}).get("bytes_down"),
-                    "folder": str(folder) if v["evaluation"] == "done" and folder.is_dir() else "",
+                    "folder": str(folder) if v["evaluation"] != "waiting" and folder.is_dir() else "",
                 }
             )
         return result

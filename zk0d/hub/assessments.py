@@ -38,20 +38,44 @@ class Assessments:
         with self._store.write() as db:
             db.execute(
                 "UPDATE versions SET attempts = attempts + 1, result = ?,"
-                " evaluation = CASE WHEN attempts + 1 >= ? THEN 'failed' ELSE 'waiting' END"
+                " evaluation = CASE WHEN attempts + 1 >= ? THEN 'failed' ELSE 'waiting' END,"
+                " loss = CASE WHEN attempts + 1 >= ? THEN NULL ELSE loss END"  # of an earlier evaluation
                 " WHERE federation = ? AND number = ?",
-                (json.dumps({"error": reason}, ensure_ascii=False), limit, name, number),
+                (json.dumps({"error": reason}, ensure_ascii=False), limit, limit, name, number),
             )
             self._store.audit(db, "hub", "evaluation.failed", name, version=number, reason=reason)
         row = self._store.one("SELECT evaluation FROM versions WHERE federation = ? AND number = ?", name, number)
         return row is not None and row["evaluation"] == "failed"
 
     def last_failed(self, name: str) -> int | None:
-        """The newest version whose evaluation was given up."""
+        """The newest version whose evaluation was given up, where none after it was evaluated."""
         row = self._store.one(
             "SELECT max(number) AS number FROM versions WHERE federation = ? AND evaluation = 'failed'", name
         )
-        return None if row is None else row["number"]
+        number = None if row is None else row["number"]
+        later = "SELECT 1 FROM versions WHERE federation = ? AND number > ? AND evaluation = 'done' LIMIT 1"
+        return None if self._store.one(later, name, number) is not None else number
+
+    def again(self, name: str, numbers: list[int], actor: str) -> None:
+        """They wait for their evaluation as if they were new; a loss that is known of one counts until then."""
+        with self._store.write() as db:
+            for number in numbers:
+                db.execute(
+                    "UPDATE versions SET evaluation = 'waiting', attempts = 0 WHERE federation = ? AND number = ?",
+                    (name, number),
+                )
+            self._store.audit(db, actor, "evaluation.again", name, versions=numbers)
+
+    def waits(self, name: str, newest: int) -> bool:
+        """Whether any version up to `newest` waits for its evaluation."""
+        rows = self._store.all("SELECT federation, number FROM versions WHERE evaluation = 'waiting'")  # by its index
+        return any(r["federation"] == name and r["number"] <= newest for r in rows)
+
+    def kept(self, name: str) -> list[Row]:
+        """Number and evaluation of the versions that were not let go, oldest first."""
+        return self._store.all(
+            "SELECT number, evaluation FROM versions WHERE federation = ? AND retired_at IS NULL ORDER BY number", name
+        )
 
     def downloaded(self, node: str, digest: str, federation: str, size: int) -> None:
         """Note that a node takes a blob; once per node and blob."""

@@ -207,6 +207,13 @@ def versions(options: argparse.Namespace) -> int:
     return show(options, value, tables.versions(value))
 
 
+def evaluate(options: argparse.Namespace) -> int:
+    value = ask(options, "evaluate", name=options.name, version=options.version)
+    which = ", ".join(str(v) for v in value["versions"])
+    text = f"to be evaluated again: {which}" if which else "the folders that could not be made are tried again"
+    return show(options, value, f"{text}; `zk0-hub versions {options.name}` says when it is done")
+
+
 def push(options: argparse.Namespace) -> int:
     request = {"op": "push", "name": options.name, "version": options.version, "dry_run": options.dry_run}
     value = call(_socket(options), request, timeout=None)

@@ -189,6 +189,10 @@ _FREE = {"model.cameras", "model.config", "model.joints", "model.weights", "mode
 """What is passed on as it is: the worker that makes version 0 judges it."""
 
 
+ASIDE = ("evaluation.", "publish.")
+"""What versions are judged on, and which are kept and sent where: no node's work nor merge goes by these settings."""
+
+
 def _paths(value: list[Any]) -> bool:
     return all(isinstance(v, str) and re.match(r"local:/|hf:[\w.-]+/[\w.-]+\Z", v) for v in value)
 
@@ -224,6 +228,11 @@ class Config:
 
     def __getitem__(self, key: str) -> Any:
         return self._values[key]
+
+    def beside(self, newer: Config) -> Config:
+        """These settings, but what no round goes by (ASIDE) as `newer` ones have it."""
+        values = {k: newer[k] if k.startswith(ASIDE) else v for k, v in self._values.items()}
+        return Config(values, self._free, self.replaced)
 
     def table(self, name: str) -> dict[str, Any]:
         own = {k.removeprefix(f"{name}."): v for k, v in self._values.items() if k.startswith(f"{name}.")}

@@ -97,7 +97,7 @@ async def from_files(
     if not (hub.blobs.has(base_digest) and hub.blobs.has(exchange_digest)):
         raise UsageError(f"a federation with the files of {name} was just removed", "try again")
     hub.ledger.create(name, toml, draft, base_digest, exchange_digest, actor)
-    hub.add(name, config)
+    hub.add(name)
     log.info("federation created", federation=name, parameters=sum(t.elements for t in spec.exchange))
     return {
         "name": name,

@@ -19,7 +19,7 @@ from zk0d.durable import write_json
 from zk0d.errors import ConfigError, UsageError, WorkerError, Zk0Error
 from zk0d.hub import outputs, push
 from zk0d.hub.config import Config
-from zk0d.hub.store import Row, Store
+from zk0d.hub.store import Store
 from zk0d.supervise import Worker
 
 log = structlog.get_logger("outlets")
@@ -64,11 +64,13 @@ class Outlets:
             raise ConfigError(
                 f"federation {name} has no publish.repo", 'accepted: repo = "owner/name" in its [publish]'
             )
-        losses = {int(v["number"]): v["loss"] for v in self._evaluated(name)}
+        found = "SELECT * FROM versions WHERE federation = ? AND evaluation != 'waiting'"
+        rows = {int(v["number"]): v for v in self._store.all(found, name)}
         if version is None:
+            losses = {n: v["loss"] for n, v in rows.items() if v["evaluation"] == "done"}
             version = outputs.best(losses)
             version = max(losses, default=None) if version is None else version
-        if version is None or version not in losses:
+        if version is None or version not in rows:
             raise UsageError(f"federation {name} has no such version to push", f"zk0-hub versions {name}")
         return await asyncio.to_thread(
             push.plan, self._folder(name, version), name, version, repo, config["publish.private"]
@@ -76,11 +78,6 @@ class Outlets:
 
     def _folder(self, name: str, version: int) -> Path:
         return self._directory / "federations" / name / "versions" / f"{version:04d}"
-
-    def _evaluated(self, name: str) -> list[Row]:
-        return self._store.all(
-            "SELECT * FROM versions WHERE federation = ? AND evaluation = 'done' ORDER BY number", name
-        )
 
     async def push(self, name: str, version: int | None, actor: str) -> dict[str, Any]:
         """Push now → {repo, version, commit, url}. Raises Zk0Error; the outcome is in the database and the audit."""

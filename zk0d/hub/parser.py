@@ -40,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
     _evidence(found)
     versions = _json(_add(found, "versions", commands.versions, "a federation's versions"))
     versions.add_argument("name")
+    again = _json(_add(found, "evaluate", commands.evaluate, "evaluate versions again, and publish them anew"))
+    again.add_argument("name", help="the federation")
+    again.add_argument("version", type=Whole(0), nargs="?", help="which (default: all whose evaluation was given up)")
     push = _json(_add(found, "push", commands.push, "push a version to the Hugging Face Hub"))
     push.add_argument("name", help="the federation")
     push.add_argument("--version", type=Whole(0), metavar="N", help="which (default: the best, else the newest)")
@@ -127,9 +130,7 @@ def _federations(at: Any) -> None:
     back = _json(_add(at, "rollback", commands.rollback, "publish an older version again as the newest"))
     back.add_argument("name")
     back.add_argument("version", type=Whole(0), help="the number to go back to")
-    change = _json(
-        _add(at, "set", commands.set_settings, "new settings: [rounds] at once, the rest from the next version on")
-    )
+    change = _json(_add(at, "set", commands.set_settings, "new settings: from the next version on, some at once"))
     change.add_argument("name")
     change.add_argument("--config", type=Path, required=True, metavar="FILE", help="the federation's TOML")
 

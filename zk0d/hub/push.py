@@ -28,7 +28,8 @@ def plan(folder: Path, federation: str, version: int, repo: str, private: bool) 
             continue
         files.append({"path": name.as_posix(), "size": path.stat().st_size, "sha256": sha256_file(path)})
     if not files:
-        raise UsageError(f"version {version} of {federation} has no published folder", f"zk0-hub versions {federation}")
+        raise UsageError(f"version {version} of {federation} has no published folder",
+                         f"`zk0-hub evaluate {federation} {version}` makes it")  # fmt: skip
     return {
         "federation": federation, "version": version, "repo": repo, "private": private, "revision": "main",
         "tag": f"v{version:04d}", "message": f"{federation}, version {version}", "files": files,

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from zk0d.errors import LinkLostError, RefusedError, UsageError, Zk0Error
-from zk0d.hub.config import Config, load_hub, parse_address, parse_federation
+from zk0d.hub.config import Config, load_hub, parse_address
 from zk0d.hub.discards import Discards
 from zk0d.hub.evaluation import Evaluations
 from zk0d.hub.federation import FederationRunner
@@ -59,16 +59,12 @@ class Hub:
         self.discard = Discards(directory, self.blobs, self.ledger.blob_needed)
         quota = (self.config["quota.updates_per_day"], self.config["quota.bytes_per_day"])
         self.check_quota = Quotas(self.store, *quota).check
-        self.federations: dict[str, FederationRunner] = {}
-        configs: dict[str, Config] = {}
-        for row in self.ledger.federations():
-            configs[row["name"]] = parse_federation(row["config"], f"federation {row['name']}", stored=True)
-            self.federations[row["name"]] = FederationRunner(row["name"], self)
-        self.outlets = Outlets(directory, self.config, self.store, configs)
+        self._configs: dict[str, Config] = {}
+        self.outlets = Outlets(directory, self.config, self.store, self._configs)
         self.evaluations = Evaluations(
-            directory, self.config, self.ledger, self.blobs, configs, self.outlets.wake
+            directory, self.config, self.ledger, self.blobs, self._configs, self.outlets.wake
         )  # fmt: skip
-        self._configs = configs
+        self.federations = {row["name"]: FederationRunner(row["name"], self) for row in self.ledger.federations()}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         listen = parse_address(self.config["hub.listen"])
@@ -152,14 +148,18 @@ class Hub:
 
     def version_made(self, federation: str) -> None:
         """The version is committed: nothing that fails here may keep it from being told."""
-        self._configs[federation] = config = self.federations[federation].config
         self.evaluations.wake()
         moving = {p.digest for transfers in self.link.transfers().values() for p in transfers}
         try:
-            for digest in self.ledger.retention.retire(federation, config, moving):
+            for digest in self.ledger.retention.retire(federation, self._configs[federation], moving):
                 self.discard(digest)
         except (OSError, sqlite3.Error) as error:
             log.warning("old versions stay for now", federation=federation, error=str(error))
+
+    def settled(self, federation: str, config: Config) -> None:
+        """What is in force of its settings: versions are judged, kept and sent by these."""
+        self._configs[federation] = config
+        self.outlets.wake()
 
     # -- what nodes ask --------------------------------------------------------------------------------------------
 
@@ -292,9 +292,8 @@ class Hub:
         for federation in self.federations.values():
             federation.consider()  # one that was admitted just now counts
 
-    def add(self, name: str, config: Config) -> None:
+    def add(self, name: str) -> None:
         """Serve a federation that is in the ledger."""
-        self._configs[name] = config
         self.federations[name] = FederationRunner(name, self)
 
     def forget(self, name: str) -> None:

@@ -45,6 +45,7 @@ class HubServices(Protocol):
     async def push(self, node: str, kind: str, body: dict[str, Any]) -> None: ...
     async def fetch(self, node: str, digest: str, limit: int) -> Path: ...
     def version_made(self, federation: str) -> None: ...
+    def settled(self, federation: str, config: Config) -> None: ...
 
 
 class FederationState:
@@ -62,7 +63,7 @@ class FederationState:
 
     def settle(self) -> None:
         """Go by the settings in the ledger from now on. [rounds] of new ones holds before the next version, which may
-        be waiting for just that."""
+        be waiting for just that, and what is beside the rounds holds for the versions that are out as well."""
         row = self.row
         self.config = parse_federation(row["config"], f"federation {self.name}", stored=True)
         waiting = row["next_config"]
@@ -74,6 +75,7 @@ class FederationState:
                 for k in ("min_nodes", "target", "quorum", "deadline_s", "versions", "max_staleness", "mode")
             )
         )
+        self.hub.settled(self.name, self.config.beside(rule))
         self._show(row["config"])
 
     def _show(self, toml: str) -> None:

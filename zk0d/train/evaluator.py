@@ -35,7 +35,8 @@ GOLDEN = 0.6180339887498949
 
 
 def main(job: Message, channel: WorkerChannel) -> Message:
-    """Evaluate on the job's datasets (none: the loss is null), then publish where a folder is named."""
+    """Evaluate on the job's datasets (none: the loss is null), unless its `losses` are known; then publish where a
+    folder is named."""
     Interrupts(channel).start()
     began = time.monotonic()
     cache, threads = Path(job["cache"]), int(job.get("threads", 1))
@@ -53,7 +54,7 @@ def main(job: Message, channel: WorkerChannel) -> Message:
     weights.apply(policy, weights.load_exchange(spec, Path(job["version"])))
     pre, post = processors(spec, policy.config)
     channel.emit("ready")
-    losses = _evaluate_all(job, spec, policy, pre, channel, cache)
+    losses = job.get("losses") or _evaluate_all(job, spec, policy, pre, channel, cache)
     total = sum(found["samples"] for found in losses.values())
     loss = sum(found["loss"] * found["samples"] for found in losses.values()) / total if total else None
     folder = job.get("publish")

@@ -22,12 +22,14 @@ from zk0d.train.policy import BACKBONE_FIELD, Policy, Processor
 BACKBONE_FOLDER = "vlm"
 """Where a published SmolVLA of the tiny preset carries its backbone's configuration, tokenizer and processor."""
 
+_NO_DATASET = "no held-out dataset was given"
+
 
 @dataclass(frozen=True)
 class Version:
     """What is said of a version. `card` is the hub's: `federation`, `updates`, `nodes`, `samples` (of the last merge),
-    `training` (local_steps, batch_size, lr, mu), `history` ([{version, updates, heldout_loss}]), `licence`.
-    Each may be absent.
+    `training` (local_steps, batch_size, lr, mu), `history` ([{version, updates, heldout_loss}]), `licence`, `failed`
+    (its evaluation was given up). Each may be absent.
     """
 
     number: int
@@ -131,7 +133,7 @@ def card(folder: Path, spec: ModelSpec, policy: Policy, version: Version) -> str
         "",
         "## Held-out loss",
         "",
-        *(_losses(version) or ["Not evaluated: no held-out dataset was given."]),
+        *(_losses(version) or [f"Not evaluated: {'that failed' if told.get('failed') else _NO_DATASET}."]),
         *_history(told.get("history")),
         "",
         "## What it takes and gives",
