@@ -31,7 +31,7 @@ def plan(hub: HubProcess, version: int, how: Recipe) -> Merge:
     ledger = Ledger(store, ReceiptKey.load(hub.folder / "keys"))
     updates = sorted(ledger.snapshot("fed").buffer, key=lambda g: g.node)
     merge = Merge(version, shares(version - 1, updates), how.plan())
-    ledger.begin_merge("fed", merge)
+    ledger.plans.begin("fed", merge)
     store.close()
     return merge
 

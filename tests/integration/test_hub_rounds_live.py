@@ -174,7 +174,7 @@ def test_a_merge_that_was_begun_is_made_of_what_it_was_begun_with(hub: HubProces
         ledger = Ledger(store, ReceiptKey.load(hub.folder / "keys"))
         snapshot = ledger.snapshot("fed")
         updates = sorted((g for g in snapshot.buffer if g.node in first), key=lambda g: g.node)
-        ledger.begin_merge("fed", Merge(1, shares(0, updates)))
+        ledger.plans.begin("fed", Merge(1, shares(0, updates)))
         store.close()
         debris.parent.mkdir(parents=True, exist_ok=True)
         debris.write_bytes(b"half a master")

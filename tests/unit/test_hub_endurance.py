@@ -64,7 +64,7 @@ def test_a_merge_of_a_damaged_file_refuses_that_update_and_no_other(tmp_path: Pa
         def drop(name: str, version: int, updates: list[str], reason: str, *, fault: bool) -> None:
             refused.append((updates, reason, fault))
 
-        hub.ledger.drop_merge = drop  # type: ignore[method-assign,assignment]
+        hub.ledger.plans.drop = drop  # type: ignore[method-assign,assignment]
         merges.consider = lambda: None  # type: ignore[method-assign]
         merges._give_up(rounds.Merge(1, shares), found.value)
         merges._give_up(rounds.Merge(1, shares), PayloadError("infinite"))

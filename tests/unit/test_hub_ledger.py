@@ -116,7 +116,7 @@ def test_a_rollback_refuses_aloud_and_blames_nobody(books: Books) -> None:
 def test_what_a_finished_federation_will_not_merge_is_refused(books: Books) -> None:
     a, b, c = books.give("a"), books.give("b"), books.offer("c")
     merge = Merge(1, shares(0, [g for g in books.ledger.snapshot("fed").buffer if g.node == "a"]))
-    books.ledger.begin_merge("fed", merge)
+    books.ledger.plans.begin("fed", merge)
     books.ledger.finish("fed", "admin:me")
     assert [books.state(s) for s in (a, b, c)] == ["admitted", "refused", "refused"]  # a is being merged
     books.ledger.commit_merge("fed", merge, Merged("m", "v", 1), 0.1, True, {}, 4)
@@ -126,9 +126,9 @@ def test_what_a_finished_federation_will_not_merge_is_refused(books: Books) -> N
 def test_a_merge_that_cannot_be_is_dropped_without_touching_what_was_decided(books: Books) -> None:
     a, b = books.give("a"), books.give("b")
     merge = Merge(1, shares(0, list(books.ledger.snapshot("fed").buffer)))
-    books.ledger.begin_merge("fed", merge)
+    books.ledger.plans.begin("fed", merge)
     books.ledger.refuse(b.digest, "first reason", fault=False)
-    books.ledger.drop_merge("fed", 1, [a.digest, b.digest], "it could not be merged")
+    books.ledger.plans.drop("fed", 1, [a.digest, b.digest], "it could not be merged")
     rows = [books.ledger.update(s.digest) for s in (a, b)]
     assert [r and (r["state"], r["reason"], r["fault"]) for r in rows] == [
         ("refused", "it could not be merged", 1), ("refused", "first reason", 0)]  # fmt: skip
@@ -140,7 +140,7 @@ def test_an_offer_that_became_too_old_does_not_wait_for_ever(books: Books) -> No
     for number in (1, 2):
         books.give("a")
         merge = Merge(number, shares(number - 1, list(books.ledger.snapshot("fed").buffer)))
-        books.ledger.begin_merge("fed", merge)
+        books.ledger.plans.begin("fed", merge)
         books.ledger.commit_merge("fed", merge, Merged(f"m{number}", f"v{number}", 1), 0.1, False, {}, 1)
         assert books.state(late) == ("receiving" if number == 1 else "refused")
     row = books.ledger.update(late.digest)

@@ -111,7 +111,7 @@ def test_a_version_that_is_out_is_told_whatever_retention_cannot_do(
         else:
             backup.enter_context(keep_all(hub.directory))
         merge = rounds.Merge(6, ())
-        hub.ledger.begin_merge("fed", merge)
+        hub.ledger.plans.begin("fed", merge)
         merges.busy = True
         await merges._merge(merge)
         assert told == ["woken", "considered"] and not merges.busy
@@ -151,7 +151,7 @@ def test_settings_given_during_a_merge_hold_when_it_is_given_up(
         federation = hub.federations["fed"]
         merges = federation._merging
         merge = rounds.Merge(1, (rounds.Share("sha256:x", "a", 0, 1.0),))
-        hub.ledger.begin_merge("fed", merge)
+        hub.ledger.plans.begin("fed", merge)
         merges.busy = True
         new = TWO.replace("deadline_s = 600", "deadline_s = 5")
         assert stewardship.change_settings(federation, new, "new.toml", "admin:me")[1] == []

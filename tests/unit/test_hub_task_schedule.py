@@ -63,7 +63,7 @@ async def received(folder: Path, settings: str, heldout: list[float], own: list[
                 hub.ledger.offer(statement)
                 hub.ledger.admit(statement.digest, 1.0)
             merge = Merge(version + 1, shares(version, list(hub.ledger.snapshot("fed").buffer)))
-            hub.ledger.begin_merge("fed", merge)
+            hub.ledger.plans.begin("fed", merge)
             hub.ledger.commit_merge("fed", merge, Merged(f"m{version}", f"v{version}", 9), 0.1, False, {})
         return got
     finally:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterable
 from typing import Any
 
 from zk0d.errors import UsageError
@@ -16,11 +15,12 @@ from zk0d.hub.aggregate import Merged
 from zk0d.hub.assessments import Assessments
 from zk0d.hub.custody import take_settings
 from zk0d.hub.members import Members
+from zk0d.hub.plans import Plans
 from zk0d.hub.receipt_log import ReceiptLog
 from zk0d.hub.receipts import ReceiptKey, Statement, task_id
 from zk0d.hub.refusals import Refusals
 from zk0d.hub.retention import Retention
-from zk0d.hub.rounds import Given, Merge, Phase, Share, Snapshot, advance
+from zk0d.hub.rounds import Given, Merge, Phase, Snapshot, advance
 from zk0d.hub.store import Row, Store
 
 _REFUSALS_COUNT_S = 24 * 3600.0
@@ -35,6 +35,7 @@ class Ledger:
         self._key = key
         self.log = ReceiptLog(store, key)
         self.refusals = Refusals(store, key)
+        self.plans = Plans(store, self.refusals)
         self.assessments = Assessments(store)
         self.members = Members(store, self.refusals)
         self.retention = Retention(store)
@@ -75,13 +76,8 @@ class Ledger:
         with self._store.write() as db:
             self._advance(db, name, "finished", "finished_at")
             self._store.audit(db, actor, "federation.finish", name)
-            merging = self.unfinished_merge(name)
-            self._let_go(db, name, actor, [s.update for s in merging.shares] if merging else [])
-
-    def _let_go(self, db: sqlite3.Connection, name: str, actor: str, spared: Collection[str] = ()) -> None:
-        """What a finished federation will not merge any more."""
-        why = "the federation has finished and makes no further version"
-        self.refusals.everything(db, name, why, actor, spared)
+            merging = self.plans.unfinished(name)
+            self.refusals.of_finished(db, name, actor, [s.update for s in merging.shares] if merging else [])
 
     def _advance(self, db: sqlite3.Connection, name: str, to: Phase, column: str) -> None:
         phase = advance(self.federation(name)["phase"], to)
@@ -291,31 +287,6 @@ class Ledger:
 
     # -- merges and versions ---------------------------------------------------------------------------------------
 
-    def begin_merge(self, name: str, merge: Merge) -> None:
-        """Fix which updates the version is made of, so that a merge begun again gives the same bytes."""
-        shares = [[s.update, s.node, s.staleness, s.weight, s.scale] for s in merge.shares]
-        plan = {"shares": shares, "recipe": dict(merge.recipe)}
-        with self._store.write() as db:
-            db.execute(
-                "INSERT INTO merges (federation, version, plan, begun_at) VALUES (?, ?, ?, ?)",
-                (name, merge.version, json.dumps(plan), self._store.now()),
-            )
-            self._store.audit(db, "hub", "merge.begin", name, version=merge.version)
-
-    def unfinished_merge(self, name: str) -> Merge | None:
-        """The merge that was begun and whose version is not there yet."""
-        row = self._store.one(
-            "SELECT * FROM merges m WHERE federation = ? AND NOT EXISTS (SELECT 1 FROM versions v"
-            " WHERE v.federation = m.federation AND v.number = m.version)",
-            name,
-        )
-        if row is None:
-            return None
-        plan = json.loads(row["plan"])
-        if isinstance(plan, list):  # as hubs before 0.2 wrote it
-            plan = {"shares": plan, "recipe": {}}
-        return Merge(row["version"], tuple(Share(*s) for s in plan["shares"]), plan["recipe"])
-
     def past_norms(self, name: str) -> list[float]:
         """Norms of the updates merged so far, oldest first."""
         rows = self._store.all(
@@ -323,20 +294,6 @@ class Ledger:
             " LIMIT 50", name,
         )  # fmt: skip
         return [float(r["norm"] or 0.0) for r in reversed(rows)]
-
-    def drop_merge(
-        self, name: str, version: int, updates: Iterable[str], reason: str, actor: str = "hub", *, fault: bool = True
-    ) -> None:
-        """Give a merge up where it is planned, and refuse the updates that made it impossible; the others stay for the
-        next."""
-        with self._store.write() as db:
-            if db.execute("DELETE FROM merges WHERE federation = ? AND version = ?", (name, version)).rowcount:
-                self._store.audit(db, actor, "merge.drop", name, version=version)
-                take_settings(self._store, db, name, version)
-            for digest in updates:
-                self.refusals.refuse(db, digest, reason, actor, fault=fault)
-            if self.federation(name)["phase"] == "finished":  # no merge will follow
-                self._let_go(db, name, "hub")
 
     def commit_merge(
         self,
@@ -380,8 +337,7 @@ class Ledger:
                 self._advance(db, name, "finished", "finished_at")
             if max_staleness is not None:
                 self.refusals.overtaken(db, name, merge.version - max_staleness)
-            if self.federation(name)["phase"] == "finished":
-                self._let_go(db, name, "hub")
+            self.refusals.of_finished(db, name, "hub")
         return receipts
 
     def _version(

@@ -115,7 +115,7 @@ class Merging:
     def _due(self) -> rounds.Merge | None:
         """The merge to make now, which is then begun in the ledger; None where none is due, looked at again when one
         may be."""
-        begun = self._ledger.unfinished_merge(self._fed.name)
+        begun = self._ledger.plans.unfinished(self._fed.name)
         if begun is not None:
             return begun
         found = rounds.merge_due(self._fed.rules, self._fed.snapshot(), self._hub.now())
@@ -125,7 +125,7 @@ class Merging:
         if found is None:
             return None
         planned = self._planned(found)
-        self._ledger.begin_merge(self._fed.name, planned)
+        self._ledger.plans.begin(self._fed.name, planned)
         return planned
 
     def _planned(self, merge: rounds.Merge) -> rounds.Merge:
@@ -179,7 +179,7 @@ class Merging:
             case PayloadError():
                 self._give_up(merge, error)
             case WorkerError():  # Flower's: planned anew, so that another strategy can be set meanwhile
-                self._ledger.drop_merge(self._fed.name, merge.version, [], "")
+                self._ledger.plans.drop(self._fed.name, merge.version, [], "")
                 self._failed(merge, error)
             case Zk0Error() | OSError() | sqlite3.Error():
                 self._failed(merge, error)
@@ -277,7 +277,7 @@ class Merging:
             error=str(error),
             refused=worst["digest"],
         )
-        self._ledger.drop_merge(
+        self._ledger.plans.drop(
             self._fed.name, merge.version, [worst["digest"]], f"it could not be merged: {error.message}",
             fault=not damaged,
         )  # fmt: skip

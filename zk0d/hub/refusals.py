@@ -67,6 +67,13 @@ class Refusals:
             if row["digest"] not in spared:
                 self.refuse(db, row["digest"], reason, actor, fault=False)
 
+    def of_finished(self, db: sqlite3.Connection, name: str, actor: str, spared: Collection[str] = ()) -> None:
+        """Inside a transaction: what the federation will not merge any more, if it has finished."""
+        row = self._store.one("SELECT phase FROM federations WHERE name = ?", name)
+        if row is not None and row["phase"] == "finished":
+            why = "the federation has finished and makes no further version"
+            self.everything(db, name, why, actor, spared)
+
     def overtaken(self, db: sqlite3.Connection, name: str, oldest: int) -> None:
         """Inside a transaction: what is still on its way from a version before `oldest` would be too late."""
         for row in self._store.all(

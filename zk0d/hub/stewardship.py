@@ -107,9 +107,9 @@ def drop(federation: FederationRunner, which: str, node: str, reason: str, actor
     chosen = [r["digest"] for r in found]
     told = f"the maintainer dropped it: {reason}" if reason else "the maintainer dropped it and gave no reason"
     with federation.merging():
-        plan = ledger.unfinished_merge(name)
+        plan = ledger.plans.unfinished(name)
         spoilt = plan is not None and any(s.update in chosen for s in plan.shares)
-        ledger.drop_merge(name, plan.version if plan and spoilt else -1, chosen, told, actor, fault=fault)
+        ledger.plans.drop(name, plan.version if plan and spoilt else -1, chosen, told, actor, fault=fault)
     federation.problem = ""  # if it was another, the next try says it again
     log.warning("updates dropped", federation=name, updates=chosen, reason=reason, fault=fault, actor=actor)
     federation.consider()
