@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from hub_cast import REPOSITORY, TOML, HubProcess, TestNode, cast, make_parts, until
+from small_disk import small_disk
 
 from zk0d.durable import digest_of
 from zk0d.model.blobs import BlobStore
@@ -166,3 +168,52 @@ def test_an_update_is_dropped_and_the_others_are_merged(hub: HubProcess, tmp_pat
         assert ("merge.drop", "fed") in acts and ("update.refused", update(offers[1])) in acts
 
     asyncio.run(play())
+
+
+def test_a_backup_of_what_a_disk_has_spoilt_holds_the_rest(hub: HubProcess, tmp_path: Path) -> None:
+    """One update that waits is no reason to have no backup: a hub made of it refuses that one and goes on."""
+    spec = federation(hub, tmp_path)
+
+    async def play() -> None:
+        nodes = await cast(hub, tmp_path, 3, join="fed")
+        try:
+            offers = [await give(n, spec) for n in nodes[:2]]
+            payload(hub, offers[0]).write_bytes(b"spoilt")
+            made = await command(hub, "backup", str(tmp_path / "saved"))
+            waits = f"  fed: an update of {nodes[0].identity.node_id} ({json.loads(offers[0]['statement'])['payload']})"
+            assert made.returncode == 2 and waits in made.stdout.splitlines()
+            assert "incomplete, the hub's disk has lost or spoilt what it needs; a hub made of it lacks" in made.stdout
+            hub.stop()
+            shutil.rmtree(hub.folder)
+            restored = await command(hub, "restore", str(tmp_path / "saved"))
+            assert restored.returncode == 2 and waits in restored.stdout.splitlines()
+            await asyncio.to_thread(hub.start)
+            await give(nodes[2], spec)
+            await until(lambda: update(offers[0]) in nodes[0].refusals, "the update that was lost is refused")
+            assert "the hub has lost its bytes" in nodes[0].refusals[update(offers[0])]["reason"]
+            await give(nodes[0], spec)
+            await until(lambda: hub.ask("federation_show", name="fed")["version"] == 1, "the others' work counts")
+            # Without its newest version it is no hub.
+            newest = next(v for v in await ask(hub, "versions", name="fed") if v["version"] == 1)
+            BlobStore(hub.folder / "blobs").path(newest["digest"]).unlink()
+            made = await command(hub, "backup", str(tmp_path / "useless"))
+            assert made.returncode == 2 and "no hub can be made of it:\n  fed: version 1 (blob:" in made.stdout
+            refused = await command(hub, "--dir", str(tmp_path / "new"), "restore", str(tmp_path / "useless"))
+            assert refused.returncode == 78 and "lacks 1 blobs, as version 1 of federation fed" in refused.stderr
+            assert not (tmp_path / "new").exists()
+        finally:
+            for node in nodes:
+                await node.close()
+
+    asyncio.run(play())
+
+
+def test_nothing_is_left_of_a_backup_that_has_no_room(hub: HubProcess, tmp_path: Path) -> None:
+    make_parts(tmp_path / "parts", 600_000)
+    hub.create("fed", tmp_path / "parts", nodes=2)
+    for size, why in (("16k", "hub.db cannot be copied to"), ("2m", "there is no room for all of the hub in")):
+        with small_disk(tmp_path / size, size) as disk:
+            for _ in range(2):
+                made = asyncio.run(command(hub, "backup", str(disk / "saved")))
+                assert made.returncode == 1 and why in made.stderr, made.stderr
+                assert list(disk.iterdir()) == []

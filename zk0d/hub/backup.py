@@ -7,96 +7,132 @@ none (discards.py). Not for versions' LeRobot folders, which are made again from
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pwd
 import shutil
 import sqlite3
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from zk0d.durable import flush_tree, fsync_dir, publish, write_json
-from zk0d.errors import ConfigError, UsageError
+from zk0d.errors import ConfigError, UsageError, Zk0Error
 from zk0d.hub.config import load_hub
 from zk0d.hub.discards import keep_all
 from zk0d.hub.receipts import ReceiptKey
 from zk0d.hub.schema import MIGRATIONS
 from zk0d.link.identity import Authority, ServerIdentity
 from zk0d.link.tls import server_context
-from zk0d.model.blobs import BlobStore
+from zk0d.model.blobs import BlobStore, DiskFullError
 
 KINDS = ("hub.toml", "ca", "keys", "federations")
 _MARK = "backup.json"
 _NEEDED = """
-    SELECT draft_spec AS digest FROM federations UNION SELECT spec FROM federations WHERE spec IS NOT NULL
-    UNION SELECT base FROM federations WHERE spec IS NOT NULL OR phase != 'finished'
-    UNION SELECT exchange FROM federations WHERE spec IS NOT NULL OR phase != 'finished'
-    UNION SELECT digest FROM versions WHERE retired_at IS NULL
-    UNION SELECT master FROM versions v WHERE number >=
-        (SELECT max(number) FROM versions w WHERE w.federation = v.federation) - 1
-    UNION SELECT m.value FROM versions v, json_each(v.moments) m WHERE number >=
-        (SELECT max(number) FROM versions w WHERE w.federation = v.federation) - 1
-    UNION SELECT payload FROM updates WHERE state = 'admitted'
+    WITH newest AS (SELECT federation, max(number) AS top FROM versions GROUP BY federation),
+        lately AS (SELECT v.*, number = top AS is_newest FROM versions v JOIN newest USING (federation)
+        WHERE number >= top - 1)
+    SELECT draft_spec AS digest, name AS federation, 'the draft of its spec' AS what, spec IS NULL AS vital
+        FROM federations
+    UNION ALL SELECT spec, name, 'its spec', 1 FROM federations WHERE spec IS NOT NULL
+    UNION ALL SELECT base, name, 'its base', 1 FROM federations WHERE spec IS NOT NULL OR phase != 'finished'
+    UNION ALL SELECT exchange, name, 'its version 0', phase = 'gathering' FROM federations
+        WHERE spec IS NOT NULL OR phase != 'finished'
+    UNION ALL SELECT digest, federation, 'version ' || number, number = top FROM versions JOIN newest USING (federation)
+        WHERE retired_at IS NULL
+    UNION ALL SELECT master, federation, 'the exact values of version ' || number, is_newest FROM lately
+    UNION ALL SELECT m.value, federation, 'the optimiser''s state of version ' || number, 0
+        FROM lately, json_each(lately.moments) m
+    UNION ALL SELECT payload, federation, 'an update of ' || node, 0 FROM updates WHERE state = 'admitted'
 """
-"""What a hub cannot go on without. A payload that is still arriving is not among it: its node gives it again."""
+"""What a hub needs, and whether it cannot go on without. A payload that is still arriving is not among it: its node
+gives it again. One that was admitted and is lost is refused to its node when its merge comes."""
+_ROOM = "`df -h` shows which disk is full"
+_UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM)
 
 
 def make(hub: Path, out: Path) -> dict[str, Any]:
-    """Copy the hub in `hub`, running or not, to the new folder `out` → what was copied. Raises UsageError, ConfigError.
+    """Copy the hub in `hub`, running or not, to the new folder `out` → what was copied. Raises Zk0Error, OSError; then
+    nothing is left of it.
 
-    `missing` lists needed blobs that the hub itself has lost; of such a copy no hub can be made.
+    `missing` names needed blobs that the hub itself has lost or its disk spoilt, `lost` says what they are: [{digest,
+    federation, what, vital}]. Of a copy that lacks a vital one no hub can be made.
     """
     if not (hub / "hub.db").is_file():
         raise ConfigError(f"there is no hub in {hub}", "name its folder with --dir")
     if out.exists():
         raise UsageError(f"{out} exists", "give a folder that does not: a backup never overwrites")
     out.mkdir(mode=0o700, parents=True)
-    with keep_all(hub):
-        _audit(hub / "hub.db", "backup", str(out.absolute()))
-        _copy_database(hub / "hub.db", out / "hub.db")
-        for name in KINDS:
-            source = hub / name
-            if source.is_dir():
-                shutil.copytree(source, out / name, ignore=shutil.ignore_patterns("versions", ".*.tmp"))
-            elif source.is_file():
-                shutil.copy2(source, out / name)
-        told = _copy_blobs(hub, out)
-    flush_tree(out)  # before the mark that says it is whole
-    write_json(out / _MARK, told)
-    fsync_dir(out.parent)
+    try:
+        with keep_all(hub):
+            _audit(hub / "hub.db", "backup", str(out.absolute()))
+            _copy_database(hub / "hub.db", out / "hub.db")
+            for name in KINDS:
+                source = hub / name
+                if source.is_dir():
+                    shutil.copytree(source, out / name, ignore=shutil.ignore_patterns("versions", ".*.tmp"))
+                elif source.is_file():
+                    shutil.copy2(source, out / name)
+            told = _copy_blobs(hub, out)
+        flush_tree(out)  # before the mark that says it is whole
+        write_json(out / _MARK, told)
+        fsync_dir(out.parent)
+    except BaseException as error:  # it would be none, and the next try wants the name
+        shutil.rmtree(out, ignore_errors=True)
+        if isinstance(error, sqlite3.Error):
+            raise Zk0Error(f"{hub / 'hub.db'} cannot be copied to {out}: {error}", _ROOM) from error
+        if isinstance(error, DiskFullError):
+            raise Zk0Error(f"there is no room for all of the hub in {out.parent}", _ROOM) from error
+        raise
     return told
 
 
 def _copy_blobs(hub: Path, out: Path) -> dict[str, Any]:
-    digests, receipts = _contents(out / "hub.db")
-    blobs = BlobStore(out / "blobs")
+    needed, receipts = _contents(out / "hub.db")
+    blobs = BlobStore(out / "blobs", reserve=0)  # nothing arrives there
     # A hub that was never started has no blobs: what a backup by root made for them would be root's.
     source = BlobStore(hub / "blobs") if (hub / "blobs" / "whole").is_dir() else None
     missing: list[str] = []
     size = 0
-    for digest in digests:
-        if source is None or not source.has(digest):
+    for digest in needed:
+        if source is not None and source.has(digest) and _copy_blob(source.path(digest), digest, blobs, needed):
+            size += blobs.size(digest)
+        else:
             missing.append(digest)
-            continue
-        path = source.path(digest)
-        size += path.stat().st_size
-        if blobs.add_file(path) != digest:
-            raise ConfigError(f"the hub's blob {digest} is damaged on disk", "restore it from an older backup")
-    return {"blobs": len(digests) - len(missing), "bytes": size, "missing": missing, "receipts": receipts}
+    return {"blobs": len(needed) - len(missing), "bytes": size, "missing": missing,
+            "lost": [needed[d] for d in missing], "receipts": receipts}  # fmt: skip
 
 
-def _contents(database: Path) -> tuple[list[str], int]:
-    """Digests of the blobs that a database needs, and its count of receipts."""
+def _copy_blob(path: Path, digest: str, blobs: BlobStore, needed: Collection[str]) -> bool:
+    """Whether it is what it is called, and can be read."""
+    try:
+        found = blobs.add_file(path)
+    except OSError as error:
+        if error.errno not in _UNREADABLE:  # a full disk, say: of the backup, and of no one blob
+            raise
+        return False
+    if found != digest and found not in needed:
+        blobs.delete(found)
+    return found == digest
+
+
+def _contents(database: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """Blobs that a database needs, what they are, and its count of receipts."""
+    needed: dict[str, dict[str, Any]] = {}
     with contextlib.closing(sqlite3.connect(database)) as db:
-        digests = sorted(str(r[0]) for r in db.execute(_NEEDED))
-        return digests, int(db.execute("SELECT count(*) FROM receipts").fetchone()[0])
+        for digest, federation, what, vital in sorted(db.execute(_NEEDED), key=lambda r: (r[0], -r[3])):
+            one = {"digest": digest, "federation": federation, "what": what, "vital": bool(vital)}
+            needed.setdefault(digest, one)
+        return needed, int(db.execute("SELECT count(*) FROM receipts").fetchone()[0])
 
 
 def restore(backup: Path, hub: Path) -> dict[str, Any]:
     """Make the hub folder `hub`, which must not exist, from a backup. Raises UsageError, ConfigError; nothing is made.
 
-    Checked first: the database, every blob's name and that none is missing, keys and settings. Nodes that saw a
+    Checked first: the database, every blob's name and that none is missing, keys and settings. What the hub had lost
+    when the backup was made is lacking in this one too (`lost`), where it can go on without. Nodes that saw a
     later tree head than the backup's will say so: the hub has forgotten receipts, and they keep theirs. Where root
     restores, the hub is of whom the empty folder at its place is, or the folder around it: `user` in what is told.
     """
@@ -112,7 +148,7 @@ def restore(backup: Path, hub: Path) -> dict[str, Any]:
     shutil.rmtree(staged, ignore_errors=True)
     try:
         shutil.copytree(backup, staged, ignore=shutil.ignore_patterns(_MARK, "blobs"))
-        count = _take_blobs(backup, staged, told)
+        count, lost = _take_blobs(backup, staged, told)
         _check_settings(staged)
         _audit(staged / "hub.db", "restore", str(backup.absolute()))
         if os.geteuid() == 0:
@@ -124,7 +160,8 @@ def restore(backup: Path, hub: Path) -> dict[str, Any]:
     with contextlib.suppress(FileNotFoundError):
         hub.rmdir()
     publish(staged, hub)
-    return {"blobs": count, "receipts": told.get("receipts"), "folder": str(hub), "user": _user(hub.stat().st_uid)}
+    return {"blobs": count, "receipts": told.get("receipts"), "folder": str(hub), "user": _user(hub.stat().st_uid),
+            "lost": lost}  # fmt: skip
 
 
 def _give(top: Path, user: int, group: int) -> None:
@@ -144,12 +181,13 @@ def _user(number: int) -> str:
         return str(number)
 
 
-def _take_blobs(backup: Path, staged: Path, told: dict[str, Any]) -> int:
+def _take_blobs(backup: Path, staged: Path, told: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+    """Check the database and take its blobs → how many, and what is lost."""
     try:
         with contextlib.closing(sqlite3.connect(staged / "hub.db")) as db:
             problem = str(db.execute("PRAGMA integrity_check").fetchone()[0])
             schema = int(db.execute("PRAGMA user_version").fetchone()[0])
-        digests, receipts = _contents(staged / "hub.db")
+        needed, receipts = _contents(staged / "hub.db")
     except sqlite3.Error as error:
         raise ConfigError(f"the backup's database is damaged: {error}", "use another backup") from None
     if problem != "ok" or receipts != told.get("receipts"):
@@ -158,13 +196,17 @@ def _take_blobs(backup: Path, staged: Path, told: dict[str, Any]) -> int:
     if schema > len(MIGRATIONS):
         raise ConfigError(f"the backup is of a newer zk0-hub (schema {schema})", "install that version")
     source, blobs = BlobStore(backup / "blobs"), BlobStore(staged / "blobs")
-    missing = [d for d in digests if not source.has(d)]
-    if missing:
-        raise ConfigError(f"the backup lacks {len(missing)} blobs, as {missing[0]}", "use another backup")
-    for digest in digests:
+    lost = [one for digest, one in needed.items() if not source.has(digest)]
+    fatal = [one for one in lost if one["vital"] or one["digest"] not in told.get("missing", [])]
+    if fatal:
+        first = f"{fatal[0]['what']} of federation {fatal[0]['federation']}"
+        raise ConfigError(
+            f"the backup lacks {len(fatal)} blobs, as {first} ({fatal[0]['digest']})", "use another backup"
+        )
+    for digest in needed.keys() - {one["digest"] for one in lost}:
         if blobs.add_file(source.path(digest)) != digest:
             raise ConfigError(f"the backup's blob {digest} is damaged", "use another backup")
-    return len(digests)
+    return len(needed) - len(lost), lost
 
 
 def _check_settings(staged: Path) -> None:

@@ -110,8 +110,11 @@ def backup(options: argparse.Namespace) -> int:
 
     value = backup.make(options.dir, options.out)
     text = f"{value['blobs']} blobs, {tables.size(value['bytes'])}, {value['receipts']} receipts in {options.out}"
-    if value["missing"]:
-        text += f"\nincomplete: the hub has lost {len(value['missing'])} blobs that it needs: {value['missing'][0]} …"
+    if value["lost"]:
+        can = (
+            "no hub can be made of it" if any(o["vital"] for o in value["lost"]) else "a hub made of it lacks them too"
+        )
+        text += f"\nincomplete, the hub's disk has lost or spoilt what it needs; {can}:\n{tables.lost(value['lost'])}"
     show(options, value, f"{text}\nit holds the hub's keys: keep it as safe as the hub")
     return 2 if value["missing"] else 0
 
@@ -123,8 +126,11 @@ def restore(options: argparse.Namespace) -> int:
     text = f"{value['folder']}: restored with {value['blobs']} blobs\n"
     if value["user"] == "root":
         text += f"it is root's: if the hub runs as another user, as zk0-hub, `chown -R zk0-hub: {value['folder']}`\n"
-    return show(options, value, f"{text}nodes revoked or re-enrolled since this backup are again as they were: look at"
-                f" `nodes list`, revoke anew\nnext: zk0-hub --dir {value['folder']} serve")  # fmt: skip
+    if value["lost"]:
+        text += f"it lacks what was lost when the backup was made:\n{tables.lost(value['lost'])}\n"
+    show(options, value, f"{text}nodes revoked or re-enrolled since this backup are again as they were: look at"
+         f" `nodes list`, revoke anew\nnext: zk0-hub --dir {value['folder']} serve")  # fmt: skip
+    return 2 if value["lost"] else 0
 
 
 def create(options: argparse.Namespace) -> int:

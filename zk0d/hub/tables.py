@@ -121,6 +121,10 @@ def versions(v: list[dict[str, Any]]) -> str:
     return table(("VERSION", "UPDATES", "SAMPLES", "HELD-OUT", "UP", "DOWN", "MADE", "FOLDER"), rows, "no versions yet")
 
 
+def lost(v: list[dict[str, Any]]) -> str:
+    return "\n".join(f"  {one['federation']}: {one['what']} ({one['digest']})" for one in v)
+
+
 def audit(v: list[dict[str, Any]]) -> str:
     rows = [
         (a["at"], a["actor"], a["action"], a["subject"], ", ".join(f"{k}={w}" for k, w in a["detail"].items()))
