@@ -110,6 +110,9 @@ async def life(tmp_path: Path, hub: HubProcess, state: Path, capsys: pytest.Capt
         assert zk0ctl(["--state", str(state), "receipts", "accept-head"]) == 64
         assert "rewrites its history" in capsys.readouterr().out
         assert (await evidence.accept(node.link, told)) == {"kept": 4, "accepted": 4}
+        assert zk0ctl(["--state", str(state), "receipts", "accept-head"]) == 64
+        said_now = capsys.readouterr()
+        assert "nothing to accept" in said_now.err and said_now.out == ""  # no alarm where there is no reason for one
         with pytest.raises(UsageError, match="nothing to accept"):
             await evidence.accept(node.link, told)
         evidence = Evidence(store, lambda: None, clock=lambda: 0.0)

@@ -12,7 +12,7 @@ import pytest
 from status_schema import check
 
 from zk0d.ctl.status_text import exit_code, text
-from zk0d.daemon.report import LiveParts, status
+from zk0d.daemon.report import LiveParts, health, status
 from zk0d.daemon.store import Dataset, Hub, Store, Update, Version
 from zk0d.durable import canonical_json
 
@@ -84,6 +84,17 @@ def test_task_texts_and_folders_are_not_in_it(store: Store) -> None:
 
 def changed(live: LiveParts, **fields: Any) -> LiveParts:
     return LiveParts(**{**copy.copy(live).__dict__, **fields})
+
+
+def test_a_hint_is_a_command_that_works(store: Store) -> None:
+    session = store.begin_session("cubes", "a secret", "alice", 2)
+    store.set_session(session, state="failed", reason="no arm", ended_at=1.0)
+    store.join("pick")
+    store.set_federation("pick", reason="the hub refuses: there is no federation 'pick' here")
+    hints = {p["code"]: p["hint"] for p in health(store, None)}
+    # A dataset that is not there yet has no task of its own to go on with.
+    assert hints["record"] == "no episodes are saved; `zk0ctl record --dataset cubes --task TEXT --until 2` goes on"
+    assert "`zk0ctl federation leave pick` takes it back" in hints["federation"]
 
 
 def test_exit_codes_follow_the_health(store: Store, tmp_path: Path) -> None:

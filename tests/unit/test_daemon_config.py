@@ -52,6 +52,8 @@ def test_later_files_win(tmp_path: Path) -> None:
         ("[trian]\ndevice = 'cpu'", ["unknown table [trian]", "train"]),
         ("train = 3", ["train = 3", "[train]"]),
         ("[train", ["not TOML"]),
+        (f"[train]\ntries = {'9' * 5000}", ["not TOML"]),
+        ('hours = ["Sat"]', ["hours stands in no table", "write [idle] above it"]),
         ("[robot]\ntype = 'so102'", ["robot.type", "so102", "'so101' or 'so100'"]),
         ("[robot]\nport = '/dev/ttyACM0'", ["unknown key robot.port", "follower"]),
         ("[robot.cameras]\nfront = 3", ["robot.cameras", "height"]),

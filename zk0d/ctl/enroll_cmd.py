@@ -39,6 +39,7 @@ def run(context: Context, args: Args) -> int:
         if event["event"] == "pending":
             progress.say("asked the hub. Tell the maintainer these words, and that they must see the same:")
             progress.say(f"  {paint(safe(event['phrase']), 'bold')}")
+            progress.say("this command waits for their approval; if it ends before, run it again once they have")
             progress.update("waiting for approval …")
 
     request = {**parse(args.where, args.ca_fingerprint), "new_key": bool(args.new_key)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from zk0d.ctl.command import Args, Command, Context, arg
 from zk0d.ctl.render import plural, safe, show_json, table
 
@@ -27,12 +29,15 @@ def _join(context: Context, args: Args) -> int:
     f = context.call("federation_join", federation=args.name)
     why = f" ({safe(f['reason'])})" if f["reason"] else ""
     print(f"{safe(f['name'])}: {f['state']}{why}")
-    return 1 if f["reason"].startswith("the hub refuses") else 0
+    if not f["reason"].startswith("the hub refuses"):
+        return 0
+    print(f"  it is asked again; `zk0ctl federation leave {safe(f['name'])}` takes that back", file=sys.stderr)
+    return 1
 
 
 def _leave(context: Context, args: Args) -> int:
     left = context.call("federation_leave", federation=args.name)
-    waiting = f"; {plural(left['waiting'], 'update')} still go to the hub" if left["waiting"] else ""
+    waiting = f"; {plural(left['waiting'], 'update')} still to go to the hub" if left["waiting"] else ""
     print(f"left {safe(left['federation'])}{waiting}")
     return 0
 

@@ -137,6 +137,8 @@ Ask the maintainer, by another way than the hub, whether it was restored. Accept
 
 def _accept(context: Context, args: Args) -> int:
     if not args.yes:
+        if _load(context)["log"].get("state") != "refused":
+            raise UsageError("the hub's log is believed: there is nothing to accept", "zk0ctl receipts verify")
         print(_WARNING)
         raise UsageError("nothing was changed", "zk0ctl receipts accept-head --yes")
     done = context.call("receipts_accept_head")

@@ -30,7 +30,7 @@ def run(context: Context, args: Args) -> int:
     print(paint(safe(decision["sentence"]), "bold"))
     print(f"  {'action'.ljust(16)} {decision['action']} (rule: {decision['rule']})")
     for key, value in found["signals"].items():
-        if key == "readings":
+        if key == "readings" or (key == "runtime_hint" and not found["signals"]["runtime_missing"]):
             continue
         print(f"  {key.replace('_', ' ').ljust(16)} {_value(key, value)}")
     print(paint("machine", "dim"))

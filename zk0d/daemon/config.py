@@ -117,7 +117,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("link", "renew_key", "keep", _choice("keep", "new"), '"keep" or "new"',
             "whether a renewed certificate is for the same key; it is renewed in its last third"),
     Setting("train", "device", "auto", _device, '"auto", "cpu", "cuda", "cuda:1", "mps"', "where the trainer runs"),
-    Setting("train", "threads", 0, _integer(0, 1024), "a whole number, 0 for half of the processors",
+    Setting("train", "threads", 0, _integer(0, 1024), "a whole number up to 1024, 0 for half of the processors",
             "CPU threads of the trainer"),
     Setting("train", "cpu", "idle", _choice("idle", "share"), '"idle" or "share"',
             "whether the trainer gets only processor time that nobody else wants, or a share by its niceness"),
@@ -246,6 +246,9 @@ def _check_table(path: Path, table: str, content: Any) -> dict[tuple[str, str], 
     known = {s.key: s for s in SETTINGS if s.table == table}
     if not known:
         tables = ", ".join(sorted({s.table for s in SETTINGS} | {"robot"}))
+        homes = [f"[{s.table}]" for s in SETTINGS if s.key == table] if not isinstance(content, dict) else []
+        if homes:
+            raise ConfigError(f"{path}: {table} stands in no table", f"write {' or '.join(homes)} above it")
         raise ConfigError(f"{path}: unknown table [{table}]", f"known are {tables}")
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: {table} = {content!r} is not a table", f"write [{table}] above its keys")

@@ -164,7 +164,8 @@ def health(store: Store, live: LiveParts | None) -> list[dict[str, str]]:
                                   "put it back, or `zk0ctl dataset add` it where it is now"))  # fmt: skip
     for federation in store.federations():
         if federation.reason.startswith("the hub refuses"):
-            found.append(_problem("degraded", "federation", f"{federation.name}: {federation.reason}", ""))
+            hint = f"`zk0ctl federation list` has the hub's; `zk0ctl federation leave {federation.name}` takes it back"
+            found.append(_problem("degraded", "federation", f"{federation.name}: {federation.reason}", hint))
         last = store.last_task(federation.name)
         if last is not None and last.state == "given_up":
             found.append(_problem("degraded", "training", f"task of version {last.version} given up: {last.reason}",
@@ -175,9 +176,11 @@ def health(store: Store, live: LiveParts | None) -> list[dict[str, str]]:
         found.append(_problem("degraded", "update", f"the hub refused the last update: {updates[-1].reason}", ""))
     session = next(iter(store.sessions(1)), None)
     if session is not None and session.state in ("cut", "failed") and not (live and live.session):
-        have = next((d.episodes for d in store.datasets() if d.name == session.dataset), 0)
+        have = next((d.episodes for d in store.datasets() if d.name == session.dataset), None)
+        task = " --task TEXT" if have is None else ""  # one that is not there has none; texts are in no status
         how = "was cut" if session.state == "cut" else "failed"
-        hint = f"{have} episodes are saved; `zk0ctl record --dataset {session.dataset} --until {session.goal}` goes on"
-        if have < session.goal:
+        saved = f"{have or 'no'} episode{' is' if have == 1 else 's are'} saved"
+        hint = f"{saved}; `zk0ctl record --dataset {session.dataset}{task} --until {session.goal}` goes on"
+        if (have or 0) < session.goal:
             found.append(_problem("degraded", "record", f"the last recording {how}: {session.reason}", hint))
     return sorted(found, key=lambda p: p["level"] != "error")

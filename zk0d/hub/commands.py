@@ -155,7 +155,7 @@ def create(options: argparse.Namespace) -> int:
 
 
 def _warn(value: dict[str, Any]) -> None:
-    if value["warning"]:
+    if value.get("warning"):  # which a hub that runs since before an upgrade does not say
         print(f"zk0-hub: {value['warning']}", file=sys.stderr)
 
 
