@@ -6,15 +6,17 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hub_cast import HubProcess, TestNode, make_parts, until
+from hub_cast import REPOSITORY, HubProcess, TestNode, make_parts, until
 
 from zk0d.errors import ConfigError, UsageError
-from zk0d.hub import backup
+from zk0d.hub import backup, tables
 from zk0d.hub.admin import Admin
 from zk0d.hub.discards import Discards, keep_all
 from zk0d.hub.main import main
@@ -229,3 +231,52 @@ def test_quarantine_is_looked_at_by_header_only(tmp_path: Path) -> None:
             quarantine.show(tmp_path, bad)
     quarantine.drop(tmp_path, f"sha256:{name}")
     assert list(tmp_path.iterdir()) == []
+    # What is not a record of ours is named, and keeps no other from being listed and dropped.
+    (tmp_path / f"{name}.json").write_text(json.dumps(record))
+    for other, text in (("cd", "{"), ("ef", "[1]"), ("01", "{}"), ("23", '{"update": 1}')):
+        (tmp_path / f"{other * 32}.json").write_text(text)
+    (tmp_path / f"{'45' * 32}.json").write_bytes(b"\xff")
+    found = {e["update"]: e["reason"] for e in quarantine.entries(tmp_path)}
+    assert len(found) == 6 and found.pop(record["update"]) == "a NaN"
+    assert all(f"{update.removeprefix('sha256:')}.json is damaged" in why for update, why in found.items())
+    assert tables.quarantine(quarantine.entries(tmp_path)).count("damaged") == 5
+    for update in found:
+        quarantine.drop(tmp_path, update)
+    assert [e["update"] for e in quarantine.entries(tmp_path)] == [record["update"]]
+
+
+def test_a_hub_is_restored_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["--dir", str(tmp_path / "hub"), "init", "--listen", "127.0.0.1:0"]) == 0
+    assert main(["--dir", str(tmp_path / "hub"), "backup", str(tmp_path / "saved")]) == 0
+    (tmp_path / "new").mkdir()
+    monkeypatch.chdir(tmp_path / "new")
+    assert main(["--dir", ".", "restore", str(tmp_path / "saved")]) == 0
+    assert (tmp_path / "new" / "hub.db").is_file()
+    monkeypatch.chdir(tmp_path)  # out of what is no folder any more
+
+
+def serve(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Of a hub that is not to start."""
+    words = [sys.executable, "-m", "zk0d.hub.main", "--dir", str(folder), "serve"]
+    return subprocess.run(words, capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
+
+
+@pytest.mark.parametrize("left", ["nothing", "empty"])
+def test_a_hub_that_lost_its_database_does_not_begin_anew(tmp_path: Path, left: str) -> None:
+    folder = tmp_path / "hub"
+    assert main(["--dir", str(folder), "init", "--listen", "127.0.0.1:0"]) == 0
+    (folder / "hub.db").unlink()
+    if left == "empty":
+        (folder / "hub.db").touch()
+    done = serve(folder)
+    assert done.returncode == 78
+    assert "the hub has lost its nodes, versions and receipts\n  `zk0-hub --dir NEW restore" in done.stderr
+    assert (folder / "hub.db").exists() == (left == "empty") and not (folder / "hub.db-wal").exists()
+
+
+def test_settings_that_are_not_text_are_told(tmp_path: Path) -> None:
+    assert main(["--dir", str(tmp_path / "hub"), "init", "--listen", "127.0.0.1:0"]) == 0
+    with (tmp_path / "hub" / "hub.toml").open("ab") as settings:
+        settings.write("# böse\n".encode("latin-1"))
+    done = serve(tmp_path / "hub")
+    assert done.returncode == 78 and "hub.toml is not UTF-8 text" in done.stderr

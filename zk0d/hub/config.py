@@ -305,6 +305,8 @@ def load_hub(directory: Path) -> Config:
         text = path.read_text()
     except FileNotFoundError as error:
         raise ConfigError(f"{path} is missing", f"run zk0-hub --dir {directory} init") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}", "save it as UTF-8: docs/hub-settings.md") from error
     return parse(text, HUB, str(path))
 
 

@@ -5,6 +5,7 @@ Tensor data is never read. What goes in is admission.py's business.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ from zk0d.hub.receipts import timestamp
 from zk0d.model.payload import Payload
 
 _MAX_HEADER = 1 << 20
+_RECORD = ("update", "node", "federation", "payload", "reason")
 
 
 def entries(directory: Path) -> list[dict[str, Any]]:
@@ -23,9 +25,11 @@ def entries(directory: Path) -> list[dict[str, Any]]:
 
 
 def _entry(record: Path) -> dict[str, Any]:
-    try:
-        value = dict(json.loads(record.read_text()))
-    except ValueError:  # somebody's, or what a power cut left of it
+    value: Any = None
+    with contextlib.suppress(OSError, ValueError):
+        value = json.loads(record.read_text())
+    if not isinstance(value, dict) or any(not isinstance(value.get(key), str) for key in _RECORD):
+        # Somebody's, or what a power cut left of it.
         value = {"update": f"sha256:{record.stem}", "node": "", "federation": "", "payload": ""}
         value["reason"] = f"not known: {record.name} is damaged"
     kept = record.with_suffix(".payload")

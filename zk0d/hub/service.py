@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from zk0d.errors import LinkLostError, RefusedError, UsageError, Zk0Error
+from zk0d.errors import ConfigError, LinkLostError, RefusedError, UsageError, Zk0Error
 from zk0d.hub.config import Config, load_hub, parse_address
 from zk0d.hub.discards import Discards
 from zk0d.hub.evaluation import Evaluations
@@ -50,6 +50,7 @@ class Hub:
         self.authority = Authority.load(directory / "ca")
         self.receipt_key = ReceiptKey.load(directory / "keys")
         self.blobs = BlobStore(directory / "blobs")  # refuses an older layout: before the database is migrated
+        _require_memory(directory)
         self.store = Store(directory / "hub.db")
         self.now = self.store.now
         self.started_at = self.now()
@@ -301,6 +302,18 @@ class Hub:
         self.federations.pop(name).close()
         self._configs.pop(name, None)
         self.outlets.problems.pop(name, None)
+
+
+def _require_memory(directory: Path) -> None:
+    """ConfigError where `init` made a database and there is none any more: a new one would know no node, and begin a
+    second log of receipts under the same key."""
+    path = directory / "hub.db"
+    if not path.exists() or not path.stat().st_size:
+        raise ConfigError(
+            f"{path} is {'empty' if path.exists() else 'missing'}: the hub has lost its nodes, versions and receipts",
+            f"`zk0-hub --dir NEW restore BACKUP` makes a hub of a backup; to begin anew, move {directory} away and run"
+            " `zk0-hub init`: every node then enrols again",
+        )
 
 
 def _bounds(config: Config) -> Bounds:
