@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from zk0d.daemon.evidence import HEAD_PREFIX
 from zk0d.daemon.exchange import UPDATE_PREFIX, Exchange
 from zk0d.daemon.store import Hub, Store, Update, Version
 from zk0d.durable import canonical_json
-from zk0d.errors import ProtocolError
+from zk0d.errors import ProtocolError, RefusedError, UsageError
 from zk0d.hub.receipts import ReceiptKey, Statement, read_statement
 from zk0d.link.identity import Authority, NodeIdentity
 from zk0d.link.merkle import EMPTY
@@ -27,9 +28,12 @@ class Wire:
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.answer: dict[str, Any] = {}
+        self.refuse: RefusedError | None = None
 
     async def request(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
         self.asked.append((kind, body))
+        if self.refuse is not None:
+            raise self.refuse
         return self.answer
 
     def share(self, digest: str) -> None: ...
@@ -140,5 +144,81 @@ def test_versions_of_a_restored_hub(bench: Bench) -> None:
     head = canonical_json({"at": "2026-01-01T00:00:00Z", "root": "sha256:" + EMPTY.hex(), "size": 0})
     bench.wire.answer = {"head": head, "head_signature": bench.key.sign(HEAD_PREFIX + head), "consistency": [],
                          "number": 2, "digest": name_of(b"another")}  # fmt: skip
-    asyncio.run(bench.exchange.accept_head())
+    assert asyncio.run(bench.exchange.accept_head()) == {"kept": 0, "accepted": 0, "versions": 2}
     assert [v.number for v in bench.store.versions("fed")] == [0, 1]
+
+
+def test_a_task_whose_update_the_hub_has_lost_is_trained_anew(bench: Bench, tmp_path: Path) -> None:
+    """A hub restored from an older backup gives the same task again, and may well get the same bytes again."""
+    store, body = bench.store, {"id": "t", "federation": "fed", "version": 0, "version_digest": "v", "local_steps": 1}
+    store.add_task(body)
+    store.set_task("t", state="trained")
+    task = store.task("t")
+    assert task is not None
+    bench.wire.answer = {"state": "receiving"}
+    assert not asyncio.run(bench.exchange.lost_by_hub(task))  # an answer that crossed ours on the way
+    bench.wire.refuse = RefusedError("another", reason="busy")
+    assert not asyncio.run(bench.exchange.lost_by_hub(task))
+    bench.wire.refuse = RefusedError("offer it", reason="not_found")
+    assert asyncio.run(bench.exchange.lost_by_hub(task)) and asyncio.run(bench.exchange.lost_by_hub(task))
+    assert [u.state for u in store.updates()] == ["receipted"] and len(store.entries()) == 1
+    store.add_task(body)
+    for payload in (b"trained", b"trained otherwise"):
+        again = store.updates()[0]
+        if payload != b"trained":
+            store.set_apart(again.digest)
+            again = replace(again, digest="sha256:other")
+        for _ in range(2):  # once more after a kill
+            store.add_update(replace(again, task="t", state="waiting"))
+        found = store.task("t")
+        assert found is not None and found.state == "trained"
+        assert [u.digest for u in store.updates("waiting") if u.task == "t"] == [again.digest]
+        store.set_update(again.digest, state="receipted")
+
+
+def test_a_receipt_is_proved_though_the_log_had_lost_its_update_before(bench: Bench) -> None:
+    settled = bench.exchange._evidence._settled
+    settled[bench.statement.digest] = -1  # the log said that it has nothing of it
+    bench.exchange.take_receipt(*bench.receipt(1))
+    assert bench.statement.digest not in settled
+
+
+def test_the_task_of_a_lost_version_is_dropped(bench: Bench) -> None:
+    for number in range(4):
+        bench.store.put_version(Version("fed", number, name_of(b"%d" % number), "", "", {}, 1.0, False))
+    bench.store.add_task({"id": "t3", "federation": "fed", "version": 3})
+    bench.store.put("log", {"state": "refused", "text": "", "at": 1.0})
+    head = canonical_json({"at": "2026-01-01T00:00:00Z", "root": "sha256:" + EMPTY.hex(), "size": 0})
+    bench.wire.answer = {"head": head, "head_signature": bench.key.sign(HEAD_PREFIX + head), "consistency": [],
+                         "number": 1, "digest": name_of(b"1")}  # fmt: skip
+    assert asyncio.run(bench.exchange.accept_head())["versions"] == 2
+    assert bench.store.task_at_hand() is None  # its trainer would look for what is deleted
+
+
+def test_versions_that_a_restored_hub_lost_after_this_node_looked_at_its_log(bench: Bench) -> None:
+    """Of the log this node knows nothing that the hub had lost: the operator's word is good for the versions alone."""
+    bench.store._do("DELETE FROM log_entries")
+    for number in range(4):
+        bench.store.put_version(Version("fed", number, name_of(b"%d" % number), "", "", {}, 1.0, False))
+    head = canonical_json({"at": "2026-01-01T00:00:00Z", "root": "sha256:" + EMPTY.hex(), "size": 0})
+    bench.wire.answer = {"head": head, "head_signature": bench.key.sign(HEAD_PREFIX + head), "consistency": [],
+                         "entries": [], "number": 2, "digest": name_of(b"2")}  # fmt: skip
+    assert asyncio.run(bench.exchange.accept_head()) == {"versions": 1}
+    assert [v.number for v in bench.store.versions("fed")] == [0, 1, 2]
+    with pytest.raises(UsageError, match="nothing to accept"):
+        asyncio.run(bench.exchange.accept_head())
+
+
+def test_the_hubs_log_is_looked_at_on_every_new_link(bench: Bench) -> None:
+    head = canonical_json({"at": "2026-01-01T00:00:00Z", "root": "sha256:" + EMPTY.hex(), "size": 0})
+    bench.wire.answer = {"head": head, "head_signature": bench.key.sign(HEAD_PREFIX + head), "consistency": [],
+                         "entries": []}  # fmt: skip
+
+    def looks() -> int:
+        asyncio.run(bench.exchange.prove())
+        return sum(kind == "log.head" for kind, _ in bench.wire.asked)
+
+    bench.store._do("DELETE FROM log_entries")  # nothing of ours is new
+    assert looks() == 1 and looks() == 1
+    bench.exchange.look_again()
+    assert looks() == 2 and looks() == 2

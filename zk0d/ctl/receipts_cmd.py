@@ -142,7 +142,10 @@ def _accept(context: Context, args: Args) -> int:
         print(_WARNING)
         raise UsageError("nothing was changed", "zk0ctl receipts accept-head --yes")
     done = context.call("receipts_accept_head")
-    print(f"accepted: a log of {done['accepted']} entries in place of {done['kept']}")
+    if "accepted" in done:
+        print(f"accepted: a log of {done['accepted']} entries in place of {done['kept']}")
+    if done.get("versions"):
+        print(f"{plural(done['versions'], 'version')} that the hub has lost forgotten here as well")
     return 0
 
 

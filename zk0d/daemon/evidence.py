@@ -70,6 +70,14 @@ class Evidence:
                 self._on_change()
         self._next = self._now() + _LOOK_AGAIN_S
 
+    def look_again(self) -> None:
+        """The hub may be another state of itself: a new link, or a person says that it was restored."""
+        self._next = 0.0
+
+    def received(self, update: str) -> None:
+        """A receipt came: there is something to prove, also of an update that the log had lost before."""
+        self._settled.pop(update, None)
+
     async def accept(self, link: NodeLink, hub: Hub) -> dict[str, Any]:
         """On the operator's word: go on from the head that the hub shows now → the two sizes.
 
@@ -108,7 +116,8 @@ class Evidence:
             if entry.position is None and self._settled.get(entry.update, 0) != -1:
                 found[entry.update] = None
             if value.get("new_version") is not None:
-                final.add(entry.update)
+                if entry.set_aside is None:  # else the same update may have been given, and merged, again
+                    final.add(entry.update)
             else:
                 open_updates[entry.update] = versions.get(str(value.get("federation")))
         for update, version in open_updates.items():

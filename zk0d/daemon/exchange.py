@@ -134,30 +134,50 @@ class Exchange:
                 self._store.set_update(update.digest, reason=error.message)
         return len(self._store.updates("waiting"))
 
+    def look_again(self) -> None:
+        """Look at the hub's log with the next turn."""
+        self._evidence.look_again()
+
     async def accept_head(self) -> dict[str, Any]:
-        """Believe the hub's log from its present head on, though it does not continue the kept one."""
+        """Believe the hub's log from its present head on, though it does not continue the kept one, and forget the
+        versions that the hub has lost: `versions`, how many. UsageError where there is neither."""
         if self._link is None or self._hub is None:
             raise UsageError("this node is not enrolled at a hub", "zk0ctl enroll first")
-        told = await self._evidence.accept(self._link, self._hub)
+        if self._store.get("log", {}).get("state") != "refused":  # restored since the last look, perhaps
+            self._evidence.look_again()
+            await self.prove()
+        believed: UsageError | None = None
+        told: dict[str, Any] = {}
+        try:
+            told = await self._evidence.accept(self._link, self._hub)
+        except UsageError as error:  # what this node has seen of the log the hub still has
+            believed = error
+        lost = 0
         for federation in self._store.federations():
             if federation.state in ("open", "finished"):
-                self._forget_lost(
-                    federation.name, await self._link.request("version.latest", {"federation": federation.name})
-                )
-        return told
+                newest = await self._link.request("version.latest", {"federation": federation.name})
+                lost += self._forget_lost(federation.name, newest)
+        if believed is not None and not lost:
+            raise believed
+        return {**told, "versions": lost}
 
-    def _forget_lost(self, federation: str, newest: dict[str, Any]) -> None:
-        """Versions that the restored hub has not got, or will make anew under the same number."""
+    def _forget_lost(self, federation: str, newest: dict[str, Any]) -> int:
+        """Versions that the restored hub has not got, or will make anew under the same number → how many."""
+        count, task = 0, self._store.task_at_hand()
         for version in self._store.versions(federation):
             lost = isinstance(number := newest.get("number"), int) and (
                 version.number > number or (version.number == number and version.digest != newest.get("digest"))
             )
             if lost:
+                if task is not None and (task.federation, task.version) == (federation, version.number):
+                    self._store.set_task(task.id, state="dropped", reason="the hub has lost its version")
                 self._store.forget_version(federation, version.number)
                 if version.digest not in self.in_use and all(
                     v.digest != version.digest for v in self._store.versions()
                 ):
                     self._blobs.delete(version.digest)
+                count += 1
+        return count
 
     async def prove(self) -> None:
         """See that the hub's log has our receipts and only ever grows."""
@@ -190,6 +210,7 @@ class Exchange:
             raise ProtocolError(f"the receipt of update {update.digest} names another node, federation or payload")
         first = update.state != "receipted"
         self._store.add_receipt(update.digest, update.federation, receipt, signature)
+        self._evidence.received(update.digest)
         if first:
             self._store.event("receipt", f"the hub confirms the update to version {value.get('base_version')}"
                               f" of {update.federation} ({update.size} bytes)", federation=update.federation,
@@ -201,7 +222,7 @@ class Exchange:
         """What has become of updates whose receipt is not final: the hub may have refused them after all (a rollback,
         a federation's end) while this node was away. Once for each version, and after each start."""
         assert self._link is not None
-        final = {e.update for e in self._store.entries() if is_final(e.receipt)}
+        final = {e.update for e in self._store.entries() if e.set_aside is None and is_final(e.receipt)}
         versions = {f.name: (f.state, f.version) for f in self._store.federations()}
         for update in self._store.updates("receipted"):
             now = versions.get(update.federation)
@@ -212,6 +233,28 @@ class Exchange:
             except (RefusedError, ProtocolError) as error:
                 log.info("no word on a receipted update", update=update.digest, why=error.message)
             self._asked[update.digest] = now
+
+    async def lost_by_hub(self, task: Task) -> bool:
+        """Whether the hub, which gives this task though it has had our update, has lost that: it was restored from an
+        older backup. Then the update answers the task no more; its receipts stay."""
+        assert self._link is not None
+        update = next((u for u in self._store.updates() if u.task == task.id), None)
+        if update is None:  # we were killed between setting it apart and taking the task
+            return True
+        if update.state == "waiting":
+            return False
+        try:
+            await self._link.request("receipt.get", {"update": update.digest})
+        except RefusedError as error:
+            if error.reason != "not_found":
+                return False
+        else:
+            return False
+        self._store.set_apart(update.digest)
+        self._store.event("update", f"the hub has lost the update to version {task.version} of {task.federation}, which"
+                          " it had confirmed: it is trained anew", federation=task.federation, version=task.version,
+                          update=update.digest)  # fmt: skip
+        return True
 
     def take_refusal(self, refusal: bytes, signature: bytes) -> None:
         """Keep a signed refusal that the hub sent by itself. Raises ProtocolError when it is not for us, or not due."""
@@ -225,7 +268,8 @@ class Exchange:
 
     def _refused(self, update: Update, reason: str, signed: tuple[Any, Any] | None) -> None:
         """Let the update go on the hub's word, which is kept. Raises ProtocolError when that is not good."""
-        if any(e.update == update.digest and is_final(e.receipt) for e in self._store.entries()):
+        kept = (e for e in self._store.entries() if e.update == update.digest and e.set_aside is None)
+        if any(is_final(e.receipt) for e in kept):
             raise ProtocolError(f"the hub refuses update {update.digest}, whose merge it has signed")
         if signed is not None:  # an older hub does not sign what it refuses
             assert self._hub is not None
@@ -258,7 +302,8 @@ class Exchange:
         if number in known and known[number].digest != reply["digest"]:
             raise ProtocolError(
                 f"the hub now names another model as version {number} of {federation}",
-                "ask the maintainer: a published version never changes",
+                "ask the maintainer: a published version never changes; if they restored the hub from a backup:"
+                " `zk0ctl receipts accept-head --yes`",
             )
         if number not in known:
             text = f"version {number} of {federation} is published"

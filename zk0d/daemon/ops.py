@@ -295,7 +295,10 @@ async def op_receipts(service: Service, request: Request, connection: ControlCon
 
 
 async def op_receipts_accept_head(service: Service, request: Request, connection: ControlConnection) -> Any:
-    return await service.uplink.exchange.accept_head()
+    told = await service.uplink.exchange.accept_head()
+    service.uplink.kick()
+    service.changed()
+    return told
 
 
 async def op_modules(service: Service, request: Request, connection: ControlConnection) -> Any:

@@ -297,11 +297,17 @@ class Store(ReceiptTables):
         """Store a signed update and close its task in one step, so that a task is trained exactly once."""
         with self.transaction():
             self._do(
-                "INSERT OR IGNORE INTO updates VALUES (?,?,?,?,?,?,?,?,?,?)",
+                "INSERT INTO updates VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (digest) DO UPDATE SET"
+                " task=excluded.task, signature=excluded.signature, state=excluded.state, reason='',"
+                " created_at=excluded.created_at WHERE updates.task != excluded.task ON CONFLICT (task) DO NOTHING",
                 u.digest, u.task, u.federation, u.statement, u.signature, u.payload, u.size, u.state, u.reason,
                 u.created_at,
             )  # fmt: skip
             self.set_task(u.task, state="trained")
+
+    def set_apart(self, digest: str) -> None:
+        """An update that its hub has lost answers its task no more: the task can be trained anew, to the same bytes."""
+        self._do("UPDATE updates SET task = task || ' lost ' || digest WHERE digest=?", digest)
 
     def updates(self, state: str | None = None) -> list[Update]:
         rows = self._rows("SELECT * FROM updates ORDER BY created_at")

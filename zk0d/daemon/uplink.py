@@ -165,6 +165,7 @@ class Uplink:
     def _on_state(self, state: LinkState) -> None:
         if state.phase == "connected":
             self._membership.forget()
+            self.exchange.look_again()
             self._wake.set()
             self._work.set()
         self._on_change()
@@ -270,7 +271,7 @@ class Uplink:
                 self._no_task[federation.name] = (str(reply.get("reason", ""))[:500], time.time() + min(wait, 600.0))
                 continue
             known = self._store.task(checked(body, federation.name)["id"])
-            if known is not None and known.state == "trained":
+            if known is not None and known.state == "trained" and not await self.exchange.lost_by_hub(known):
                 self._no_task[federation.name] = ("this node's update is on its way", time.time() + 10)
                 continue
             self._no_task.pop(federation.name, None)
