@@ -10,16 +10,16 @@ import contextlib
 import errno
 import json
 import os
-import pwd
 import shutil
 import sqlite3
 import time
 from collections.abc import Collection
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from zk0d.durable import flush_tree, fsync_dir, publish, write_json
 from zk0d.errors import ConfigError, UsageError, Zk0Error
+from zk0d.hub import asroot
 from zk0d.hub.config import load_hub
 from zk0d.hub.discards import keep_all
 from zk0d.hub.receipts import ReceiptKey
@@ -50,7 +50,7 @@ _NEEDED = """
 """What a hub needs, and whether it cannot go on without. A payload that is still arriving is not among it: its node
 gives it again. One that was admitted and is lost is refused to its node when its merge comes."""
 _ROOM = "`df -h` shows which disk is full"
-_UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM)
+_UNREADABLE = (errno.EIO, errno.EACCES, errno.EPERM, errno.ELOOP)
 
 
 def make(hub: Path, out: Path) -> dict[str, Any]:
@@ -64,17 +64,14 @@ def make(hub: Path, out: Path) -> dict[str, Any]:
         raise ConfigError(f"there is no hub in {hub}", "name its folder with --dir")
     if out.exists():
         raise UsageError(f"{out} exists", "give a folder that does not: a backup never overwrites")
+    asroot.require_file(hub / "hub.db")
+    asroot.require_place(out)
     out.mkdir(mode=0o700, parents=True)
     try:
         with keep_all(hub):
             _audit(hub / "hub.db", "backup", str(out.absolute()))
             _copy_database(hub / "hub.db", out / "hub.db")
-            for name in KINDS:
-                source = hub / name
-                if source.is_dir():
-                    shutil.copytree(source, out / name, ignore=shutil.ignore_patterns("versions", ".*.tmp"))
-                elif source.is_file():
-                    shutil.copy2(source, out / name)
+            asroot.copy_tree(hub, out, _not_backed_up)
             told = _copy_blobs(hub, out)
         flush_tree(out)  # before the mark that says it is whole
         write_json(out / _MARK, told)
@@ -87,6 +84,13 @@ def make(hub: Path, out: Path) -> dict[str, Any]:
             raise Zk0Error(f"there is no room for all of the hub in {out.parent}", _ROOM) from error
         raise
     return told
+
+
+def _not_backed_up(path: PurePath) -> bool:
+    """Of a hub's folder, by its path from there on: what is none of KINDS, versions' folders, what is half written."""
+    kind, *inner = path.parts
+    published = kind == "federations" and len(inner) == 2 and inner[1] == "versions"
+    return kind not in KINDS or published or (path.name.startswith(".") and path.suffix == ".tmp")
 
 
 def _copy_blobs(hub: Path, out: Path) -> dict[str, Any]:
@@ -134,7 +138,7 @@ def restore(backup: Path, hub: Path) -> dict[str, Any]:
     Checked first: the database, every blob's name and that none is missing, keys and settings. What the hub had lost
     when the backup was made is lacking in this one too (`lost`), where it can go on without. Nodes that saw a
     later tree head than the backup's will say so: the hub has forgotten receipts, and they keep theirs. Where root
-    restores, the hub is of whom the empty folder at its place is, or the folder around it: `user` in what is told.
+    restores, the hub is of whom the empty folder at its place is, or the one around it: `user` in what is told.
     """
     try:
         told = json.loads((backup / _MARK).read_text())
@@ -144,15 +148,16 @@ def restore(backup: Path, hub: Path) -> dict[str, Any]:
     if hub.exists() and any(hub.iterdir()):
         raise UsageError(f"{hub} is not empty", "move what is there away first")
     owner = next(p for p in (hub, *hub.parents) if p.exists()).stat()
+    asroot.require_place(hub)
     staged = hub.with_name(f".{hub.name}.restoring")
     shutil.rmtree(staged, ignore_errors=True)
     try:
-        shutil.copytree(backup, staged, ignore=shutil.ignore_patterns(_MARK, "blobs"))
+        asroot.copy_tree(backup, staged, lambda path: path.parts[0] in (_MARK, "blobs"))
         count, lost = _take_blobs(backup, staged, told)
         _check_settings(staged)
         _audit(staged / "hub.db", "restore", str(backup.absolute()))
         if os.geteuid() == 0:
-            _give(staged, owner.st_uid, owner.st_gid)
+            asroot.give(staged, owner.st_uid, owner.st_gid)
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
@@ -160,25 +165,8 @@ def restore(backup: Path, hub: Path) -> dict[str, Any]:
     with contextlib.suppress(FileNotFoundError):
         hub.rmdir()
     publish(staged, hub)
-    return {"blobs": count, "receipts": told.get("receipts"), "folder": str(hub), "user": _user(hub.stat().st_uid),
-            "lost": lost}  # fmt: skip
-
-
-def _give(top: Path, user: int, group: int) -> None:
-    """All of a folder to the user who is to serve what root restored. Not a blob that is the backup's file as well, and
-    perhaps another hub's: everybody may read those."""
-    for folder, _, names in os.walk(top):
-        os.chown(folder, user, group)
-        for path in (Path(folder, name) for name in names):
-            if path.lstat().st_nlink == 1:
-                os.chown(path, user, group, follow_symlinks=False)
-
-
-def _user(number: int) -> str:
-    try:
-        return pwd.getpwuid(number).pw_name
-    except KeyError:
-        return str(number)
+    user = asroot.user_name(hub.stat().st_uid)
+    return {"blobs": count, "receipts": told.get("receipts"), "folder": str(hub), "user": user, "lost": lost}
 
 
 def _take_blobs(backup: Path, staged: Path, told: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
@@ -222,7 +210,7 @@ def _audit(database: Path, action: str, subject: str) -> None:
     with contextlib.closing(sqlite3.connect(database, timeout=30)) as db, db:
         db.execute(
             "INSERT INTO audit (at, actor, action, subject, detail) VALUES (?, ?, ?, ?, '{}')",
-            (time.time(), f"admin:{_user(os.getuid())}", action, subject),
+            (time.time(), f"admin:{asroot.user_name(os.getuid())}", action, subject),
         )
 
 

@@ -140,8 +140,8 @@ class BlobStore:
                 if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
                     raise
                 self.require_space(path.stat().st_size)
-                shutil.copyfile(path, tmp)
-            fd = os.open(tmp, os.O_RDONLY | os.O_CLOEXEC)
+                shutil.copyfile(path, tmp, follow_symlinks=False)
+            fd = os.open(tmp, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
                 manifest = _cut(fd)
                 os.fchmod(fd, 0o444)
