@@ -13,6 +13,7 @@ import pytest
 
 from zk0d.daemon.evidence import HEAD_PREFIX
 from zk0d.daemon.exchange import UPDATE_PREFIX, Exchange
+from zk0d.daemon.report import health
 from zk0d.daemon.store import Hub, Store, Update, Version
 from zk0d.durable import canonical_json
 from zk0d.errors import ProtocolError, RefusedError, UsageError
@@ -166,7 +167,7 @@ def test_a_task_whose_update_the_hub_has_lost_is_trained_anew(bench: Bench, tmp_
     for payload in (b"trained", b"trained otherwise"):
         again = store.updates()[0]
         if payload != b"trained":
-            store.set_apart(again.digest)
+            store.forget_task_of(again.digest)
             again = replace(again, digest="sha256:other")
         for _ in range(2):  # once more after a kill
             store.add_update(replace(again, task="t", state="waiting"))
@@ -174,6 +175,36 @@ def test_a_task_whose_update_the_hub_has_lost_is_trained_anew(bench: Bench, tmp_
         assert found is not None and found.state == "trained"
         assert [u.digest for u in store.updates("waiting") if u.task == "t"] == [again.digest]
         store.set_update(again.digest, state="receipted")
+
+
+def test_what_the_hub_refused_is_not_trained_anew(bench: Bench) -> None:
+    """Refused at the offer it is no row at the hub, which gives its task again: the same bytes would be refused again."""
+    bench.store.add_task({"id": "t", "federation": "fed", "version": 0})
+    bench.store.set_task("t", state="trained")
+    bench.store.set_update(bench.statement.digest, state="refused")
+    bench.wire.refuse = RefusedError("offer it", reason="not_found")
+    task = bench.store.task("t")
+    assert task is not None
+    assert not asyncio.run(bench.exchange.lost_by_hub(task)) and bench.store.updates()[0].task == "t"
+
+
+def test_a_hub_that_loses_what_it_has_confirmed_again_and_again(bench: Bench) -> None:
+    """Once is a restored hub. From the second time on the operator is told."""
+    store, body = bench.store, {"id": "t", "federation": "fed", "version": 0}
+    for times in range(1, 4):
+        store.add_task(body)
+        store.add_update(replace(store.updates()[0], task="t", state="receipted"))
+        task = store.task("t")
+        assert task is not None
+        bench.wire.refuse = RefusedError("offer it", reason="not_found")
+        assert asyncio.run(bench.exchange.lost_by_hub(task))
+        assert store.updates()[0].task is None
+        told = [p["message"] for p in health(store, None) if p["code"] == "update"]
+        assert bool(told) == (times > 1) == ("times by now" in store.events(1)[0]["text"])
+    assert told == ["the hub has confirmed and then lost the update to version 0 of fed 3 times: it is trained anew each"
+                    " time"]  # fmt: skip
+    store.add_task({"id": "t1", "federation": "fed", "version": 1})
+    assert health(store, None) == []
 
 
 def test_a_receipt_is_proved_though_the_log_had_lost_its_update_before(bench: Bench) -> None:

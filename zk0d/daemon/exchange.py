@@ -236,12 +236,13 @@ class Exchange:
 
     async def lost_by_hub(self, task: Task) -> bool:
         """Whether the hub, which gives this task though it has had our update, has lost that: it was restored from an
-        older backup. Then the update answers the task no more; its receipts stay."""
+        older backup. Then the update answers the task no more; its receipts stay. One that the hub refused is not lost,
+        though the hub may not know it: trained anew it would be the same, and refused again."""
         assert self._link is not None
         update = next((u for u in self._store.updates() if u.task == task.id), None)
-        if update is None:  # we were killed between setting it apart and taking the task
+        if update is None:  # we were killed between forgetting its task and taking that
             return True
-        if update.state == "waiting":
+        if update.state != "receipted":
             return False
         try:
             await self._link.request("receipt.get", {"update": update.digest})
@@ -250,10 +251,13 @@ class Exchange:
                 return False
         else:
             return False
-        self._store.set_apart(update.digest)
+        with self._store.transaction():
+            self._store.forget_task_of(update.digest)
+            times = self._store.count_loss(task.federation, task.id)
+        often = "" if times == 1 else f" ({times} times by now; its receipts are kept: ask the maintainer)"
         self._store.event("update", f"the hub has lost the update to version {task.version} of {task.federation}, which"
-                          " it had confirmed: it is trained anew", federation=task.federation, version=task.version,
-                          update=update.digest)  # fmt: skip
+                          f" it had confirmed{often}: it is trained anew", federation=task.federation,
+                          version=task.version, update=update.digest)  # fmt: skip
         return True
 
     def take_refusal(self, refusal: bytes, signature: bytes) -> None:

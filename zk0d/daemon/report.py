@@ -167,6 +167,10 @@ def health(store: Store, live: LiveParts | None) -> list[dict[str, str]]:
             hint = f"`zk0ctl federation list` has the hub's; `zk0ctl federation leave {federation.name}` takes it back"
             found.append(_problem("degraded", "federation", f"{federation.name}: {federation.reason}", hint))
         last = store.last_task(federation.name)
+        if last is not None and (times := store.losses(federation.name, last.id)) > 1:  # once: it was restored
+            what = f"the hub has confirmed and then lost the update to version {last.version} of {federation.name}"
+            found.append(_problem("degraded", "update", f"{what} {times} times: it is trained anew each time",
+                                  "ask the maintainer; its receipts are kept: `zk0ctl receipts`"))  # fmt: skip
         if last is not None and last.state == "given_up":
             found.append(_problem("degraded", "training", f"task of version {last.version} given up: {last.reason}",
                                   "`zk0ctl logs --worker trainer`, then `zk0ctl train now`"))  # fmt: skip

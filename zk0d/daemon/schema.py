@@ -46,6 +46,16 @@ _REFUSALS: tuple[str, ...] = (
     "ALTER TABLE log_entries ADD COLUMN set_aside REAL",
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _RECEIPT_LOG, _REFUSALS)
+_LOST: tuple[str, ...] = (
+    "CREATE TABLE updates_new (digest TEXT PRIMARY KEY, task TEXT UNIQUE, federation TEXT NOT NULL,"
+    " statement BLOB NOT NULL, signature BLOB NOT NULL, payload TEXT NOT NULL, size INTEGER NOT NULL,"
+    " state TEXT NOT NULL, reason TEXT NOT NULL, created_at REAL NOT NULL)",
+    "INSERT INTO updates_new SELECT * FROM updates",
+    "DROP TABLE updates",
+    "ALTER TABLE updates_new RENAME TO updates",
+)
+"""An update may answer no task any more: SQLite takes a NOT NULL away by a new table only."""
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST, _RECEIPT_LOG, _REFUSALS, _LOST)
 """Each entry takes the schema one version forward. Never edit one that was released: append."""
 VERSION = len(MIGRATIONS)

@@ -66,7 +66,8 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Task:
-    """A training task of the hub. `state`: "fetching", "ready", "trained", "given_up"."""
+    """A training task of the hub. `state`: "fetching", "ready", "trained" (its update is kept), "given_up" (a person is
+    to look at it), "dropped" (for a reason that is nobody's fault, or forgiven: it may be taken anew)."""
 
     id: str
     federation: str
@@ -88,7 +89,8 @@ class Update:
     """A signed update. `state`: "waiting" (until the receipt is stored), "receipted", "refused"."""
 
     digest: str
-    task: str
+    task: str | None
+    """None: its hub lost it after the receipt, and it answers no task any more (`forget_task_of`)."""
     federation: str
     statement: bytes
     signature: bytes
@@ -295,19 +297,31 @@ class Store(ReceiptTables):
 
     def add_update(self, u: Update) -> None:
         """Store a signed update and close its task in one step, so that a task is trained exactly once."""
+        assert u.task is not None
         with self.transaction():
             self._do(
                 "INSERT INTO updates VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (digest) DO UPDATE SET"
                 " task=excluded.task, signature=excluded.signature, state=excluded.state, reason='',"
-                " created_at=excluded.created_at WHERE updates.task != excluded.task ON CONFLICT (task) DO NOTHING",
+                " created_at=excluded.created_at WHERE updates.task IS NOT excluded.task ON CONFLICT (task) DO NOTHING",
                 u.digest, u.task, u.federation, u.statement, u.signature, u.payload, u.size, u.state, u.reason,
                 u.created_at,
             )  # fmt: skip
             self.set_task(u.task, state="trained")
 
-    def set_apart(self, digest: str) -> None:
+    def forget_task_of(self, digest: str) -> None:
         """An update that its hub has lost answers its task no more: the task can be trained anew, to the same bytes."""
-        self._do("UPDATE updates SET task = task || ' lost ' || digest WHERE digest=?", digest)
+        self._do("UPDATE updates SET task=NULL WHERE digest=?", digest)
+
+    def count_loss(self, federation: str, task: str) -> int:
+        """The hub has lost a confirmed update to this task → how many times in a row."""
+        times = self.losses(federation, task) + 1
+        self.put("losses", {**self.get("losses", {}), federation: {"task": task, "times": times}})
+        return times
+
+    def losses(self, federation: str, task: str) -> int:
+        """How many times in a row the hub has lost a confirmed update to this task, the federation's last."""
+        last = self.get("losses", {}).get(federation, {})
+        return int(last["times"]) if last.get("task") == task else 0
 
     def updates(self, state: str | None = None) -> list[Update]:
         rows = self._rows("SELECT * FROM updates ORDER BY created_at")
