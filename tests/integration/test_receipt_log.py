@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import shutil
 import sqlite3
 from pathlib import Path
@@ -109,6 +110,8 @@ async def life(tmp_path: Path, hub: HubProcess, state: Path, capsys: pytest.Capt
         # The maintainer says that the hub was restored: the operator believes it from here on, and nothing is lost.
         assert zk0ctl(["--state", str(state), "receipts", "accept-head"]) == 64
         assert "rewrites its history" in capsys.readouterr().out
+        first, last = store.heads()
+        assert (first.size, last.size) == (2, 4) and await evidence.agreed(node.link, told) == first.stored_at
         assert (await evidence.accept(node.link, told)) == {"kept": 4, "accepted": 4}
         assert zk0ctl(["--state", str(state), "receipts", "accept-head"]) == 64
         said_now = capsys.readouterr()
@@ -117,6 +120,7 @@ async def life(tmp_path: Path, hub: HubProcess, state: Path, capsys: pytest.Capt
             await evidence.accept(node.link, told)
         evidence = Evidence(store, lambda: None, clock=lambda: 0.0)
         await evidence.turn(node.link, told)
+        assert await evidence.agreed(node.link, told) == math.inf
         assert store.get("log")["state"] == "good" and health(store, None) == []
         assert [(e.position, e.set_aside is None) for e in store.entries()] == [
             (0, True), (1, True), (None, False), (None, False)]  # fmt: skip

@@ -13,13 +13,14 @@ import pytest
 
 from zk0d.daemon.evidence import HEAD_PREFIX
 from zk0d.daemon.exchange import UPDATE_PREFIX, Exchange
+from zk0d.daemon.receipt_tables import Head
 from zk0d.daemon.report import health
 from zk0d.daemon.store import Hub, Store, Update, Version
 from zk0d.durable import canonical_json
 from zk0d.errors import ProtocolError, RefusedError, UsageError
 from zk0d.hub.receipts import ReceiptKey, Statement, read_statement
 from zk0d.link.identity import Authority, NodeIdentity
-from zk0d.link.merkle import EMPTY
+from zk0d.link.merkle import EMPTY, leaf_hash
 from zk0d.model.blobs import BlobStore, name_of
 
 
@@ -30,9 +31,12 @@ class Wire:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.answer: dict[str, Any] = {}
         self.refuse: RefusedError | None = None
+        self.gone: set[str] = set()
 
     async def request(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
         self.asked.append((kind, body))
+        if body.get("federation") in self.gone:
+            raise RefusedError("there is none here", reason="no_federation")
         if self.refuse is not None:
             raise self.refuse
         return self.answer
@@ -224,6 +228,63 @@ def test_the_task_of_a_lost_version_is_dropped(bench: Bench) -> None:
                          "number": 1, "digest": name_of(b"1")}  # fmt: skip
     assert asyncio.run(bench.exchange.accept_head())["versions"] == 2
     assert bench.store.task_at_hand() is None  # its trainer would look for what is deleted
+
+
+def test_a_federation_that_a_restored_hub_has_not_got_keeps_no_other(bench: Bench) -> None:
+    """The operator's word is the only way out, for each federation: also beside one that was made after the backup."""
+    bench.wire.gone = {"before"}
+    for name in ("before", "fed"):
+        bench.store.join(name)
+        bench.store.set_federation(name, state="open", version=3)
+        for number in range(4):
+            bench.store.put_version(Version(name, number, name_of(b"%d" % number), "", "", {}, 1.0, False))
+    bench.store.put_version(Version("left", 0, name_of(b"left"), "", "", {}, 1.0, False))  # of another hub, perhaps
+    bench.store.put("log", {"state": "refused", "text": "", "at": 1.0})
+    head = canonical_json({"at": "2026-01-01T00:00:00Z", "root": "sha256:" + EMPTY.hex(), "size": 0})
+    bench.wire.answer = {"head": head, "head_signature": bench.key.sign(HEAD_PREFIX + head), "consistency": [],
+                         "number": 2, "digest": name_of(b"2")}  # fmt: skip
+    assert asyncio.run(bench.exchange.accept_head())["versions"] == 5
+    kept = [(v.federation, v.number) for v in bench.store.versions()]
+    assert kept == [("fed", 0), ("fed", 1), ("fed", 2), ("left", 0)]
+
+
+def test_versions_that_a_restored_hub_has_made_anew_before_the_operator_acts(bench: Bench) -> None:
+    """Their numbers tell nothing any more: what was seen after the last log that both have is not the federation's."""
+    roots = [leaf_hash(b"first"), leaf_hash(b"second")]
+    heads = [canonical_json({"at": "2026-01-01T00:00:00Z", "root": "sha256:" + root.hex(), "size": size})
+             for size, root in enumerate(roots, 1)]  # fmt: skip
+    for size, head in enumerate(heads, 1):
+        bench.store.add_head(Head(size, head, bench.key.sign(HEAD_PREFIX + head), (), 2.0 * size))
+    for number, at in enumerate((1.0, 1.0, 3.0, 5.0, 5.0)):
+        bench.store.put_version(Version("fed", number, name_of(b"%d" % number), "", "", {}, at, False))
+    bench.store.put("log", {"state": "refused", "text": "", "at": 1.0})
+    bench.wire.answer = {"head": heads[0], "head_signature": bench.key.sign(HEAD_PREFIX + heads[0]), "consistency": [],
+                         "number": 4, "digest": name_of(b"4")}  # fmt: skip
+    assert asyncio.run(bench.exchange.accept_head()) == {"kept": 2, "accepted": 1, "versions": 2}
+    assert [v.number for v in bench.store.versions("fed")] == [0, 1, 4]
+
+
+def test_a_long_history_is_asked_for_a_few_at_a_time(bench: Bench) -> None:
+    """After `accept-head` no receipt is believed to be in the log: all of them at once would hold up everything else."""
+    first = bench.store.updates()[0]
+    for number in range(40):
+        one = replace(first, digest=f"sha256:{number}", task=f"t{number}", state="receipted", created_at=2.0 + number)
+        bench.store.add_update(one)
+    bench.wire.refuse = RefusedError("offer it", reason="not_found")
+    turns = []
+    for _ in range(4):
+        before = len(bench.wire.asked)
+        asyncio.run(bench.exchange.ask_again())
+        turns.append([body["update"] for _, body in bench.wire.asked[before:]])
+    assert [len(t) for t in turns] == [16, 16, 9, 0] and turns[0][0] == "sha256:39"
+    bench.store.set_federation("fed", version=1)  # nothing that the hub does not know is asked for again
+    asyncio.run(bench.exchange.ask_again())
+    assert len(bench.wire.asked) == 41
+    bench.wire.refuse = None
+    bench.wire.answer = {"state": "admitted"}
+    bench.exchange.take_receipt(*bench.receipt())  # given once more
+    asyncio.run(bench.exchange.ask_again())
+    assert [body["update"] for _, body in bench.wire.asked[41:]] == [first.digest]
 
 
 def test_versions_that_a_restored_hub_lost_after_this_node_looked_at_its_log(bench: Bench) -> None:

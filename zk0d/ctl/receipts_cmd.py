@@ -132,6 +132,7 @@ That is what a hub restored from an older backup does, and what a hub that rewri
 Ask the maintainer, by another way than the hub, whether it was restored. Accepting means:
   - this node believes the hub's log from its present head on;
   - receipts which that log has lost stay here, good by their signatures alone;
+  - versions that the hub has lost, or may have made anew since, are forgotten here: `zk0ctl model export` keeps one;
   - the former heads and the contradiction stay in the state file as evidence."""
 
 
@@ -145,7 +146,7 @@ def _accept(context: Context, args: Args) -> int:
     if "accepted" in done:
         print(f"accepted: a log of {done['accepted']} entries in place of {done['kept']}")
     if done.get("versions"):
-        print(f"{plural(done['versions'], 'version')} that the hub has lost forgotten here as well")
+        print(f"{plural(done['versions'], 'version')} that the hub has lost, or may have made anew, forgotten here too")
     return 0
 
 

@@ -7,6 +7,7 @@ the operator is told. `verify` works on what is stored, without the hub. The mat
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ HEAD_PREFIX = b"zk0 tree head v1\0"
 REFUSAL_PREFIX = b"zk0 refusal v1\0"
 _LOOK_AGAIN_S = 3600.0
 """A head is asked for this often even when nothing of ours is new, so that a fork is seen by a node that is idle."""
-_PER_TURN = 16
+PER_TURN = 16
 """Updates asked about in one turn."""
 
 
@@ -55,7 +56,7 @@ class Evidence:
         try:
             reply = await link.request("log.head", {"size": known.size if known else 0})
             head = self._accept(reply, hub, known)
-            for update in wanted[:_PER_TURN]:
+            for update in wanted[:PER_TURN]:
                 await self._prove(link, hub, update, head, due)
         except RefusedError as error:
             if error.reason == "unknown_type":
@@ -77,6 +78,33 @@ class Evidence:
     def received(self, update: str) -> None:
         """A receipt came: there is something to prove, also of an update that the log had lost before."""
         self._settled.pop(update, None)
+
+    async def agreed(self, link: NodeLink, hub: Hub) -> float:
+        """Until when the hub's past is the one that this node has seen (seconds since the epoch): what it told later
+        may be lost, and made anew under the same number. Infinity where its log is believed, 0 where nothing is left.
+        Raises RefusedError, and ProtocolError for an answer that is no head."""
+        if self._store.get("log", {}).get("state") != "refused":
+            return math.inf
+        heads = self._store.heads()
+        good, end = 0, len(heads)  # the first `good` are continued; from `end` on none is
+        while good < end:
+            middle = (good + end) // 2
+            if await self._continued(link, hub, heads[middle]):
+                good = middle + 1
+            else:
+                end = middle
+        until = math.inf if not heads else heads[good - 1].stored_at if good else 0.0
+        # A receipt that is lacking may be older than a head that was had after the hub was restored.
+        unproved = (e.stored_at for e in self._store.entries() if e.position is None and e.set_aside is None)
+        return min([until, *unproved])
+
+    async def _continued(self, link: NodeLink, hub: Hub, old: Head) -> bool:
+        shown = _head(await link.request("log.head", {"size": old.size}), hub.receipt_key, self._now())
+        try:
+            merkle.verify_consistency(old.size, shown.size, old.root, shown.root, shown.consistency)
+        except ProtocolError:
+            return False
+        return True
 
     async def accept(self, link: NodeLink, hub: Hub) -> dict[str, Any]:
         """On the operator's word: go on from the head that the hub shows now → the two sizes.

@@ -15,7 +15,7 @@ from typing import Any
 
 import structlog
 
-from zk0d.daemon.evidence import RECEIPT_PREFIX, Evidence, check_refusal, is_final, verify_signature
+from zk0d.daemon.evidence import PER_TURN, RECEIPT_PREFIX, Evidence, check_refusal, is_final, verify_signature
 from zk0d.daemon.store import Hub, Store, Task, Update, Version
 from zk0d.durable import canonical_json, digest_of
 from zk0d.errors import LinkLostError, ProtocolError, RefusedError, UsageError, WorkerError
@@ -42,6 +42,7 @@ class Exchange:
         self._hub: Hub | None = None
         self._evidence = Evidence(store, on_change)
         self._asked: dict[str, Any] = {}
+        self._unknown: set[str] = set()
         self.in_use: set[str] = set()
         """Blobs that a worker reads now: not to be pruned."""
 
@@ -140,35 +141,53 @@ class Exchange:
 
     async def accept_head(self) -> dict[str, Any]:
         """Believe the hub's log from its present head on, though it does not continue the kept one, and forget the
-        versions that the hub has lost: `versions`, how many. UsageError where there is neither."""
+        versions that the hub has lost, or may have made anew since: `versions`, how many. UsageError where there is
+        neither. Where the log is believed, as nothing of ours was lost in it, the versions are told by the hub's newest
+        alone: one that it has overtaken since cannot be."""
         if self._link is None or self._hub is None:
             raise UsageError("this node is not enrolled at a hub", "zk0ctl enroll first")
         if self._store.get("log", {}).get("state") != "refused":  # restored since the last look, perhaps
             self._evidence.look_again()
             await self.prove()
+        agreed = await self._evidence.agreed(self._link, self._hub)
+        newest = await self._newest()
         believed: UsageError | None = None
         told: dict[str, Any] = {}
         try:
             told = await self._evidence.accept(self._link, self._hub)
         except UsageError as error:  # what this node has seen of the log the hub still has
             believed = error
-        lost = 0
-        for federation in self._store.federations():
-            if federation.state in ("open", "finished"):
-                newest = await self._link.request("version.latest", {"federation": federation.name})
-                lost += self._forget_lost(federation.name, newest)
+        lost = sum(self._forget_lost(name, number, digest, agreed) for name, (number, digest) in newest.items())
         if believed is not None and not lost:
             raise believed
         return {**told, "versions": lost}
 
-    def _forget_lost(self, federation: str, newest: dict[str, Any]) -> int:
-        """Versions that the restored hub has not got, or will make anew under the same number → how many."""
+    async def _newest(self) -> dict[str, tuple[int, str]]:
+        """Number and digest of the hub's newest version of each federation we are in and have versions of; -1: it has
+        none, as it was restored from before that. Federations that it says nothing of are left out."""
+        assert self._link is not None
+        found: dict[str, tuple[int, str]] = {}
+        had = {v.federation for v in self._store.versions()}
+        for name in (f.name for f in self._store.federations() if f.name in had):
+            try:
+                reply = await self._link.request("version.latest", {"federation": name})
+            except RefusedError as error:
+                if error.reason != "no_federation":
+                    log.warning("which versions are lost is not known", federation=name, why=error.message)
+                    continue
+                reply = {"number": None}
+            number = reply.get("number")
+            if number is None or isinstance(number, int):
+                found[name] = (-1, "") if number is None else (number, str(reply.get("digest")))
+        return found
+
+    def _forget_lost(self, federation: str, number: int, digest: str, agreed: float) -> int:
+        """Forget versions that the restored hub has not got, or may have made anew: those from its newest, `number`, on
+        that are not that, and older ones that were first seen after `agreed` → how many."""
         count, task = 0, self._store.task_at_hand()
         for version in self._store.versions(federation):
-            lost = isinstance(number := newest.get("number"), int) and (
-                version.number > number or (version.number == number and version.digest != newest.get("digest"))
-            )
-            if lost:
+            newer, same = version.number > number, (version.number, version.digest) == (number, digest)
+            if newer or (not same and (version.number == number or version.at > agreed)):
                 if task is not None and (task.federation, task.version) == (federation, version.number):
                     self._store.set_task(task.id, state="dropped", reason="the hub has lost its version")
                 self._store.forget_version(federation, version.number)
@@ -211,6 +230,7 @@ class Exchange:
         first = update.state != "receipted"
         self._store.add_receipt(update.digest, update.federation, receipt, signature)
         self._evidence.received(update.digest)
+        self._unknown.discard(update.digest)
         if first:
             self._store.event("receipt", f"the hub confirms the update to version {value.get('base_version')}"
                               f" of {update.federation} ({update.size} bytes)", federation=update.federation,
@@ -220,18 +240,25 @@ class Exchange:
 
     async def ask_again(self) -> None:
         """What has become of updates whose receipt is not final: the hub may have refused them after all (a rollback,
-        a federation's end) while this node was away. Once for each version, and after each start."""
+        a federation's end) while this node was away. Once for each version, and after each start; the newest first, a
+        few in a turn: after a hub was restored it may be the whole history, most of it unknown there for good."""
         assert self._link is not None
         final = {e.update for e in self._store.entries() if e.set_aside is None and is_final(e.receipt)}
         versions = {f.name: (f.state, f.version) for f in self._store.federations()}
-        for update in self._store.updates("receipted"):
+        done, left = final | self._unknown, PER_TURN
+        for update in reversed(self._store.updates("receipted")):
             now = versions.get(update.federation)
-            if update.digest in final or self._asked.get(update.digest, ()) == now:
+            if update.digest in done or self._asked.get(update.digest, ()) == now:
                 continue
+            if not left:
+                return
+            left -= 1
             try:
                 self._take_reply(update, await self._link.request("receipt.get", {"update": update.digest}))
             except (RefusedError, ProtocolError) as error:
                 log.info("no word on a receipted update", update=update.digest, why=error.message)
+                if isinstance(error, RefusedError) and error.reason == "not_found":
+                    self._unknown.add(update.digest)
             self._asked[update.digest] = now
 
     async def lost_by_hub(self, task: Task) -> bool:
