@@ -185,11 +185,12 @@ def test_what_the_hub_refused_is_not_trained_anew(bench: Bench) -> None:
     """Refused at the offer it is no row at the hub, which gives its task again: the same bytes would be refused again."""
     bench.store.add_task({"id": "t", "federation": "fed", "version": 0})
     bench.store.set_task("t", state="trained")
-    bench.store.set_update(bench.statement.digest, state="refused")
+    bench.store.set_update(bench.statement.digest, state="refused", reason="loss_last of 1e31")
     bench.wire.refuse = RefusedError("offer it", reason="not_found")
     task = bench.store.task("t")
     assert task is not None
     assert not asyncio.run(bench.exchange.lost_by_hub(task)) and bench.store.updates()[0].task == "t"
+    assert bench.exchange.answer(task) == "the hub refused the update to version 0: loss_last of 1e31"
 
 
 def test_a_hub_that_loses_what_it_has_confirmed_again_and_again(bench: Bench) -> None:

@@ -287,6 +287,13 @@ class Exchange:
                           version=task.version, update=update.digest)  # fmt: skip
         return True
 
+    def answer(self, task: Task) -> str:
+        """Why a task that was trained is not trained again, for a person."""
+        update = next((u for u in self._store.updates() if u.task == task.id), None)
+        if update is not None and update.state == "refused":
+            return f"the hub refused the update to version {task.version}: {update.reason}"
+        return "this node's update is on its way"
+
     def take_refusal(self, refusal: bytes, signature: bytes) -> None:
         """Keep a signed refusal that the hub sent by itself. Raises ProtocolError when it is not for us, or not due."""
         try:

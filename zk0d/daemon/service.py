@@ -243,7 +243,7 @@ class Service:
             found: list[str] = []
             for name, digest in here:
                 with contextlib.suppress(Zk0Error):  # a damaged spec shows where it is used
-                    found.extend(f"{r} (federation {name})" for r in self.uplink.fitting(digest)[1])
+                    found.extend(f"{r} (federation {name})" for r in self.uplink.fitting.of(digest)[1])
             self._misfits = (here, time.monotonic(), tuple(found))
         return self._misfits[2]
 

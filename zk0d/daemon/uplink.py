@@ -15,15 +15,15 @@ from typing import Any
 
 import structlog
 
-from zk0d.daemon import datasets
 from zk0d.daemon.arbiter import LinkSignal
 from zk0d.daemon.config import Config
 from zk0d.daemon.exchange import Exchange
+from zk0d.daemon.fitting import Fitting
 from zk0d.daemon.membership import Membership
 from zk0d.daemon.pace import in_turn
 from zk0d.daemon.quality import Rules, Selection
 from zk0d.daemon.renewal import Renewal
-from zk0d.daemon.store import Dataset, Store, Task
+from zk0d.daemon.store import Store, Task
 from zk0d.daemon.task_body import checked, due_at
 from zk0d.errors import (
     ConfigError,
@@ -38,7 +38,6 @@ from zk0d.link.node import NodeLink
 from zk0d.link.node_identity import NodeIdentity
 from zk0d.link.state import LinkLimits, LinkState
 from zk0d.model.blobs import BlobStore
-from zk0d.model.spec import ModelSpec
 
 log = structlog.get_logger("uplink")
 
@@ -64,6 +63,7 @@ class Uplink:
         self._store, self._state, self._config = store, state, config
         self._on_change, self._may_ask = on_change, may_ask
         self.selection = Selection(store, Rules.of(config))
+        self.fitting = Fitting(store, self.blobs, self.selection)
         self._loops: list[asyncio.Task[None]] = []
         self._wake = asyncio.Event()
         self._work = asyncio.Event()
@@ -272,7 +272,7 @@ class Uplink:
                 continue
             known = self._store.task(checked(body, federation.name)["id"])
             if known is not None and known.state == "trained" and not await self.exchange.lost_by_hub(known):
-                self._no_task[federation.name] = ("this node's update is on its way", time.time() + 10)
+                self._no_task[federation.name] = (self.exchange.answer(known), time.time() + 10)
                 continue
             self._no_task.pop(federation.name, None)
             self._store.add_task({**body, "due_at": due_at(body, time.time())})
@@ -294,7 +294,7 @@ class Uplink:
             self._store.event("task", f"task {task.id} given up: {error.message}", federation=task.federation,
                               version=task.version, task=task.id)  # fmt: skip
             return
-        fits, reasons = self.fitting(task.body["spec_digest"])
+        fits, reasons = self.fitting.of(task.body["spec_digest"])
         for text in reasons:
             log.warning("a dataset does not fit the federation", federation=task.federation, why=text)
         if not fits:
@@ -310,43 +310,11 @@ class Uplink:
         self._blocked[task.id] = (reason, waits_for)
         self._on_change()
 
-    def fitting(self, spec_digest: str) -> tuple[list[Dataset], list[str]]:
-        """The training datasets that fit a spec we hold, and sentences about those that do not."""
-        spec = ModelSpec.load(self.blobs.path(spec_digest))
-        fits: list[Dataset] = []
-        reasons: list[str] = []
-        for dataset in (d for d in self._store.datasets() if d.train):
-            wrong = datasets.misfits(dataset, spec)
-            total, out = datasets.refreshed(dataset).episodes, self.selection.out(dataset)
-            if total and len(out) >= total:
-                wrong.append(f"none of its {total} episodes is trained on (`zk0ctl dataset show {dataset.name}`)")
-            if wrong:
-                reasons.append(f"dataset {dataset.name}: {', and '.join(wrong)}")
-            else:
-                fits.append(dataset)
-        return fits, reasons
-
     # -- what the training loop asks (TaskSource) --------------------------------------------------------------------
 
     def job(self, task: Task) -> dict[str, Any]:
         """The trainer's job for `task`, all but where it writes."""
-        fits, reasons = self.fitting(task.body["spec_digest"])
-        if not fits:
-            raise Zk0Error(f"no dataset fits federation {task.federation} any more", "; ".join(reasons))
-        body = task.body
-        return {
-            "spec": str(self.blobs.path(body["spec_digest"])),
-            "base": str(self.blobs.path(body["base_digest"])),
-            "version": str(self.blobs.path(body["version_digest"])),
-            "datasets": [{"root": str(d.root), "episodes": self._episodes(d), "rename": d.rename} for d in fits],
-            **{k: body[k] for k in ("local_steps", "batch_size", "lr", "mu", "seed")},
-        }
-
-    def _episodes(self, dataset: Dataset) -> list[int]:
-        """Those that are trained on, by their numbers: a task goes on with what it was begun with."""
-        total = datasets.refreshed(dataset).episodes
-        some = self.selection.trained(dataset, total)
-        return list(range(total)) if some is None else some
+        return self.fitting.job(task)
 
     def blocked(self, task: Task) -> tuple[str, str]:
         """Why `task` cannot run yet and what it waits for; empty when it can."""
