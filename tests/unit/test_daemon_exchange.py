@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,11 @@ class Wire:
         self.answer: dict[str, Any] = {}
         self.refuse: RefusedError | None = None
         self.gone: set[str] = set()
+        self.meanwhile: Callable[[str], None] = lambda kind: None
 
     async def request(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
         self.asked.append((kind, body))
+        self.meanwhile(kind)
         if body.get("federation") in self.gone:
             raise RefusedError("there is none here", reason="no_federation")
         if self.refuse is not None:
@@ -263,6 +265,23 @@ def test_versions_that_a_restored_hub_has_made_anew_before_the_operator_acts(ben
                          "number": 4, "digest": name_of(b"4")}  # fmt: skip
     assert asyncio.run(bench.exchange.accept_head()) == {"kept": 2, "accepted": 1, "versions": 2}
     assert [v.number for v in bench.store.versions("fed")] == [0, 1, 4]
+
+
+def test_a_version_that_is_published_while_the_operator_accepts_stays(bench: Bench) -> None:
+    for number in range(2):
+        bench.store.put_version(Version("fed", number, name_of(b"%d" % number), "", "", {}, 1.0, False))
+    bench.store.put("log", {"state": "refused", "text": "", "at": 1.0})
+    head = canonical_json({"at": "2026-01-01T00:00:00Z", "root": "sha256:" + EMPTY.hex(), "size": 0})
+    bench.wire.answer = {"head": head, "head_signature": bench.key.sign(HEAD_PREFIX + head), "consistency": [],
+                         "number": 0, "digest": name_of(b"0")}  # fmt: skip
+
+    def publish(kind: str) -> None:
+        if any(k == "version.latest" for k, _ in bench.wire.asked) and kind == "log.head":
+            bench.store.put_version(Version("fed", 2, name_of(b"2"), "", "", {}, 9e9, False))
+
+    bench.wire.meanwhile = publish
+    assert asyncio.run(bench.exchange.accept_head())["versions"] == 1
+    assert [v.number for v in bench.store.versions("fed")] == [0, 2]
 
 
 def test_a_long_history_is_asked_for_a_few_at_a_time(bench: Bench) -> None:

@@ -150,24 +150,24 @@ class Exchange:
             self._evidence.look_again()
             await self.prove()
         agreed = await self._evidence.agreed(self._link, self._hub)
-        newest = await self._newest()
+        versions = self._store.versions()  # one that comes while the hub is asked is not lost
+        newest = await self._newest({v.federation for v in versions})
         believed: UsageError | None = None
         told: dict[str, Any] = {}
         try:
             told = await self._evidence.accept(self._link, self._hub)
         except UsageError as error:  # what this node has seen of the log the hub still has
             believed = error
-        lost = sum(self._forget_lost(name, number, digest, agreed) for name, (number, digest) in newest.items())
+        lost = self._forget_lost(versions, newest, agreed)
         if believed is not None and not lost:
             raise believed
         return {**told, "versions": lost}
 
-    async def _newest(self) -> dict[str, tuple[int, str]]:
-        """Number and digest of the hub's newest version of each federation we are in and have versions of; -1: it has
-        none, as it was restored from before that. Federations that it says nothing of are left out."""
+    async def _newest(self, had: set[str]) -> dict[str, tuple[int, str]]:
+        """Number and digest of the hub's newest version of each federation of `had` that we are in; -1: it has none, as
+        it was restored from before that. Federations that it says nothing of are left out."""
         assert self._link is not None
         found: dict[str, tuple[int, str]] = {}
-        had = {v.federation for v in self._store.versions()}
         for name in (f.name for f in self._store.federations() if f.name in had):
             try:
                 reply = await self._link.request("version.latest", {"federation": name})
@@ -181,16 +181,16 @@ class Exchange:
                 found[name] = (-1, "") if number is None else (number, str(reply.get("digest")))
         return found
 
-    def _forget_lost(self, federation: str, number: int, digest: str, agreed: float) -> int:
-        """Forget versions that the restored hub has not got, or may have made anew: those from its newest, `number`, on
-        that are not that, and older ones that were first seen after `agreed` → how many."""
+    def _forget_lost(self, versions: list[Version], newest: dict[str, tuple[int, str]], agreed: float) -> int:
+        """Forget versions that the restored hub has not got, or may have made anew: those from its newest on that are
+        not that, and older ones that were first seen after `agreed` → how many."""
         count, task = 0, self._store.task_at_hand()
-        for version in self._store.versions(federation):
-            newer, same = version.number > number, (version.number, version.digest) == (number, digest)
-            if newer or (not same and (version.number == number or version.at > agreed)):
-                if task is not None and (task.federation, task.version) == (federation, version.number):
+        for version in (v for v in versions if v.federation in newest):
+            has = newest[version.federation]
+            if (version.number, version.digest) != has and (version.number >= has[0] or version.at > agreed):
+                if task is not None and (task.federation, task.version) == (version.federation, version.number):
                     self._store.set_task(task.id, state="dropped", reason="the hub has lost its version")
-                self._store.forget_version(federation, version.number)
+                self._store.forget_version(version.federation, version.number)
                 if version.digest not in self.in_use and all(
                     v.digest != version.digest for v in self._store.versions()
                 ):
