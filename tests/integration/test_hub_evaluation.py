@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 from daemon_process import STOP_S
-from hub_cast import REPOSITORY, TOML, HubProcess, TestNode, make_parts
+from hub_cast import REPOSITORY, TOML, HubProcess, TestNode, make_parts, until
 
 from zk0d.durable import write_text
+from zk0d.hub.admin import Admin
+from zk0d.hub.service import Hub
 
 STAND_IN = f"""#!{sys.executable}
 import json, os, signal, sys, time
@@ -54,8 +56,9 @@ def main(job, channel):
         return {{"finished": False}}
     if mode == "diverged":
         return {{"loss": float("inf"), "datasets": {{}}, "publish": job["publish"], "seconds": 0.1}}
-    Path(job["publish"]).mkdir(parents=True)
-    (Path(job["publish"]) / "README.md").write_text(json.dumps(job["card"]))
+    if job["publish"]:
+        Path(job["publish"]).mkdir(parents=True)
+        (Path(job["publish"]) / "README.md").write_text(json.dumps(job["card"]))
     loss = mode if isinstance(mode, float) else 1.0 / (1 + job["number"])
     held = {{"held": {{"loss": loss, "samples": 9}}}}
     return {{"loss": loss, "datasets": held, "publish": job["publish"], "seconds": 0.1}}
@@ -289,6 +292,43 @@ def test_a_folder_that_cannot_be_made_is_tried_a_few_times_and_said(bench: Bench
     wait_until(lambda: bench.hub.ask("status")["health"] == [], bench.hub)
     assert len(bench.hub.events("a version's folder cannot be made")) == 2
     assert bench.hub.stop() < STOP_S
+
+
+def test_a_disk_without_room_for_a_folder_puts_it_off(bench: Bench) -> None:
+    """It counts as no attempt, and is told; a version is evaluated meanwhile. What an interruption left is deleted."""
+    bench.play(1)
+    bench.wait_for(2)
+    assert bench.hub.stop() < STOP_S
+    federations = bench.hub.folder / "federations"
+    versions = federations / "fed" / "versions"
+    shutil.rmtree(versions / "0000")
+    left = [versions / ".0007.tmp", versions / ".0001.99.old", federations / ".gone.0badcafe.removed"]
+    for folder in left:
+        folder.mkdir()
+
+    async def run() -> None:
+        hub = Hub(bench.hub.folder)
+        hub.blobs._reserve = 1 << 60
+        admin = Admin(hub)
+        await hub.start()
+        try:
+            await until(lambda: bool(hub.evaluations.folders.problem("fed")), "the folder is put off", 60)
+            (told,) = (await admin.status({}, None))["health"]  # type: ignore[arg-type]
+            assert "version 0 has no folder: " in told and "free some space: it is then made by itself" in told
+            assert not any(folder.exists() for folder in left)
+            shutil.rmtree(versions / "0001")
+            await hub.evaluations.again("fed", 1, "admin:me")
+            await until(lambda: hub.ledger.version("fed", 1)["evaluation"] == "done", "it is evaluated", 60)  # type: ignore[index]
+            await until(lambda: "version 1 has" in hub.evaluations.folders.problem("fed"), "and has no folder", 60)
+            assert bench.attempts == [0, 1, 1] and list(versions.iterdir()) == []
+            hub.blobs._reserve = 0
+            await until(lambda: sorted(p.name for p in versions.iterdir()) == ["0000", "0001"], "both are made", 60)
+            await until(lambda: not hub.evaluations.folders.problem("fed"), "it is told no more", 60)
+            assert hub.evaluations.folders._tried == {}
+        finally:
+            await hub.close()
+
+    asyncio.run(run())
 
 
 def test_best_version_early_stop_and_retention(tmp_path: Path) -> None:

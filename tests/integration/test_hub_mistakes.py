@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hub_cast import HubProcess, TestNode, cast, make_parts, until
+from hub_cast import TOML, HubProcess, TestNode, cast, free_port, make_parts, until
 
 from zk0d.errors import RefusedError, UsageError
-from zk0d.hub import backup
+from zk0d.hub import backup, founding, stewardship
 from zk0d.hub.main import main
+from zk0d.hub.service import Hub
 from zk0d.model.blobs import BlobStore
 
 
@@ -49,6 +52,8 @@ def test_one_that_gathers_is_finished(hub: HubProcess, tmp_path: Path, capsys: p
             assert answer["task"] is None and answer["reason"] == "the federation is finished before version 0"
             latest = await node.request("version.latest", {"federation": "fed"})
             assert latest["number"] is None and latest["reason"] == "finished before version 0"
+            with pytest.raises(UsageError, match="version: 'x' is not a whole number of at least 0"):
+                await asyncio.to_thread(hub.ask, "evaluate", name="fed", version="x")
             with pytest.raises(UsageError, match="fed is finished already"):
                 await asyncio.to_thread(hub.ask, "federation_finish", name="fed")
         finally:
@@ -150,6 +155,39 @@ def test_one_without_a_version_is_removed(hub: HubProcess, tmp_path: Path, capsy
     assert [f["name"] for f in hub.ask("federation_list")] == ["fed"]
     assert "federation.remove" in [a["action"] for a in hub.ask("audit")]
     assert hub.events("a background task failed") == []
+
+
+def test_a_name_taken_anew_at_once_keeps_its_folder(tmp_path: Path) -> None:
+    """What was removed is deleted late, and under another name."""
+    make_parts(tmp_path / "parts", 1000)
+    assert main(["--dir", str(tmp_path / "hub"), "init", "--listen", f"127.0.0.1:{free_port()}", "--name", "t"]) == 0
+    parts = [tmp_path / "parts" / n for n in ("spec.json", "base.safetensors", "exchange.safetensors")]
+    toml = TOML.format(nodes=2, versions=0, dtype="bfloat16", deadline_s=600)
+
+    async def play() -> None:
+        hub, free = Hub(tmp_path / "hub"), threading.Event()
+        try:
+            await founding.from_files(hub, "fed", toml, "admin:me", *parts)
+            row = hub.ledger.federation("fed")
+            threads = ThreadPoolExecutor(1)  # which the loop's end shuts down
+            asyncio.get_running_loop().set_default_executor(threads)
+            threads.submit(free.wait, 60)  # the disk is slow
+            removing = asyncio.create_task(founding.remove(hub, hub.federations["fed"], "admin:me"))
+            await until(lambda: "fed" not in hub.federations, "the name is free")
+            hub.ledger.create("fed", toml, row["draft_spec"], row["base"], row["exchange"], "admin:me")
+            hub.add("fed")
+            free.set()
+            await removing
+            assert [p.name for p in (tmp_path / "hub/federations").iterdir()] == ["fed"]
+            assert (tmp_path / "hub/federations/fed/federation.toml").read_text() == toml
+            hub.federations["fed"].problem = "version 0 cannot be published: the disk is full"
+            stewardship.finish(hub.federations["fed"], "admin:me")
+            assert not hub.federations["fed"].problem, "what is not to come any more is no trouble"
+        finally:
+            free.set()
+            await hub.close()
+
+    asyncio.run(play())
 
 
 def test_the_members_of_one_that_was_removed_link_anew(hub: HubProcess, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import socket
 import sys
 import threading
@@ -181,6 +182,20 @@ def test_a_refused_push_is_told_and_has_an_end(tmp_path: Path, service: Service)
     (tmp_path / "keys" / "hf_token").chmod(0o644)
     with pytest.raises(ConfigError, match="read by others"):
         asyncio.run(case.outlets.push("fed", 0, "admin:me"))
+    case.store.close()
+
+
+def test_of_every_version_none_is_pushed_below_one_that_is(tmp_path: Path, service: Service) -> None:
+    """A restored hub has the newest folder first: an old version that followed would be what the repository shows."""
+    case = Case(tmp_path, service.url, 'repo = "us/cubes"\npush = "every"')
+    shutil.move(tmp_path / "federations/fed/versions/0000", tmp_path / "away")
+    asyncio.run(case.outlets.push("fed", 1, "hub"))
+    (tmp_path / "away").rename(tmp_path / "federations/fed/versions/0000")
+    assert case.outlets.due("fed") == 2
+    case.outlets._configs["fed"] = parse_federation(
+        '[model]\npolicy = "act"\n[publish]\nrepo = "us/other"\npush = "every"\n', "fed.toml"
+    )
+    assert case.outlets.due("fed") == 0, "another repository has none yet"
     case.store.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -51,6 +52,24 @@ def published(
     job = bench.evaluation(dataset, version, number=1, publish=str(folder), card=CARD, max_samples=20)
     result = bench.run("evaluator", job)
     return {"bench": bench, "folder": folder, "result": result, "version": version, "policy": request.param, "job": job}
+
+
+def test_a_folder_that_cannot_be_written_leaves_nothing(
+    tmp_path: Path, published: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that is full stays so otherwise, by half a model that nothing knows of."""
+    spec = published["bench"].spec
+    policy = build(spec, published["bench"].folder / "cache", "cpu")
+    pre, post = processors(spec, policy.config)
+
+    def full(path: Path) -> None:
+        (path / "step.safetensors").write_bytes(b"x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(post, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left"):
+        publish.write(tmp_path / "v" / "0001", spec, policy, pre, post, publish.Version(1, None, {}, CARD))
+    assert list((tmp_path / "v").iterdir()) == []
 
 
 def test_the_folder_is_whole(published: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ Not for the rules themselves (test_hub_rounds.py, test_hub_outputs.py).
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def ended(work: Coroutine[Any, Any, Any]) -> None:
         work.send(None)
 
 
-def steps(hub: Hub, work: Callable[[], Any]) -> int:
+async def steps(hub: Hub, work: Callable[[], Any]) -> int:
     """How many instructions SQLite's machine runs for it, in tens."""
     count = [0]
 
@@ -81,7 +82,8 @@ def steps(hub: Hub, work: Callable[[], Any]) -> int:
 
     hub.store._db.set_progress_handler(tick, 10)
     try:
-        work()
+        if inspect.isawaitable(found := work()):
+            await found
     finally:
         hub.store._db.set_progress_handler(None, 0)
     return count[0]
@@ -122,7 +124,7 @@ async def costs(folder: Path, versions: int) -> dict[str, int]:
             "is a payload left over": lambda: hub.ledger.leftover(digest("payload node-a", 7)),
             "after a merge": lambda: runner._merging._prune(versions),
             "retention": lambda: retention.retire("fed", config, ()),
-            "folders kept": lambda: hub.evaluations._keep("fed"),
+            "folders kept": lambda: hub.evaluations.folders.keep("fed"),
             "folders lacking": lambda: hub.evaluations.folders._lacking("fed"),
             "early stop": lambda: hub.evaluations._stop_early("fed"),
             "what is the matter": lambda: hub.ledger.assessments.last_failed("fed"),
@@ -131,7 +133,7 @@ async def costs(folder: Path, versions: int) -> dict[str, int]:
             "its metrics": lambda: hub.evaluations.metrics.lines("fed", versions),
             "norms so far": lambda: hub.ledger.past_norms("fed"),
         }
-        found = {name: steps(hub, do) for name, do in work.items()}
+        found = {name: await steps(hub, do) for name, do in work.items()}
         assert hub._may_fetch(NODES[0], newest) and not hub._may_fetch("node-z", newest)
         with pytest.raises(RefusedError, match="version 7 of fed is not kept any more: ask for the newest"):
             hub._may_fetch(NODES[0], digest("version", 7))

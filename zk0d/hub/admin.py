@@ -299,7 +299,7 @@ class Admin:
     async def evaluate(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
         """Evaluate and publish again: `version`, or without it those whose evaluation was given up."""
         name, version = self._runner(request).name, request.get("version")
-        number = None if version is None else int(version)
+        number = None if version is None else Whole(0).of(version, "version")
         return {"name": name, "versions": await self._hub.evaluations.again(name, number, _actor(connection))}
 
     async def push(self, request: dict[str, Any], connection: ControlConnection) -> dict[str, Any]:
@@ -316,9 +316,10 @@ class Admin:
         moved: dict[int, dict[str, Any]] = {}
         async for lines in self._hub.evaluations.metrics.batches(name):
             moved |= {line["version"]: {k: line[k] for k in ("bytes_up", "bytes_down")} for line in lines}
-        result = []
+        result, folders = [], self._hub.evaluations.folders
+        present = await folders.present(name)
         for v in self._hub.ledger.versions(name):
-            folder = self._hub.evaluations.folders.path(name, v["number"])
+            there = v["evaluation"] != "waiting" and v["number"] in present
             result.append(
                 {
                     "version": v["number"],
@@ -332,7 +333,7 @@ class Admin:
                     "problem": json.loads(v["result"]).get("error", ""),
                     "bytes_up": moved.get(v["number"], {}).get("bytes_up"),
                     "bytes_down": moved.get(v["number"], {}).get("bytes_down"),
-                    "folder": str(folder) if v["evaluation"] != "waiting" and folder.is_dir() else "",
+                    "folder": str(folders.path(name, v["number"])) if there else "",
                 }
             )
         return result

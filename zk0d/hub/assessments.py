@@ -48,10 +48,11 @@ class Assessments:
         return row is not None and row["evaluation"] == "failed"
 
     def last_failed(self, name: str) -> int | None:
-        """The newest version whose evaluation was given up, where none after it was evaluated."""
+        """The newest version that is kept and whose evaluation was given up, where none after it was evaluated."""
         row = self._store.one(
-            "SELECT max(number) AS number FROM versions WHERE federation = ? AND evaluation = 'failed'", name
-        )
+            "SELECT max(number) AS number FROM versions WHERE federation = ? AND evaluation = 'failed'"
+            " AND retired_at IS NULL", name
+        )  # fmt: skip
         number = None if row is None else row["number"]
         later = "SELECT 1 FROM versions WHERE federation = ? AND number > ? AND evaluation = 'done' LIMIT 1"
         return None if self._store.one(later, name, number) is not None else number
@@ -72,10 +73,11 @@ class Assessments:
         return any(r["federation"] == name and r["number"] <= newest for r in rows)
 
     def kept(self, name: str) -> list[Row]:
-        """Number and evaluation of the versions that were not let go, oldest first."""
+        """Number, evaluation and digest of the versions that were not let go, oldest first."""
         return self._store.all(
-            "SELECT number, evaluation FROM versions WHERE federation = ? AND retired_at IS NULL ORDER BY number", name
-        )
+            "SELECT number, evaluation, digest FROM versions WHERE federation = ? AND retired_at IS NULL"
+            " ORDER BY number", name
+        )  # fmt: skip
 
     def downloaded(self, node: str, digest: str, federation: str, size: int) -> None:
         """Note that a node takes a blob; once per node and blob."""

@@ -20,13 +20,13 @@ from typing import Any
 import structlog
 
 from zk0d.errors import UsageError, WorkerError, Zk0Error
-from zk0d.hub import outputs
+from zk0d.hub import outputs, remains
 from zk0d.hub.config import Config
 from zk0d.hub.folders import Folders
 from zk0d.hub.ledger import Ledger
 from zk0d.hub.metrics import Metrics
 from zk0d.hub.store import Row
-from zk0d.model.blobs import BlobStore
+from zk0d.model.blobs import BlobStore, DiskFullError
 from zk0d.supervise import Worker
 
 log = structlog.get_logger("evaluation")
@@ -48,8 +48,9 @@ class Evaluations:
         blobs: BlobStore,
         configs: dict[str, Config],
         reported: Callable[[], None] = lambda: None,
+        merge_room: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`reported` is called when a federation's folders and metrics are new."""
+        """`reported` is called when a federation's folders and metrics are new; `merge_room` as in folders.py."""
         self.progress = ""
         """What is being evaluated, for status; "" when nothing is."""
         self._directory, self._settings = directory, settings
@@ -61,7 +62,7 @@ class Evaluations:
         self._chart_problem = ""
         self._undrawn: set[str] = set()
         self.metrics = Metrics(directory, ledger)
-        self.folders = Folders(directory, ledger, configs, settings["runtime.attempts"])
+        self.folders = Folders(directory, ledger, blobs, configs, settings["runtime.attempts"], merge_room)
 
     def start(self) -> None:
         self._loop = asyncio.create_task(self._run(), name="evaluations")
@@ -102,6 +103,7 @@ class Evaluations:
             await self._worker.stop(STOP_S)
 
     async def _run(self) -> None:
+        await asyncio.to_thread(remains.sweep, self._directory)
         for name in list(self._configs):
             await self._told(name)  # a kill may have come between an evaluation and its line
             self.folders.look(name)  # or it is a backup's hub
@@ -113,17 +115,21 @@ class Evaluations:
                 await asyncio.sleep(self._settings["runtime.retry_s"])
 
     async def _turn(self) -> None:
-        """Evaluate the oldest version that waits; where none does, draw what is to be drawn and wait for one."""
+        """Evaluate the oldest version that waits; where none does, make a folder that lacks, draw what is to be drawn
+        and wait for one."""
         self._wake.clear()
         version = self._ledger.assessments.to_evaluate()
-        if version is None and (lacks := self.folders.next()) is not None:
-            await self._make_folder(lacks)
-            return
+        pause: float | None = None
+        if version is None and (lacks := await self.folders.next()) is not None:
+            pause = await self._make_folder(lacks)
+            if not pause:
+                return
         if version is None:
             # Drawing takes seconds of a core: not while a version waits.
             while self._undrawn and not self._wake.is_set():
                 await self._chart(self._undrawn.pop())
-            await self._wake.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), pause)
             return
         try:
             await self._evaluate(version)
@@ -156,35 +162,46 @@ class Evaluations:
             await asyncio.to_thread(shutil.rmtree, left, True)
         try:
             datasets = dataset_names(self._configs[name]["evaluation.datasets"])
-            result = await self._work(f"version {number} of {name}", self._job(version, folder, datasets))
+            job = self._job(version, folder, datasets)
+            try:
+                self.folders.require_room(version)
+            except DiskFullError:
+                job["publish"] = None  # its loss is known all the same, and the folder comes when there is room
+            result = await self._work(f"version {number} of {name}", job)
             loss = result.get("loss")
             if loss is not None and not math.isfinite(loss):
                 raise WorkerError(f"the held-out loss of version {number} is {loss}", "lower the learning rate")
             self._ledger.assessments.evaluated(name, number, loss, result)
-            self._keep(name)
+            await self.folders.keep(name)
             self._stop_early(name)
             self.folders.look(name)
             log.info("evaluated", federation=name, version=number, loss=loss, seconds=result.get("seconds"))
         except Zk0Error as error:
+            await self.folders.clear(name, number)
             self._failed(version, str(error))
 
-    async def _make_folder(self, version: Row) -> None:
-        """Publish a version that needs no evaluation, or has none: with the loss that is known of it."""
+    async def _make_folder(self, version: Row) -> float:
+        """Publish a version that needs no evaluation, or has none: with the loss that is known of it → seconds until
+        the next one can be tried, 0 when it is made."""
         name, number = version["federation"], version["number"]
+        try:
+            self.folders.require_room(version)
+        except DiskFullError as error:
+            self.folders.put_off(version, error)
+            return float(self._settings["runtime.retry_s"])
         job = self._job(version, self.folders.path(name, number), [])
         job["losses"] = json.loads(version["result"]).get("datasets", {})
         try:
             await self._work(f"version {number} of {name}: its folder", job)
         except Zk0Error as error:
-            pause = self._settings["runtime.retry_s"] * 2.0 ** self.folders.failed(name, number, str(error))
+            await self.folders.clear(name, number)
             log.warning("a version's folder cannot be made", federation=name, version=number, reason=str(error))
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), pause)
-            return
+            return float(self._settings["runtime.retry_s"] * 2.0 ** self.folders.failed(name, number, str(error)))
         self.folders.made(name, number)
         log.info("a version's folder is made", federation=name, version=number)
-        self._keep(name)
+        await self.folders.keep(name)
         self._reported()
+        return 0.0
 
     async def _work(self, what: str, job: dict[str, Any]) -> dict[str, Any]:
         """One evaluator, with its limit of time → its result. Raises Zk0Error."""
@@ -208,15 +225,6 @@ class Evaluations:
             if self._worker is not None and self._worker.running:
                 await self._worker.stop(STOP_S)
             self._worker = None
-
-    def _keep(self, name: str) -> None:
-        """Delete the folders that retention gives up."""
-        config, top = self._configs[name], self._ledger.retention.best(name)
-        versions = self._directory / "federations" / name / "versions"
-        numbers = [int(p.name) for p in versions.iterdir() if p.name.isdigit()] if versions.is_dir() else []
-        for number in outputs.superfluous(numbers, config["publish.keep_last"], config["publish.keep_every"], top):
-            shutil.rmtree(versions / f"{number:04d}", ignore_errors=True)
-            log.info("folder deleted by retention", federation=name, version=number)
 
     def _stop_early(self, name: str) -> None:
         """Finish a federation that no longer gets better."""

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from zk0d.errors import ConfigError, UsageError
-from zk0d.hub import aggregate, preflight
+from zk0d.hub import aggregate, preflight, remains
 from zk0d.hub.config import Config, check_name, parse_federation
 from zk0d.hub.federation import FederationRunner
 from zk0d.hub.service import Hub
@@ -125,10 +125,11 @@ async def remove(hub: Hub, federation: FederationRunner, actor: str) -> None:
         raise UsageError(f"federation {name} is being opened", "try again in a moment")
     members = hub.ledger.members.names(name)
     federation.custody.remove(name, actor)
+    folder = remains.put_aside(hub.directory, name)  # before the name is free: a new one's is not to be deleted
     hub.forget(name)
     for digest in (row["draft_spec"], row["base"], row["exchange"]):
         hub.discard(digest)
     log.info("federation removed", federation=name, nodes=len(members), actor=actor)
     for node in members:
         hub.link.disconnect(node, f"federation {name} was removed")
-    await asyncio.to_thread(shutil.rmtree, hub.directory / "federations" / name, True)
+    await asyncio.to_thread(shutil.rmtree, folder, True)

@@ -123,17 +123,22 @@ class Outlets:
             self._store.audit(db, actor, "push" if state == "done" else "push.failed", name, version=version, repo=repo)
 
     def due(self, name: str) -> int | None:
-        """The version that [publish] says should be pushed and is not, or None."""
+        """The version that [publish] says should be pushed and is not, or None. Of every one none below one that is
+        pushed already, or an old version would end as what the repository shows."""
         config = self._configs[name]
         repo, rule = config["publish.repo"], config["publish.push"]
         if not repo or rule == "never":
             return None
         best = " AND loss IS NOT NULL ORDER BY loss, number LIMIT 1" if rule == "best" else ""
+        newest = self._store.one("SELECT version FROM pushes WHERE federation = ? AND repo = ? AND state = 'done'"
+                                 " ORDER BY version DESC LIMIT 1", name, repo)  # fmt: skip
+        above = -1 if newest is None or rule == "best" else int(newest["version"])
         rows = self._store.all(
             "SELECT number FROM (SELECT number FROM versions WHERE federation = ? AND evaluation = 'done'"
-            f" AND retired_at IS NULL{best}) v WHERE NOT EXISTS (SELECT 1 FROM pushes p WHERE p.federation = ?"
-            " AND p.version = v.number AND repo = ? AND (state = 'done' OR attempts >= ?)) ORDER BY number",
-            name, name, repo, ATTEMPTS,
+            f" AND retired_at IS NULL{best}) v WHERE number > ? AND NOT EXISTS (SELECT 1 FROM pushes p"
+            " WHERE p.federation = ? AND p.version = v.number AND repo = ? AND (state = 'done' OR attempts >= ?))"
+            " ORDER BY number",
+            name, above, name, repo, ATTEMPTS,
         )  # fmt: skip
         return next((r["number"] for r in rows if self._folder(name, r["number"]).is_dir()), None)
 

@@ -63,8 +63,8 @@ class Hub:
         self._configs: dict[str, Config] = {}
         self.outlets = Outlets(directory, self.config, self.store, self._configs)
         self.evaluations = Evaluations(
-            directory, self.config, self.ledger, self.blobs, self._configs, self.outlets.wake
-        )  # fmt: skip
+            directory, self.config, self.ledger, self.blobs, self._configs, self.outlets.wake, self._merge_room
+        )
         self.federations = {row["name"]: FederationRunner(row["name"], self) for row in self.ledger.federations()}
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -143,9 +143,12 @@ class Hub:
             await self.link.push(node, kind, body)
 
     async def fetch(self, node: str, digest: str, limit: int) -> Path:
-        self.blobs.headroom = sum(f.merge_room for f in self.federations.values())
+        self.blobs.headroom = self._merge_room()
         self.blobs.require_arrival(digest, limit)  # before its node is asked for anything
         return await self.link.fetch(node, digest, limit)
+
+    def _merge_room(self) -> int:
+        return sum(f.merge_room for f in self.federations.values())
 
     def version_made(self, federation: str) -> None:
         """The version is committed: nothing that fails here may keep it from being told."""

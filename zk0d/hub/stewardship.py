@@ -45,6 +45,7 @@ def finish(federation: FederationRunner, actor: str) -> None:
     if row["phase"] == "gathering" and federation.is_merging:
         raise UsageError(f"federation {federation.name} is being opened", "try again in a moment")
     federation.ledger.finish(federation.name, actor)
+    federation.problem = ""  # of a version that is not to come any more
     if row["phase"] == "gathering":  # what would have been version 0, and nobody has got
         for digest in (row["base"], row["exchange"]):
             federation.hub.discard(digest)

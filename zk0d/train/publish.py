@@ -55,6 +55,23 @@ def write(
         part.mkdir()
     except OSError as error:
         raise from_os(error, f"{folder} cannot be made") from error
+    try:
+        _fill(part, place, spec, policy, pre, post, version)
+    except BaseException:  # a full disk, most of all: a model that is half there would keep it full
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        folder.replace(old)
+        make_durable(part, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        make_durable(part, folder)
+
+
+def _fill(
+    part: Path, place: Path, spec: ModelSpec, policy: Policy, pre: Processor, post: Processor, version: Version
+) -> None:
     _write_lerobot(part, place, spec, policy, pre, post)
     metrics: dict[str, Any] = {
         "federation": version.card.get("federation"),
@@ -70,13 +87,6 @@ def write(
     }
     (part / "metrics.json").write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
     (part / "README.md").write_text(card(place, spec, policy, version))
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-        folder.replace(old)
-        make_durable(part, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        make_durable(part, folder)
 
 
 def _write_lerobot(part: Path, folder: Path, spec: ModelSpec, policy: Policy, pre: Processor, post: Processor) -> None:
