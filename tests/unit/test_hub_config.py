@@ -29,6 +29,7 @@ from zk0d.hub.config import (
     parse_address,
     parse_federation,
     reference,
+    unheld,
 )
 
 GOOD = TOML.format(nodes=3, versions=3, dtype="bfloat16", deadline_s=600)
@@ -97,6 +98,26 @@ def test_what_an_older_hub_took_still_loads() -> None:
     assert config.replaced == was and parse_federation(GOOD, "f.toml", stored=True).replaced == {}
     with pytest.raises(ConfigError, match=r"model.policy = 'gpt'"):  # nothing can stand for this
         parse_federation(GOOD.replace('"act"', '"gpt"'), "f.toml", stored=True)
+
+
+@pytest.mark.parametrize(
+    ("privacy", "told"),
+    [
+        ("clip_norm = inf\nnoise_multiplier = 1", "privacy.clip_norm = inf"),
+        ("clip_norm = 1\nnoise_multiplier = inf", "privacy.noise_multiplier = inf"),
+        (f"clip_norm = 1\nnoise_multiplier = {10**400}", f"privacy.noise_multiplier = {10**400}"),
+        ("clip_norm = inf", ""), ("clip_norm = 1\nnoise_multiplier = 1", ""),
+    ],
+)  # fmt: skip
+def test_privacy_that_an_older_hub_took_is_never_less(privacy: str, told: str) -> None:
+    """It loads, or the whole hub would not start; by what no merge can hold none is made."""
+    config = parse_federation(GOOD + f"[privacy]\n{privacy}\n", "f.toml", stored=True)
+    assert unheld(config) == told
+    assert config["privacy.noise_multiplier"] >= ("noise" in privacy) and math.isfinite(config["privacy.clip_norm"])
+    if not told:
+        return
+    with pytest.raises(ConfigError, match=r"privacy\."):
+        parse_federation(GOOD + f"[privacy]\n{privacy}\n", "f.toml")
 
 
 def test_hub_settings(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_cast import TOML, free_port, make_parts
 
-from zk0d.errors import ConfigError, PayloadError
-from zk0d.hub import founding, merging, rounds, stewardship
+from zk0d.errors import ConfigError, PayloadError, WorkerError, Zk0Error
+from zk0d.hub import founding, lost, merging, rounds, stewardship
+from zk0d.hub.admin import Admin
 from zk0d.hub.aggregate import Merged
 from zk0d.hub.discards import Discards, keep_all
 from zk0d.hub.main import main
@@ -159,6 +161,63 @@ def test_settings_given_during_a_merge_hold_when_it_is_given_up(
         monkeypatch.setattr(hub.ledger, "update", lambda digest: {"norm": 1.0, "digest": digest})
         merges._give_up(merge, PayloadError("infinite"))
         assert not merges.busy and federation.rules.deadline_s == federation.config["rounds.deadline_s"] == 5
+
+    with_hub(tmp_path, play)
+
+
+def test_a_privacy_that_no_merge_can_hold_is_told_and_mended_at_once(tmp_path: Path) -> None:
+    """Its version never comes, so settings that waited for it would never hold."""
+    spoilt, mended = (TWO + f"[privacy]\nclip_norm = 1\nnoise_multiplier = {n}\n" for n in ("inf", "1"))
+
+    async def play(hub: Hub) -> None:
+        for waiting in (mended, ""):
+            with hub.store.write() as db:
+                db.execute("UPDATE federations SET config = ?, next_config = ?", (spoilt, waiting))
+            hub.ledger.plans.begin("fed", rounds.Merge(1, ()))  # by the older hub
+            hub.federations.pop("fed").close()
+            hub.add("fed")  # it starts
+            federation = hub.federations["fed"]
+            federation.consider()
+            if not waiting:
+                assert federation.problem.startswith(
+                    "the next merge cannot be begun: no merge can hold privacy.noise_multiplier = inf, which"
+                )
+                (line,) = [h for h in Admin(hub)._health([]) if "noise_multiplier" in h]
+                assert "nothing holds: `zk0-hub federation set` another" in line
+                changed, soon = stewardship.change_settings(federation, mended, "new.toml", "admin:me")
+                assert soon == list(changed) == ["privacy.noise_multiplier"]
+            assert not federation.problem and federation.config["privacy.noise_multiplier"] == 1
+            assert hub.ledger.plans.unfinished("fed") is None and not federation.row["next_config"]
+
+    with_hub(tmp_path, play)
+
+
+def test_a_worker_that_goes_on_failing_has_the_files_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All updates and the hub's own files are gigabytes, and Flower may be lacking for days."""
+    looked: list[str] = []
+    check, says = lost.check, [""]
+    error: list[type[Zk0Error]] = [WorkerError]
+
+    def counted(*args: Any) -> None:
+        looked.append(says[0])
+        check(*args)
+
+    async def fails(merge: rounds.Merge) -> tuple[Merged, float]:
+        raise error[0](says[0])
+
+    async def play(hub: Hub) -> None:
+        merges = hub.federations["fed"]._merging
+        monkeypatch.setattr(merges, "_aggregate", fails)
+        monkeypatch.setattr(lost, "check", counted)
+        for error[0], says[0] in (
+            (WorkerError, "flwr is not installed"), (WorkerError, "flwr is not installed"), (WorkerError, "SIGKILL"),
+            (PayloadError, "bad"), (PayloadError, "bad"),
+        ):  # fmt: skip
+            with pytest.raises(error[0], match=says[0]):
+                await merges._made(rounds.Merge(1, ()))
+        assert looked == ["flwr is not installed", "SIGKILL", "bad", "bad"]
 
     with_hub(tmp_path, play)
 

@@ -16,7 +16,7 @@ from zk0d.arguments import Whole
 from zk0d.control import ControlConnection
 from zk0d.errors import UsageError
 from zk0d.hub import founding, privacy, quarantine, stewardship
-from zk0d.hub.config import weakness
+from zk0d.hub.config import PRIVACY, unheld, weakness
 from zk0d.hub.federation import FederationRunner
 from zk0d.hub.invitations import clean, ident, ident_of
 from zk0d.hub.receipts import timestamp
@@ -153,7 +153,8 @@ class Admin:
         health += [f"federation {name}: {text}" for name, text in sorted(hub.outlets.problems.items())]
         for living in (f for f in hub.federations.values() if f.row["phase"] != "finished"):
             for key, was in living.config.replaced.items():
-                holds = f"{living.config[key]!r} holds: `zk0-hub federation set` another"
+                holds = "nothing" if key in PRIVACY and unheld(living.config) else repr(living.config[key])
+                holds += " holds: `zk0-hub federation set` another"
                 health.append(f"federation {living.name}: {key} = {was!r} is not accepted any more, {holds}")
             if weak := weakness(living.config):  # an older hub took it
                 health.append(f"federation {living.name}: {weak[0]}: `zk0-hub federation set` {weak[1]}")

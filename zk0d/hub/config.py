@@ -10,7 +10,7 @@ import math
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,8 @@ class Setting:
     help: str
     also: type | None = None
     """A second type that it may have."""
+    stand_in: Any = None
+    """What stands for a stored value that is not accepted any more, where neither the largest nor the default may."""
 
 
 HUB: tuple[Setting, ...] = (
@@ -160,9 +162,11 @@ FEDERATION: tuple[Setting, ...] = (
     Setting("merge.beta1", float, 0.9, between(0, 1), "momentum of fedavgm, fedadam, fedyogi"),
     Setting("merge.beta2", float, 0.99, between(0, 1), "second moment of fedadam and fedyogi"),
     Setting("merge.tau", float, 1e-3, above(0), "adaptivity of fedadam and fedyogi"),
-    Setting("privacy.clip_norm", float, 0.0, at_least(0), "every update is clipped to this norm; 0: not"),
+    Setting("privacy.clip_norm", float, 0.0, at_least(0), "every update is clipped to this norm; 0: not",
+            stand_in=sys.float_info.max),
     Setting("privacy.noise_multiplier", float, 0.0, at_least(0),
-            "noise added to the mean, times clip_norm / updates: client-level differential privacy; 0: none"),
+            "noise added to the mean, times clip_norm / updates: client-level differential privacy; 0: none",
+            stand_in=sys.float_info.max),
     Setting("privacy.delta", float, 1e-5, inside(0, 1), "delta of the epsilon that is told"),
     Setting("publish.licence", str, "", ANY, "licence named in the model cards"),
     Setting("admission.max_norm", float, 0.0, at_least(0), "largest Euclidean norm of an update; 0: any"),
@@ -189,6 +193,7 @@ _FREE = {"model.cameras", "model.config", "model.joints", "model.weights", "mode
 """What is passed on as it is: the worker that makes version 0 judges it."""
 
 
+PRIVACY = ("privacy.clip_norm", "privacy.noise_multiplier")
 ASIDE = ("evaluation.", "publish.")
 """What versions are judged on, and which are kept and sent where: no node's work nor merge goes by these settings."""
 
@@ -244,7 +249,8 @@ def parse(text: str, settings: Sequence[Setting], where: str, *, stored: bool = 
     """Read TOML `text` against `settings`. Raises ConfigError naming `where`, key, value and what is accepted.
 
     `stored`: a hub took it once. A value that is not accepted any more does not keep this one from starting: the
-    largest accepted one stands for what is above it, the default for any other (`Config.replaced`).
+    largest accepted one stands for what is above it, the default for any other (`Config.replaced`); for one of privacy
+    what publishes nothing with less noise (`unheld`).
     """
     try:
         raw = tomllib.loads(text)
@@ -292,6 +298,8 @@ def _check(setting: Setting, value: Any, where: str) -> Any:
 
 
 def _instead(setting: Setting, value: Any) -> Any:
+    if setting.stand_in is not None:
+        return setting.stand_in
     most = setting.allowed.most
     if most is not None and type(value) in (int, float) and value > most:
         return setting.kind(most)
@@ -314,28 +322,40 @@ def parse_federation(text: str, where: str, *, stored: bool = False) -> Config:
     """A federation's TOML, with what must hold between its settings; `stored` as in `parse`; then a merge that
     withstands nobody is taken as well (`weakness`). Raises ConfigError."""
     config = parse(text, FEDERATION, where, stored=stored)
-    target, quorum = config["rounds.target"], config["rounds.quorum"]
-    if quorum > target:
-        raise ConfigError(
-            f"{where}: rounds.quorum = {quorum} is above rounds.target = {target}", "accepted: at most it"
-        )
-    if config["merge.strategy"].startswith("flower:") and config["merge.optimizer"] != "fedavg":
-        raise ConfigError(
-            f"{where}: merge.optimizer = {config['merge.optimizer']!r} does not go with a Flower strategy",
-            'accepted: "fedavg"',
-        )
-    if config["privacy.noise_multiplier"] > 0:
-        if config["privacy.clip_norm"] <= 0:
-            raise ConfigError(f"{where}: privacy.clip_norm = 0 with privacy.noise_multiplier", "accepted: above 0")
-        if config["merge.strategy"] != "mean" or config["merge.clip"] > 0:
-            raise ConfigError(
-                f"{where}: merge.strategy = {config['merge.strategy']!r}, merge.clip = {config['merge.clip']} under "
-                "privacy: what one node can move is then not bounded as the noise assumes",
-                'accepted: merge.strategy = "mean", merge.clip = 0',
-            )
+    for keys, told, accepted in _contradictions(config):
+        if not config.replaced.keys() & set(keys):  # what stands for a stored value contradicts nothing that was set
+            raise ConfigError(f"{where}: {told}", f"accepted: {accepted}")
     if not stored and (weak := weakness(config)):
         raise ConfigError(f"{where}: {weak[0]}", f"accepted: {weak[1]}")
     return config
+
+
+def _contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str, str]]:
+    """Settings that do not go together, what is said of them, and what would be accepted."""
+    target, quorum, strategy = config["rounds.target"], config["rounds.quorum"], config["merge.strategy"]
+    if quorum > target:
+        told = f"rounds.quorum = {quorum} is above rounds.target = {target}"
+        yield ("rounds.quorum", "rounds.target"), told, "at most it"
+    if strategy.startswith("flower:") and config["merge.optimizer"] != "fedavg":
+        told = f"merge.optimizer = {config['merge.optimizer']!r} does not go with a Flower strategy"
+        yield ("merge.strategy", "merge.optimizer"), told, '"fedavg"'
+    if config["privacy.noise_multiplier"] <= 0:
+        return
+    if config["privacy.clip_norm"] <= 0:
+        yield PRIVACY, "privacy.clip_norm = 0 with privacy.noise_multiplier", "above 0"
+    if strategy != "mean" or config["merge.clip"] > 0:
+        told = (
+            f"merge.strategy = {strategy!r}, merge.clip = {config['merge.clip']} under privacy: what one node can move"
+            " is then not bounded as the noise assumes"
+        )
+        yield (*PRIVACY, "merge.strategy", "merge.clip"), told, 'merge.strategy = "mean", merge.clip = 0'
+
+
+def unheld(config: Config) -> str:
+    """Stored settings of privacy that no merge can hold (an older hub took infinite ones), in words; "" where there are
+    none. A federation rather stands still than that a version comes out with less privacy than was set."""
+    noisy = config["privacy.noise_multiplier"] > 0
+    return ", ".join(f"{k} = {config.replaced[k]!r}" for k in PRIVACY if noisy and k in config.replaced)
 
 
 def weakness(config: Config) -> tuple[str, str] | None:

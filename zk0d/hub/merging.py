@@ -16,8 +16,10 @@ from pathlib import Path
 
 import structlog
 
-from zk0d.errors import PayloadError, WorkerError, Zk0Error
+from zk0d.errors import ConfigError, PayloadError, WorkerError, Zk0Error
 from zk0d.hub import admission, aggregate, lost, recipe, rounds, statistics
+from zk0d.hub.config import unheld
+from zk0d.hub.custody import take_settings
 from zk0d.hub.state import FederationState
 from zk0d.hub.store import Row
 from zk0d.supervise import Worker
@@ -45,6 +47,8 @@ class Merging:
         self._timer: asyncio.TimerHandle | None = None
         self._unread = ("", 0)
         """The update whose file could not be read, and how often in a row."""
+        self._looked_at: tuple[frozenset[str], str] = (frozenset(), "")
+        """The updates whose files were found whole after a worker's error, and that error."""
 
     async def open_if_ready(self) -> None:
         """Fix the statistics and publish version 0 once enough nodes have joined."""
@@ -114,7 +118,8 @@ class Merging:
 
     def _due(self) -> rounds.Merge | None:
         """The merge to make now, which is then begun in the ledger; None where none is due, looked at again when one
-        may be."""
+        may be. ConfigError where none can."""
+        self._require_privacy()
         begun = self._ledger.plans.unfinished(self._fed.name)
         if begun is not None:
             return begun
@@ -127,6 +132,23 @@ class Merging:
         planned = self._planned(found)
         self._ledger.plans.begin(self._fed.name, planned)
         return planned
+
+    def _require_privacy(self) -> None:
+        """ConfigError where the federation's settings ask for a privacy that no merge can hold. Newer ones hold at
+        once: the version from which on they would never comes."""
+        name, row = self._fed.name, self._fed.row
+        if row["phase"] != "open" or not unheld(self._fed.config):
+            return
+        if (begun := self._ledger.plans.unfinished(name)) is not None:
+            self._ledger.plans.drop(name, begun.version, [], "")
+        with self._hub.store.write() as db:
+            take_settings(self._hub.store, db, name, int(self._fed.snapshot().version) + 1)
+        self._fed.settle()
+        if told := unheld(self._fed.config):
+            raise ConfigError(
+                f"no merge can hold {told}, which an older zk0-hub took, and none is made with less privacy",
+                f"`zk0-hub federation set {name}` finite ones",
+            )
 
     def _planned(self, merge: rounds.Merge) -> rounds.Merge:
         """The merge with its recipe and clipping fixed, so that begun again it gives the same bytes."""
@@ -195,18 +217,23 @@ class Merging:
 
     async def _made(self, merge: rounds.Merge) -> tuple[aggregate.Merged, float]:
         """The merge's files and its seconds. Where it fails for what the updates hold, their files are looked at: an
-        update that this disk spoilt is to blame then, and no node."""
+        update that this disk spoilt is to blame then, and no node. Once where a worker goes on failing in the same way:
+        Flower may not be installed for days, and the files are gigabytes."""
         try:
             return await self._aggregate(merge)
         except lost.DamagedError:
             raise
-        except (PayloadError, WorkerError):
+        except (PayloadError, WorkerError) as error:
+            looked_at = (frozenset(s.update for s in merge.shares), str(error))
+            if isinstance(error, WorkerError) and looked_at == self._looked_at:
+                raise
             blobs = self._hub.blobs
             previous = self._ledger.version(self._fed.name, merge.version - 1)
             own = [previous["master"], previous["digest"], *json.loads(previous["moments"])] if previous else []
             updates = [r["payload"] for s in merge.shares if (r := self._ledger.update(s.update)) is not None]
             of, merged_onto = ([(blobs.path(d), d) for d in ds] for ds in (updates, [d for d in own if blobs.has(d)]))
             await asyncio.to_thread(lost.check, of, merged_onto, self._hub.stopping)
+            self._looked_at = looked_at
             raise
 
     async def _aggregate(self, merge: rounds.Merge) -> tuple[aggregate.Merged, float]:

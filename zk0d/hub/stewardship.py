@@ -13,7 +13,7 @@ import structlog
 
 from zk0d.errors import ConfigError, UsageError
 from zk0d.hub import preflight
-from zk0d.hub.config import ASIDE, FEDERATION, parse_federation
+from zk0d.hub.config import ASIDE, FEDERATION, parse_federation, unheld
 from zk0d.hub.federation import FederationRunner
 from zk0d.hub.store import Row
 from zk0d.model.payload import Payload, write_exchange
@@ -64,8 +64,9 @@ def change_settings(
     """Take new settings for the next version → key → [now, then], and the keys that hold at once. Raises ConfigError,
     UsageError; then nothing changes.
 
-    At once: all of them while the federation gathers, else [rounds] and what no round goes by, where no merge is under
-    way. A version that waits for more nodes than there are would never come, nor what is to hold from it on.
+    At once: all of them while the federation gathers or cannot merge by the old ones, else [rounds] and what no round
+    goes by, where no merge is under way. A version that waits for more nodes than there are would never come, nor what
+    is to hold from it on.
     """
     new, old = parse_federation(toml, where), federation.config
     changed = {s.key: [old[s.key], new[s.key]] for s in FEDERATION if old[s.key] != new[s.key]}
@@ -77,8 +78,8 @@ def change_settings(
     if old.table("model") != new.table("model"):
         key = fixed[0] if fixed else "[model]"
         raise ConfigError(f"{where}: {key} cannot change in a federation that lives", "make a new federation for it")
-    gathers = federation.row["phase"] == "gathering"
-    soon = [] if federation.is_merging else [k for k in changed if gathers or k.startswith(("rounds.", *ASIDE))]
+    free = federation.row["phase"] == "gathering" or unheld(old)  # nothing is merged by these
+    soon = [] if federation.is_merging else [k for k in changed if free or k.startswith(("rounds.", *ASIDE))]
     federation.custody.settings(federation.name, toml, changed, soon, actor)
     if not federation.is_merging:  # else when its version is out
         federation.settle()
