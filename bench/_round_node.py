@@ -57,6 +57,10 @@ class Node:
                 return await self.link.request(kind, body, timeout=30)
             except LinkLostError:
                 await asyncio.sleep(0.02)
+            except RefusedError as refused:
+                if refused.reason != "busy":
+                    raise
+                await asyncio.sleep(0.2)  # small rounds come faster than a hub lets one node ask
 
     async def pause(self, seconds: float) -> None:
         try:
