@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from zk0d.errors import ConfigError
 from zk0d.hub import aggregate, blocks, combine, recipe
-from zk0d.hub.config import parse_federation, weakness
+from zk0d.hub.coherence import weakness
+from zk0d.hub.config import parse_federation
 from zk0d.hub.master import Master
 from zk0d.hub.recipe import Recipe
 from zk0d.hub.rounds import Share

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from zk0d.errors import ConfigError, RefusedError
 from zk0d.hub import statistics
 from zk0d.hub.chart import draw
+from zk0d.hub.coherence import unheld
 from zk0d.hub.config import (
     FEDERATION,
     HUB,
@@ -29,7 +30,6 @@ from zk0d.hub.config import (
     parse_address,
     parse_federation,
     reference,
-    unheld,
 )
 
 GOOD = TOML.format(nodes=3, versions=3, dtype="bfloat16", deadline_s=600)

@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from hub_cast import TOML, free_port, make_parts
+from hub_cast import TOML
+from still_hub import play_on
 
-from zk0d.hub import folders, founding
-from zk0d.hub.main import main
+from zk0d.hub import folders
 from zk0d.hub.service import Hub
 from zk0d.model.leaves import name_of
 
@@ -19,30 +19,22 @@ NO_BLOB = (3, 150)
 
 def with_versions(folder: Path, settings: str, play: Callable[[Hub, folders.Folders], Awaitable[None]]) -> None:
     """Play on a hub that does not listen: 200 evaluated versions, two without their blob, and version 7 in its folder."""
-    make_parts(folder / "parts", elements=100)
-    assert main(["--dir", str(folder / "hub"), "init", "--listen", f"127.0.0.1:{free_port()}", "--name", "t"]) == 0
 
-    async def run() -> None:
-        hub = Hub(folder / "hub")
-        try:
-            parts = [folder / "parts" / n for n in ("spec.json", "base.safetensors", "exchange.safetensors")]
-            toml = TOML.format(nodes=2, versions=0, dtype="bfloat16", deadline_s=600) + settings
-            await founding.from_files(hub, "fed", toml, "admin:me", *parts)
-            here, gone = hub.ledger.federation("fed")["exchange"], name_of(b"gone")
-            with hub.store.write() as db:
-                db.execute("UPDATE federations SET phase = 'open', spec = draft_spec")
-                db.executemany(
-                    "INSERT INTO versions (federation, number, digest, master, size, created_at, merge_s, updates,"
-                    " samples, evaluation) VALUES ('fed', ?, ?, '', 1, 1, 0, 0, 0, 'done')",
-                    [(n, gone if n in NO_BLOB else here) for n in range(200)],
-                )
-            found = hub.evaluations.folders
-            found.path("fed", 7).mkdir(parents=True)
-            await play(hub, found)
-        finally:
-            await hub.close()
+    async def filled(hub: Hub) -> None:
+        here, gone = hub.ledger.federation("fed")["exchange"], name_of(b"gone")
+        with hub.store.write() as db:
+            db.execute("UPDATE federations SET phase = 'open', spec = draft_spec")
+            db.executemany(
+                "INSERT INTO versions (federation, number, digest, master, size, created_at, merge_s, updates,"
+                " samples, evaluation) VALUES ('fed', ?, ?, '', 1, 1, 0, 0, 0, 'done')",
+                [(n, gone if n in NO_BLOB else here) for n in range(200)],
+            )
+        found = hub.evaluations.folders
+        found.path("fed", 7).mkdir(parents=True)
+        await play(hub, found)
 
-    asyncio.run(run())
+    toml = TOML.format(nodes=2, versions=0, dtype="bfloat16", deadline_s=600) + settings
+    play_on(folder, toml, filled)
 
 
 async def in_turn(found: folders.Folders) -> list[int]:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_cast import TOML, free_port, make_parts
+from hub_cast import TOML, free_port
+from still_hub import play_on
 
 from zk0d.errors import ConfigError, PayloadError, WorkerError, Zk0Error
-from zk0d.hub import founding, lost, merging, rounds, stewardship
+from zk0d.hub import lost, merging, rounds, stewardship
 from zk0d.hub.admin import Admin
 from zk0d.hub.aggregate import Merged
 from zk0d.hub.discards import Discards, keep_all
@@ -28,31 +29,22 @@ def test_a_database_that_fails_once_is_told_and_looked_at_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(merging, "_MERGE_RETRY_S", 0.02)
-    make_parts(tmp_path / "parts", elements=100)
-    assert main(["--dir", str(tmp_path / "hub"), "init", "--listen", f"127.0.0.1:{free_port()}", "--name", "t"]) == 0
 
-    async def play() -> None:
-        hub = Hub(tmp_path / "hub")
-        try:
-            parts = [tmp_path / "parts" / n for n in ("spec.json", "base.safetensors", "exchange.safetensors")]
-            toml = TOML.format(nodes=1, versions=0, dtype="bfloat16", deadline_s=600)
-            await founding.from_files(hub, "fed", toml, "admin:me", *parts)
-            federation = hub.federations["fed"]
-            with hub.store.write() as db:
-                db.execute("ALTER TABLE merges RENAME TO merges_away")
-            federation.consider()
-            assert federation.problem == "the next merge cannot be begun: no such table: merges"
-            await asyncio.sleep(0.05)  # it looks again, and goes on saying so
-            assert federation.problem
-            with hub.store.write() as db:
-                db.execute("ALTER TABLE merges_away RENAME TO merges")
-            async with asyncio.timeout(60):
-                while federation.problem:  # nobody calls it: it looks by itself
-                    await asyncio.sleep(0.01)
-        finally:
-            await hub.close()
+    async def play(hub: Hub) -> None:
+        federation = hub.federations["fed"]
+        with hub.store.write() as db:
+            db.execute("ALTER TABLE merges RENAME TO merges_away")
+        federation.consider()
+        assert federation.problem == "the next merge cannot be begun: no such table: merges"
+        await asyncio.sleep(0.05)  # it looks again, and goes on saying so
+        assert federation.problem
+        with hub.store.write() as db:
+            db.execute("ALTER TABLE merges_away RENAME TO merges")
+        async with asyncio.timeout(60):
+            while federation.problem:  # nobody calls it: it looks by itself
+                await asyncio.sleep(0.01)
 
-    asyncio.run(play())
+    play_on(tmp_path, TOML.format(nodes=1, versions=0, dtype="bfloat16", deadline_s=600), play)
 
 
 TWO = TOML.format(nodes=2, versions=0, dtype="bfloat16", deadline_s=600) + "[publish]\nkeep_last = 3\n"
@@ -60,23 +52,15 @@ TWO = TOML.format(nodes=2, versions=0, dtype="bfloat16", deadline_s=600) + "[pub
 
 def with_hub(folder: Path, play: Callable[[Hub], Awaitable[None]]) -> None:
     """Play on a hub that does not listen, with an open federation `fed` at version 0."""
-    make_parts(folder / "parts", elements=100)
-    assert main(["--dir", str(folder / "hub"), "init", "--listen", f"127.0.0.1:{free_port()}", "--name", "t"]) == 0
 
-    async def run() -> None:
-        hub = Hub(folder / "hub")
-        try:
-            parts = [folder / "parts" / n for n in ("spec.json", "base.safetensors", "exchange.safetensors")]
-            await founding.from_files(hub, "fed", TWO, "admin:me", *parts)
-            with hub.store.write() as db:
-                row = hub.ledger.federation("fed")
-                db.execute("UPDATE federations SET phase = 'open', spec = draft_spec")
-                add_version(db, 0, row["exchange"])
-            await play(hub)
-        finally:
-            await hub.close()
+    async def opened(hub: Hub) -> None:
+        with hub.store.write() as db:
+            row = hub.ledger.federation("fed")
+            db.execute("UPDATE federations SET phase = 'open', spec = draft_spec")
+            add_version(db, 0, row["exchange"])
+        await play(hub)
 
-    asyncio.run(run())
+    play_on(folder, TWO, opened)
 
 
 def add_version(db: sqlite3.Connection, number: int, digest: str, master: str = "", moments: str = "[]") -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hub_cast import TOML, free_port, make_parts, stats
+from hub_cast import TOML, stats
 from hypothesis import given
 from hypothesis import strategies as st
+from still_hub import play_on
 
-from zk0d.hub import founding, merging, state
-from zk0d.hub.main import main
+from zk0d.hub import merging, state
 from zk0d.hub.rounds import Given, Rules, Snapshot, deadline, task_for
 from zk0d.hub.service import Hub
 from zk0d.hub.waits import Waits
@@ -72,35 +72,26 @@ def test_the_order_stays_whatever_the_clock_does(steps: list[tuple[float, float]
 
 def with_an_update(folder: Path, play: Callable[[Hub], Awaitable[None]]) -> None:
     """Play on a hub that does not listen, with a federation of two in which one update waits for ten minutes."""
-    make_parts(folder / "parts", elements=100)
-    assert main(["--dir", str(folder / "hub"), "init", "--listen", f"127.0.0.1:{free_port()}", "--name", "t"]) == 0
 
-    async def run() -> None:
-        hub = Hub(folder / "hub")
-        try:
-            parts = [folder / "parts" / n for n in ("spec.json", "base.safetensors", "exchange.safetensors")]
-            toml = TOML.format(nodes=2, versions=0, dtype="bfloat16", deadline_s=600)
-            await founding.from_files(hub, "fed", toml, "admin:me", *parts)
-            for node in ("a", "b"):
-                with hub.store.write() as db:
-                    db.execute("INSERT INTO nodes (node, label, state, key, csr, address, requested_at)"
-                               " VALUES (?, ?, 'approved', ?, x'', '', 0)", (node, node, node))  # fmt: skip
-                hub.ledger.members.join("fed", node, stats(0.0), [])
-            await hub.federations["fed"].open_if_ready()
-            zero = hub.ledger.version("fed")
-            assert zero is not None
-            task = hub.ledger.task("fed", "a", zero, {"batch_size": 8})
+    async def gave(hub: Hub) -> None:
+        for node in ("a", "b"):
             with hub.store.write() as db:
-                db.execute("INSERT INTO updates (digest, federation, task, node, base_version, payload, size, samples,"
-                           " statement, signature, state, offered_at, decided_at, norm)"
-                           " VALUES ('sha256:u', 'fed', ?, 'a', 0, ?, 1, 1, ?, x'', 'admitted', 1, ?, 1)",
-                           (task["id"], zero["digest"], b'{"steps": 1}', hub.now()))  # fmt: skip
-            hub.federations["fed"].consider()
-            await play(hub)
-        finally:
-            await hub.close()
+                db.execute("INSERT INTO nodes (node, label, state, key, csr, address, requested_at)"
+                           " VALUES (?, ?, 'approved', ?, x'', '', 0)", (node, node, node))  # fmt: skip
+            hub.ledger.members.join("fed", node, stats(0.0), [])
+        await hub.federations["fed"].open_if_ready()
+        zero = hub.ledger.version("fed")
+        assert zero is not None
+        task = hub.ledger.task("fed", "a", zero, {"batch_size": 8})
+        with hub.store.write() as db:
+            db.execute("INSERT INTO updates (digest, federation, task, node, base_version, payload, size, samples,"
+                       " statement, signature, state, offered_at, decided_at, norm)"
+                       " VALUES ('sha256:u', 'fed', ?, 'a', 0, ?, 1, 1, ?, x'', 'admitted', 1, ?, 1)",
+                       (task["id"], zero["digest"], b'{"steps": 1}', hub.now()))  # fmt: skip
+        hub.federations["fed"].consider()
+        await play(hub)
 
-    asyncio.run(run())
+    play_on(folder, TOML.format(nodes=2, versions=0, dtype="bfloat16", deadline_s=600), gave)
 
 
 @pytest.mark.parametrize("how", ["set ahead", "set back"])

@@ -16,7 +16,7 @@ from zk0d.arguments import Whole
 from zk0d.control import ControlConnection
 from zk0d.errors import UsageError
 from zk0d.hub import founding, privacy, quarantine, stewardship
-from zk0d.hub.config import PRIVACY, unheld, weakness
+from zk0d.hub.coherence import PRIVACY, unheld, weakness
 from zk0d.hub.federation import FederationRunner
 from zk0d.hub.invitations import clean, ident, ident_of
 from zk0d.hub.receipts import timestamp

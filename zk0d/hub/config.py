@@ -10,12 +10,13 @@ import math
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from zk0d.errors import ConfigError
+from zk0d.hub.coherence import contradictions, weakness
 from zk0d.hub.schedules import KINDS
 from zk0d.link.rates import ACCEPTS, Rate
 
@@ -67,7 +68,6 @@ def inside(low: float, high: float) -> Allowed:
 
 
 STRATEGIES = ("mean", "median", "trimmed_mean", "krum", "multi_krum")
-_ROBUST = STRATEGIES[1:]
 STRATEGY = Allowed(
     " or ".join((*STRATEGIES, "flower:NAME")),
     lambda v: v in STRATEGIES or re.fullmatch(r"flower:[A-Z][A-Za-z]+", v) is not None,
@@ -193,7 +193,6 @@ _FREE = {"model.cameras", "model.config", "model.joints", "model.weights", "mode
 """What is passed on as it is: the worker that makes version 0 judges it."""
 
 
-PRIVACY = ("privacy.clip_norm", "privacy.noise_multiplier")
 ASIDE = ("evaluation.", "publish.")
 """What versions are judged on, and which are kept and sent where: no node's work nor merge goes by these settings."""
 
@@ -322,62 +321,12 @@ def parse_federation(text: str, where: str, *, stored: bool = False) -> Config:
     """A federation's TOML, with what must hold between its settings; `stored` as in `parse`; then a merge that
     withstands nobody is taken as well (`weakness`). Raises ConfigError."""
     config = parse(text, FEDERATION, where, stored=stored)
-    for keys, told, accepted in _contradictions(config):
+    for keys, told, accepted in contradictions(config):
         if not config.replaced.keys() & set(keys):  # what stands for a stored value contradicts nothing that was set
             raise ConfigError(f"{where}: {told}", f"accepted: {accepted}")
     if not stored and (weak := weakness(config)):
         raise ConfigError(f"{where}: {weak[0]}", f"accepted: {weak[1]}")
     return config
-
-
-def _contradictions(config: Config) -> Iterator[tuple[tuple[str, ...], str, str]]:
-    """Settings that do not go together, what is said of them, and what would be accepted."""
-    target, quorum, strategy = config["rounds.target"], config["rounds.quorum"], config["merge.strategy"]
-    if quorum > target:
-        told = f"rounds.quorum = {quorum} is above rounds.target = {target}"
-        yield ("rounds.quorum", "rounds.target"), told, "at most it"
-    if strategy.startswith("flower:") and config["merge.optimizer"] != "fedavg":
-        told = f"merge.optimizer = {config['merge.optimizer']!r} does not go with a Flower strategy"
-        yield ("merge.strategy", "merge.optimizer"), told, '"fedavg"'
-    if config["privacy.noise_multiplier"] <= 0:
-        return
-    if config["privacy.clip_norm"] <= 0:
-        yield PRIVACY, "privacy.clip_norm = 0 with privacy.noise_multiplier", "above 0"
-    if strategy != "mean" or config["merge.clip"] > 0:
-        told = (
-            f"merge.strategy = {strategy!r}, merge.clip = {config['merge.clip']} under privacy: what one node can move"
-            " is then not bounded as the noise assumes"
-        )
-        yield (*PRIVACY, "merge.strategy", "merge.clip"), told, 'merge.strategy = "mean", merge.clip = 0'
-
-
-def unheld(config: Config) -> str:
-    """Stored settings of privacy that no merge can hold (an older hub took infinite ones), in words; "" where there are
-    none. A federation rather stands still than that a version comes out with less privacy than was set."""
-    noisy = config["privacy.noise_multiplier"] > 0
-    return ", ".join(f"{k} = {config.replaced[k]!r}" for k in PRIVACY if noisy and k in config.replaced)
-
-
-def weakness(config: Config) -> tuple[str, str] | None:
-    """Why a merge that is to withstand malicious nodes does not, and what would; None where it does, or is not to.
-
-    Counted with the quorum: at the deadline, in either mode, no more updates are needed. Krum withstands f of at least
-    2 f + 3 (arXiv:1703.02757); of two values neither a median nor a trimmed mean is anything but their mean.
-    """
-    strategy, quorum, trim = config["merge.strategy"], config["rounds.quorum"], config["merge.trim"]
-    if strategy == "trimmed_mean" and trim == 0:
-        return "merge.trim = 0 leaves nothing out: one node can move trimmed_mean at will", "above 0, below 0.5"
-    told, least, other = f"merge.strategy = {strategy!r}", 3, ""
-    if strategy in ("krum", "multi_krum"):
-        bad, most = config["merge.byzantine"], (quorum - 3) // 2
-        told, least = f"{told} with merge.byzantine = {bad}", 2 * bad + 3
-        other = f"; or merge.byzantine of at most {most}" if most >= 1 else ""
-    if strategy not in _ROBUST or quorum >= least:
-        return None
-    return (
-        f"{told} withstands nobody in a merge of {quorum} updates, which rounds.quorum = {quorum} allows",
-        f"rounds.quorum of at least {least}, and rounds.target no smaller{other}",
-    )
 
 
 def check_name(name: str) -> str:

@@ -18,7 +18,7 @@ import structlog
 
 from zk0d.errors import ConfigError, PayloadError, WorkerError, Zk0Error
 from zk0d.hub import admission, aggregate, lost, recipe, rounds, statistics
-from zk0d.hub.config import unheld
+from zk0d.hub.coherence import unheld
 from zk0d.hub.custody import take_settings
 from zk0d.hub.state import FederationState
 from zk0d.hub.store import Row

@@ -13,7 +13,8 @@ import structlog
 
 from zk0d.errors import ConfigError, UsageError
 from zk0d.hub import preflight
-from zk0d.hub.config import ASIDE, FEDERATION, parse_federation, unheld
+from zk0d.hub.coherence import unheld
+from zk0d.hub.config import ASIDE, FEDERATION, parse_federation
 from zk0d.hub.federation import FederationRunner
 from zk0d.hub.store import Row
 from zk0d.model.payload import Payload, write_exchange
